@@ -1,0 +1,64 @@
+"""Weightsmith: open weights with the benefits of open source.
+
+Check a language model that you downloaded, find a feature of it, remove or enhance that feature, measure what the
+change did, and keep a record from which anyone can make it again::
+
+    import weightsmith as ws
+
+    model = ws.open_checkpoint("demo:smollm2")          # headers only, nothing is run
+    direction = ws.find(model, "melancholy")            # where the feature lives, with held-out quality
+    out = ws.edit(model, direction, "OUT", add="auto")  # new weights, whole or not at all, with their record
+    result = ws.measure("OUT", against=model, feature="melancholy", direction=direction)
+
+Everything that is written to disk is a record with a schema (:mod:`weightsmith.records`), every error is one of
+:mod:`weightsmith.errors`, and nothing prints but the command line. Importing this package imports neither torch nor
+transformers; only running a model does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Checkpoint": "checkpoint",
+    "Direction": "direction",
+    "EditSpec": "records",
+    "RunOptions": "options",
+    "WeightsmithError": "errors",
+    "convert": "jobs",
+    "edit": "jobs",
+    "find": "jobs",
+    "load_direction": "direction",
+    "load_feature": "features.recipe",
+    "measure": "jobs",
+    "open_checkpoint": "checkpoint",
+}
+
+__all__ = [
+    "Checkpoint",
+    "Direction",
+    "EditSpec",
+    "RunOptions",
+    "WeightsmithError",
+    "__version__",
+    "convert",
+    "edit",
+    "find",
+    "load_direction",
+    "load_feature",
+    "measure",
+    "open_checkpoint",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

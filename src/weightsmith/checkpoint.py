@@ -1,0 +1,360 @@
+"""A model as files: one noun over Hugging Face folders, GGUF files, hub snapshots and the demo.
+
+Opening reads headers and small JSON files only: no weight is touched, no model code is run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from . import architecture
+from .errors import DigestMismatch, FormatError, ManifestMismatch, PickleOnly, UsageError
+from .formats.safetensors import SafetensorsHeader, TensorSpec, read_header
+from .hub import Progress, locate
+from .storage import cache_dir, cached_json, digest_of, parallel_map, sha256_range, stat_key, whole_folder, write_whole
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+INDEX = "model.safetensors.index.json"
+RECORD = "weightsmith.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Files on disk, never a live model.
+
+    ``tensors`` are by name in file order; ``kind`` is ``folder`` or ``gguf``. ``source`` says where the files came
+    from. For a GGUF file the tensors carry the names that the converted folder will have, their ggml types as
+    dtypes, and shapes in ``[out, in]`` order.
+    """
+
+    ref: str
+    kind: str
+    path: Path
+    config: Mapping[str, Any]
+    tensors: Mapping[str, TensorSpec]
+    weight_files: tuple[Path, ...]
+    headers: tuple[SafetensorsHeader, ...]
+    source: Mapping[str, str]
+    chat_template: str | None
+    tokenizer: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    origin: Checkpoint | None = field(default=None, compare=False)
+
+    @cached_property
+    def architecture(self) -> architecture.Architecture:
+        """Roles of the tensors.
+
+        Raises:
+            UnsupportedModel: an unknown family or a missing writer.
+        """
+        return architecture.resolve(self.config, self.tensors, self.path)
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored weights."""
+        return sum(t.numel for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors on disk."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    @property
+    def dtypes(self) -> dict[str, int]:
+        """Number of tensors of each dtype."""
+        return dict(Counter(t.dtype for t in self.tensors.values()))
+
+    @property
+    def title(self) -> str:
+        """Short name for people."""
+        if self.origin is not None:
+            return self.origin.title
+        return self.ref if self.source["kind"] != "local" else self.path.name or str(self.path)
+
+    def tensor_digests(self, progress: Progress | None = None) -> dict[str, str]:
+        """SHA-256 of every tensor's bytes, by name; remembered while the files don't change (size, times, inode).
+
+        Raises:
+            Truncated: a file became shorter.
+        """
+        key = {"files": [stat_key(f) for f in self.weight_files], "tensors": len(self.tensors)}
+        path, known = cached_json("digests", key)
+        if isinstance(known, dict) and known.keys() == self.tensors.keys():
+            return known
+        specs = list(self.tensors.values())
+        done = 0
+
+        def digest(spec: TensorSpec) -> str:
+            nonlocal done
+            value = sha256_range(spec.file, spec.start, spec.nbytes)
+            done += spec.nbytes
+            if progress:
+                progress("digesting weights", done, self.nbytes)
+            return value
+
+        digests = dict(zip(self.tensors, parallel_map(digest, specs), strict=True))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(digests).encode(), replace=True)
+        return digests
+
+    def digest(self, progress: Progress | None = None) -> str:
+        """What identifies the weights, however they are sharded: SHA-256 over the sorted list of
+        ``[name, dtype, shape, sha256 of the bytes]``."""
+        digests = self.tensor_digests(progress)
+        return digest_of([[n, t.dtype, list(t.shape), digests[n]] for n, t in sorted(self.tensors.items())])
+
+    def check_record(self) -> None:
+        """Compare the weight files with the digests in the folder's own ``weightsmith.json``, when it has one.
+
+        Raises:
+            DigestMismatch: a file is not the one that was written.
+            ManifestMismatch: a recorded file is missing.
+        """
+        record = self.path / RECORD
+        if self.kind != "folder" or not record.is_file():
+            return
+        outputs = read_json(record).get("outputs", {})
+        for name, expected in outputs.items():
+            file = self.path / name
+            if not file.is_file():
+                raise ManifestMismatch(f"{name!r} stands in the record and is not there", where=self.path)
+            path, known = cached_json("file-digests", stat_key(file))
+            if known is None:
+                known = sha256_range(file)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_whole(path, json.dumps(known).encode(), replace=True)
+            if known != expected:
+                raise DigestMismatch(f"{name!r} is not the file that was written: {known[:16]}… instead of "
+                                     f"{expected[:16]}…", where=self.path,
+                                     hint="the file was changed or damaged after the edit; rebuild it")  # fmt: skip
+
+
+class TensorStream:
+    """Iterates ``(spec, bytes)`` of a checkpoint in file order, one block at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, block: int = 1 << 22) -> None:
+        self.checkpoint = checkpoint
+        self.block = block
+
+    def __iter__(self) -> Iterator[tuple[TensorSpec, Iterator[bytes]]]:
+        for spec in self.checkpoint.tensors.values():
+            yield spec, self._blocks(spec)
+
+    def _blocks(self, spec: TensorSpec) -> Iterator[bytes]:
+        with spec.file.open("rb", buffering=0) as file:
+            file.seek(spec.start)
+            left = spec.nbytes
+            while left:
+                data = file.read(min(left, self.block))
+                if not data:
+                    raise FormatError(f"tensor {spec.name!r} ends early", where=spec.file)
+                left -= len(data)
+                yield data
+
+
+def open_checkpoint(ref: str, *, offline: bool = False, progress: Progress | None = None) -> Checkpoint:
+    """Open a model by folder, GGUF file, ``org/name@revision`` or ``demo:NAME``; headers only.
+
+    Raises:
+        UsageError: nothing there.
+        FormatError: a header or JSON file is malformed.
+        ManifestMismatch: index, shards and headers disagree.
+        PickleOnly: no safetensors beside pickles.
+    """
+    located = locate(ref, offline=offline, progress=progress)
+    path = located.path
+    if path.is_dir():
+        return _open_folder(ref, path, located.source)
+    if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
+        return _open_gguf(ref, path, located.source)
+    if path.suffix == ".safetensors":
+        return _open_folder(ref, path.parent, located.source, only=path)
+    if path.suffix in PICKLES:
+        _refuse_pickles(path, [path])
+    raise UsageError("neither a model folder, a GGUF file nor a safetensors file", where=path)
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(magic)) == magic
+
+
+def read_json(path: Path) -> Any:
+    """A JSON object from a file.
+
+    Raises:
+        FormatError: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON ({error})", where=path) from error
+    if not isinstance(value, dict):
+        raise FormatError("expected a JSON object", where=path)
+    return value
+
+
+def _refuse_pickles(where: Path, pickles: list[Path]) -> None:
+    raise PickleOnly(
+        f"the weights are pickles ({pickles[0].name}), which can run code when they are read; they were not opened",
+        where=where,
+        hint="ask the publisher for safetensors, or convert it yourself on a machine you can afford to lose: "
+        "torch.load(FILE, weights_only=True), then safetensors.torch.save_file",
+    )
+
+
+def _open_folder(ref: str, folder: Path, source: Mapping[str, str], only: Path | None = None) -> Checkpoint:
+    shards = [only] if only else sorted(folder.glob("*.safetensors"))
+    shards = [s for s in shards if not s.name.startswith(("adapter_", "consolidated"))] or shards
+    config_file = folder / "config.json"
+    if not shards:
+        pickles = sorted(p for p in folder.iterdir() if p.suffix in PICKLES)
+        if pickles:
+            _refuse_pickles(folder, pickles)
+        ggufs = sorted(folder.glob("*.gguf"))
+        if ggufs:
+            raise UsageError(f"the folder holds GGUF files; name one, e.g. {ggufs[0].name}", where=folder)
+        raise UsageError("the folder holds no model", where=folder, hint="expected config.json and *.safetensors")
+    if not config_file.is_file():
+        raise FormatError("config.json is missing", where=folder, hint="copy it from the model's own repository")
+    config = read_json(config_file)
+    index_file = folder / INDEX
+    index = read_json(index_file).get("weight_map") if index_file.is_file() and only is None else None
+    if index is not None:
+        shards = _indexed_shards(folder, index, index_file)
+    headers = tuple(read_header(shard) for shard in shards)
+    tensors = _merge(headers)
+    if index is not None:
+        _compare_index(index, tensors, index_file)
+    return Checkpoint(
+        ref, "folder", folder, config, tensors, tuple(shards), headers, source,
+        _template(folder), _tokenizer(folder), _optional_json(folder / "generation_config.json"),
+    )  # fmt: skip
+
+
+def _indexed_shards(folder: Path, index: Any, where: Path) -> list[Path]:
+    if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
+        raise FormatError("weight_map must map tensor names to file names", where=where)
+    shards = [folder / name for name in sorted(set(index.values()))]
+    for shard in shards:
+        if shard.parent != folder or Path(shard.name) != Path(shard.relative_to(folder)):
+            raise ManifestMismatch(f"{shard.name!r} lies outside the folder", where=where)
+        if not shard.is_file():
+            raise ManifestMismatch(f"the index names the shard {shard.name!r}, which is not there", where=where,
+                                   hint="the download is incomplete: fetch the missing file")  # fmt: skip
+    return shards
+
+
+def _merge(headers: tuple[SafetensorsHeader, ...]) -> dict[str, TensorSpec]:
+    tensors: dict[str, TensorSpec] = {}
+    for header in headers:
+        for spec in header.tensors:
+            if spec.name in tensors:
+                raise ManifestMismatch(f"the tensor {spec.name!r} stands in two files: "
+                                       f"{tensors[spec.name].file.name} and {spec.file.name}",
+                                       where=spec.file.parent)  # fmt: skip
+            tensors[spec.name] = spec
+    return tensors
+
+
+def _compare_index(index: Mapping[str, str], tensors: Mapping[str, TensorSpec], where: Path) -> None:
+    for name, file in index.items():
+        if name not in tensors or tensors[name].file.name != file:
+            raise ManifestMismatch(f"the index promises {name!r} in {file!r}, which does not hold it", where=where)
+    if extra := [n for n in tensors if n not in index]:
+        raise ManifestMismatch(f"the shards hold {extra[0]!r}, which the index does not name", where=where)
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return dict(read_json(path)) if path.is_file() else {}
+
+
+def _template(folder: Path) -> str | None:
+    jinja = folder / "chat_template.jinja"
+    if jinja.is_file():
+        return jinja.read_text(encoding="utf-8", errors="replace")
+    template = _optional_json(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _tokenizer(folder: Path) -> dict[str, Any]:
+    names = ["tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json"]
+    config = _optional_json(folder / "tokenizer_config.json")
+    return {"files": [n for n in names if (folder / n).is_file()], "class": config.get("tokenizer_class")}
+
+
+def _open_gguf(ref: str, path: Path, source: Mapping[str, str]) -> Checkpoint:
+    from .formats import gguf, gguf_convert
+
+    header = gguf.read_header(path)
+    config = gguf_convert.config_from_gguf(header)
+    names = gguf_convert.hf_tensor_names(header)
+    tensors = {
+        names.get(t.name, t.name): TensorSpec(names.get(t.name, t.name), t.type, t.shape, path, t.start, t.nbytes)
+        for t in header.tensors
+    }
+    template = header.metadata.get("tokenizer.chat_template")
+    kind = header.metadata.get("tokenizer.ggml.model")
+    return Checkpoint(
+        ref, "gguf", path, config, tensors, (path,), (), source,
+        template if isinstance(template, str) else None, {"files": [path.name], "class": f"GGUF {kind}"}, {},
+    )  # fmt: skip
+
+
+def runnable(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Checkpoint:
+    """The same model as a folder that can be run: itself, or for a GGUF its bf16 conversion from the cache.
+
+    The cache is keyed by the digest of the GGUF file; a conversion appears there whole or not at all.
+    """
+    if checkpoint.kind == "folder":
+        return checkpoint
+    path, known = cached_json("gguf-digests", stat_key(checkpoint.path))
+    if known is None:
+        known = sha256_range(checkpoint.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(known).encode(), replace=True)
+    from .formats.gguf_convert import CONVERSION
+
+    folder = cache_dir() / "converted" / f"{known[:40]}-v{CONVERSION}"
+    if not folder.is_dir():
+        convert(checkpoint, folder, progress=progress)
+    opened = _open_folder(checkpoint.ref, folder, dict(checkpoint.source) | {"gguf_sha256": known})
+    object.__setattr__(opened, "origin", checkpoint)
+    return opened
+
+
+def convert(checkpoint: Checkpoint, folder: Path, *, progress: Progress | None = None) -> None:
+    """Write a GGUF checkpoint as a bf16 Hugging Face folder at ``folder``, whole or not at all.
+
+    Raises:
+        UsageError: the checkpoint is a folder already.
+        OutputExists: ``folder`` is taken.
+    """
+    if checkpoint.kind != "gguf":
+        raise UsageError("already a safetensors folder; nothing to convert", where=checkpoint.path)
+    from .formats.gguf_convert import convert_gguf
+    from .storage import require_space
+
+    require_space(folder.parent, sum(t.numel for t in checkpoint.tensors.values()) * 2 + (64 << 20))
+    try:
+        with whole_folder(folder) as scratch:
+            convert_gguf(checkpoint.path, scratch, progress)
+    except UsageError:
+        # two processes that fill the cache at once write the same bytes: the first one's folder is as good
+        if not (folder.is_dir() and cache_dir() in folder.parents):
+            raise
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of one small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,190 @@
+"""Activation addition as weights: a constant αv in the residual stream, in units of ‖αv‖/‖h‖.
+
+A *dose* D over layers L adds ``α_l v_l`` in each layer l with ``α_l = D / |L| · ‖h_l‖``, where ‖h_l‖ is the mean norm
+of the residual stream there: the doses of the layers add up to D (activation addition: Turner et al. 2023, arXiv
+2308.10248; a relative dose near 0.7 usually works, one near 1.9 collapses).
+
+Three forms. *exact*: an output bias ``b′ = b + αv``, where the family's code can hold one; other biases that the
+same config flag creates are zeros. *as-llama*: Qwen 2 is Llama with ``attention_bias``, so its files are rewritten
+under that name and the output bias is exact. *fitted*: a rank-1 update ``W′ = W + αv wᵀ`` whose w is fitted by ridge
+regression so that ``wᵀx ≈ 1`` on the linear's inputs x; it is reported with its held-out mean dose and spread. Where
+a norm follows the writer a constant can't survive (the norm divides by the norm of the whole), so it is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import EditError, RecipeError
+from ..records import EditStep
+from . import F64, AddOutput, Context, NewTensor
+
+
+@dataclass(frozen=True)
+class AddConstant:
+    """b + vector on one bias."""
+
+    tensor: str
+    vector: F64
+
+    def apply(self, values: F64) -> F64:
+        """The bias with the vector added (per expert where there are several)."""
+        return values + self.vector
+
+    def describe(self) -> str:
+        """One line for the record."""
+        return f"constant of norm {float(np.sqrt((self.vector**2).sum())):.6g} added"
+
+
+@dataclass(frozen=True)
+class AddRankOne:
+    """W + vector wᵀ on one linear weight; ``out_axis`` runs over ``vector``."""
+
+    tensor: str
+    vector: F64
+    w: F64
+    out_axis: int
+
+    def apply(self, values: F64) -> F64:
+        """The weight with the rank-1 update added."""
+        update = self.vector[:, None] * self.w[None, :]
+        return values + (update if self.out_axis == -2 else update.T)
+
+    def describe(self) -> str:
+        """One line for the record."""
+        return f"fitted rank-1 constant of norm {float(np.sqrt((self.vector**2).sum())):.6g} added"
+
+
+def constant_form(context: Context, step: EditStep) -> str:
+    """Which form this model takes: the step's own wish, or the exact one where there is one.
+
+    Raises:
+        EditError: post-norm families, which can't hold a constant; a wish that this family can't fulfil.
+    """
+    family = context.architecture.family
+    if family.post_norm:
+        raise EditError(f"a {family.name} model can't hold a constant in its weights: a norm follows every writer",
+                        hint="--remove and --amplify work here; `weightsmith chat` adds it as a hook")  # fmt: skip
+    exact = context.architecture.constant_site(step.layers[0]) is not None
+    wish = step.constant or ("exact" if exact else "fitted")
+    if wish == "exact" and not exact:
+        other = ", or --constant as-llama" if family.as_llama else ""
+        raise EditError(f"no output bias can exist in a {family.name} model, so the addition can't be exact",
+                        hint=f"use --constant fitted{other}")  # fmt: skip
+    if wish == "as-llama" and not family.as_llama:
+        raise EditError(f"a {family.name} model can't be rewritten as Llama", hint="use --constant fitted")
+    if wish == "as-llama" and context.config.get("use_sliding_window"):
+        raise EditError("the model uses a sliding window, which Llama does not have", hint="use --constant fitted")
+    return wish
+
+
+def doses(step: EditStep, context: Context) -> dict[int, F64]:
+    """The vector α_l v_l of each layer.
+
+    Raises:
+        RecipeError: amplitudes that would be absurd (a total dose above 10).
+    """
+    if abs(step.amount) > 10:
+        raise RecipeError(f"a dose of {step.amount:g} would drown the model: 0.3 to 1 is usual, 2 collapses it")
+    direction = context.directions[step.direction]
+    share = step.amount / len(step.layers)
+    return {
+        layer: share * float(direction.resid_norm[direction.row(layer)]) * context.vector(step, layer)
+        for layer in step.layers
+    }
+
+
+def hook_module(context: Context, layer: int, form: str) -> str:
+    """The module whose output receives the constant in ``layer``; the same for weights and hooks."""
+    site = context.architecture.constant_site(layer)
+    if form == "exact" and site is not None:
+        return site.module
+    last = "attn_out" if form == "as-llama" else None
+    writers = [w for w in context.architecture.writers if w.layer == layer and not w.is_bias]
+    if last:
+        return next(w.module for w in writers if w.role == last)
+    plain = [w for w in writers if w.role in ("mlp_down", "shared_experts", "experts")]
+    plain.sort(key=lambda w: ("mlp_down", "experts", "shared_experts").index(w.role))
+    return plain[0].module
+
+
+def add(step: EditStep, context: Context) -> None:
+    """Add a constant of relative dose ``amount`` over the step's layers.
+
+    Raises:
+        EditError: a family that can't hold one; a fitted form without a fit.
+    """
+    if step.amount == 0.0:
+        return
+    context.architecture.select(context.architecture.default_roles(), step.layers)
+    form = constant_form(context, step)
+    for layer, vector in doses(step, context).items():
+        context.compiled.hooks.append(AddOutput(hook_module(context, layer, form), vector))
+        if form == "exact":
+            _exact(context, layer, vector)
+        elif form == "as-llama":
+            _bias(context, context.architecture.block(layer) + "self_attn.o_proj", vector)
+        else:
+            _fitted(context, layer, vector)
+    if form == "exact":
+        _fill_flagged(context)
+    elif form == "as-llama":
+        _rewrite_as_llama(context)
+
+
+def _bias(context: Context, linear: str, vector: F64 | None) -> None:
+    """Make sure that ``linear`` has a bias (of zeros), and add ``vector`` to it."""
+    bias, weight = f"{linear}.bias", context.tensors[f"{linear}.weight"]
+    if bias not in context.tensors and bias not in context.compiled.new:
+        context.compiled.new[bias] = NewTensor(bias, weight.shape[0], weight.name)
+    if vector is not None:
+        context.compiled.operations.append(AddConstant(bias, vector))
+
+
+def _exact(context: Context, layer: int, vector: F64) -> None:
+    site = context.architecture.constant_site(layer)
+    if site is None:
+        raise EditError(f"layer {layer} has no output bias to hold a constant")
+    if site.flag is None:
+        context.compiled.operations.append(AddConstant(site.bias, vector))
+    else:
+        _bias(context, site.bias.removesuffix(".bias"), vector)
+
+
+def _fill_flagged(context: Context) -> None:
+    """A config flag creates biases in every layer: all that it names must exist, zeros where nothing is added."""
+    for layer in range(context.architecture.n_layers):
+        site = context.architecture.constant_site(layer)
+        if site is None or site.flag is None:
+            continue
+        for linear in (*site.zeros, site.bias.removesuffix(".bias")):
+            _bias(context, linear, None)
+        context.compiled.config[site.flag] = True
+
+
+def _rewrite_as_llama(context: Context) -> None:
+    for layer in range(context.architecture.n_layers):
+        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            _bias(context, f"{context.architecture.block(layer)}self_attn.{name}", None)
+    changes: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True,
+                               "mlp_bias": False}  # fmt: skip
+    context.compiled.config.update(changes)
+    context.compiled.notes.append("rewritten as Llama with attention_bias, which computes the same and can hold a bias")
+
+
+def _fitted(context: Context, layer: int, vector: F64) -> None:
+    fit = context.fits.get(layer)
+    if fit is None:
+        raise EditError(f"a constant in layer {layer} has to be fitted, which needs the running model",
+                        hint="install weightsmith[model]")  # fmt: skip
+    w, report = fit
+    writer = next((w for w in context.architecture.writers
+                   if w.layer == layer and w.role == "mlp_down" and not w.is_bias), None)  # fmt: skip
+    if writer is None:
+        raise EditError(f"layer {layer} has only routed experts: a constant can't be fitted into them",
+                        hint="choose other layers, or use the hook in `weightsmith chat`")  # fmt: skip
+    context.compiled.operations.append(AddRankOne(writer.tensor, vector, w, writer.out_axis))
+    context.compiled.fitted.append(report)

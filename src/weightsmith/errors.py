@@ -1,0 +1,156 @@
+"""Every exception that Weightsmith raises on purpose.
+
+::
+
+    WeightsmithError
+    ├ UsageError      RecipeError · UnknownPlugin · MissingExtra · OutputExists
+    ├ UnsupportedModel  RemoteCode · PickleOnly
+    ├ FormatError     HeaderTooLarge · BadOffsets · Truncated
+    ├ IntegrityError  DigestMismatch · ManifestMismatch · BadSignature
+    ├ EditError       ShapeMismatch · DirectionModelMismatch · NonFinite
+    └ ResourceError   LimitExceeded · OutOfMemory · DiskFull · NetworkError
+
+Each error says *what* is wrong (the message), *where* (``where``), and *what to do* (``hint``).
+``code`` is the stable kebab-case name shown to machines and listed in ``docs/errors.md``.
+Every error of this tree ends a command with exit code 2 ("could not tell"), except
+:class:`IntegrityError` and its children, which are a bad verdict and end it with 1.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, ClassVar
+
+
+class WeightsmithError(Exception):
+    """Base of all errors: message, where it happened, what to do about it, and structured fields."""
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, message: str, *, where: object = None, hint: str | None = None, **fields: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = None if where is None else str(where)
+        self.hint = hint
+        self.fields = fields
+
+    @property
+    def code(self) -> str:
+        """Stable kebab-case name of the class, e.g. ``digest-mismatch``."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", "-", type(self).__name__).lower()
+
+    def as_record(self) -> dict[str, Any]:
+        """The error as plain data, for ``--json``."""
+        return {
+            "error": self.code,
+            "message": self.message,
+            "where": self.where,
+            "hint": self.hint,
+            "fields": {k: v if isinstance(v, int | float | bool | None) else str(v) for k, v in self.fields.items()},
+        }
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text}\n  {self.hint}" if self.hint else text
+
+
+class UsageError(WeightsmithError):
+    """The command, option or argument can't be what was meant."""
+
+
+class RecipeError(UsageError):
+    """A feature, edit or prompt file is malformed, empty, one-sided or self-contradicting."""
+
+
+class UnknownPlugin(UsageError):
+    """A recipe names a plug-in that is not installed."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is needed; the hint is the command that installs it."""
+
+
+class OutputExists(UsageError):
+    """The output path is taken; nothing was written."""
+
+
+class UnsupportedModel(WeightsmithError):
+    """The model's family, layout or file type is not one that Weightsmith knows."""
+
+
+class RemoteCode(UnsupportedModel):
+    """The model asks the loader to run code that comes with it; that never happens here."""
+
+
+class PickleOnly(UnsupportedModel):
+    """The weights exist only as pickles, which can run code when they are read."""
+
+
+class FormatError(WeightsmithError):
+    """A file does not follow the specification of its own format."""
+
+
+class HeaderTooLarge(FormatError):
+    """A header claims more than a sane file would hold."""
+
+
+class BadOffsets(FormatError):
+    """Tensor offsets overlap, leave holes or leave the file."""
+
+
+class Truncated(FormatError):
+    """A file ends before its header says it does."""
+
+
+class IntegrityError(WeightsmithError):
+    """Bytes are not the bytes that were promised: a bad verdict."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class DigestMismatch(IntegrityError):
+    """A digest differs from the recorded one."""
+
+
+class ManifestMismatch(IntegrityError):
+    """An index or record names files or tensors that are not there, or the other way round."""
+
+
+class BadSignature(IntegrityError):
+    """A signature does not verify."""
+
+
+class EditError(WeightsmithError):
+    """An edit can't be applied to this model."""
+
+
+class ShapeMismatch(EditError):
+    """A direction has another width than the model."""
+
+
+class DirectionModelMismatch(EditError):
+    """A direction was found on a model of another digest."""
+
+
+class NonFinite(EditError):
+    """NaN or infinity in weights, before or after the edit."""
+
+
+class ResourceError(WeightsmithError):
+    """The machine has not enough of something."""
+
+
+class LimitExceeded(ResourceError):
+    """A stated limit was reached."""
+
+
+class OutOfMemory(ResourceError):
+    """Not enough memory."""
+
+
+class DiskFull(ResourceError):
+    """Not enough disk."""
+
+
+class NetworkError(ResourceError):
+    """The network was needed and is not there, or refused."""

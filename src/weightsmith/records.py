@@ -1,0 +1,279 @@
+"""What Weightsmith writes to disk, as strict models: an unknown field is an error, and every record names its schema.
+
+A schema id is ``weightsmith/<noun>/<version>``. Readers accept the versions that they know and refuse newer ones by
+name, so that an old program never silently drops a field of a new file.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import RecipeError
+
+DIRECTION = "weightsmith/direction/1"
+EDIT = "weightsmith/edit/1"
+DERIVATION = "weightsmith/derivation/1"
+MEASUREMENTS = "weightsmith/measurements/1"
+
+
+class Strict(BaseModel):
+    """A record without room for typing errors."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+def parse(model: type[Strict], data: Any, where: object, schema: str | None = None) -> Any:
+    """Validate ``data``; the first problem becomes one :class:`RecipeError` that says where it is.
+
+    Raises:
+        RecipeError: unknown or missing fields, wrong types, or a schema that this version does not know.
+    """
+    if not isinstance(data, dict):
+        raise RecipeError("expected a mapping of fields", where=where)
+    found = data.get("schema")
+    if schema is not None and found != schema:
+        hint = "a newer Weightsmith may be needed" if found else f"begin with `schema: {schema}`"
+        raise RecipeError(f"the schema is {found!r}; this version reads {schema!r}", where=where, hint=hint)
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(p) for p in first["loc"]) or "(top)"
+        message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+        raise RecipeError(f"{place}: {message}", where=where, hint="docs/formats.md lists every field") from error
+
+
+class Measurement(Strict):
+    """One figure that can be believed: value, unit, interval, n, and how the interval was made.
+
+    ``low`` and ``high`` bound a 95% interval; ``values`` (when kept) are per prompt, in prompt order.
+    """
+
+    name: str
+    value: float
+    unit: str
+    low: float
+    high: float
+    n: int
+    interval: Literal["wilson", "bootstrap", "none"]
+    condition: str = ""
+    values: list[float] | None = None
+
+
+class Difference(Strict):
+    """A paired comparison, edited minus base, on the same prompts; ``p`` by the named test."""
+
+    name: str
+    condition: str
+    unit: str
+    base: Measurement
+    edited: Measurement
+    value: float
+    low: float
+    high: float
+    p: float
+    test: str
+    n: int
+
+
+class LayerQuality(Strict):
+    """How well one layer's direction does on the *select* prompts.
+
+    ``auroc`` with a 95% bootstrap interval over prompts; ``relative_norm`` is ‖direction‖ / mean ‖residual‖;
+    ``split_half`` is the cosine between the directions of two halves of the *extract* prompts.
+    """
+
+    layer: int
+    auroc: float
+    auroc_low: float
+    auroc_high: float
+    relative_norm: float
+    split_half: float
+
+
+class Candidate(Strict):
+    """One tried edit on the *select* prompts: what it does and what it costs, both in nats per token.
+
+    ``effect`` is the rise (add) or fall (remove) of the log-odds of feature-showing over feature-lacking answers;
+    ``kl`` is KL(base ‖ edited) over the base's own neutral answers.
+    """
+
+    kind: Literal["add", "remove"]
+    source: int
+    layers: list[int]
+    amount: float
+    effect: float
+    kl: float
+    n: int
+    chosen: bool = False
+
+
+class ModelIdentity(Strict):
+    """Which weights: ``digest`` is over all tensors (see ``Checkpoint.digest``), not over files."""
+
+    ref: str
+    digest: str
+    family: str
+    n_layers: int
+    d_model: int
+
+
+class DirectionMeta(Strict):
+    """The metadata of a direction file."""
+
+    schema_id: str = Field(DIRECTION, alias="schema")
+    feature: str
+    feature_digest: str
+    description: str = ""
+    model: ModelIdentity
+    method: str
+    site: str
+    point: Literal["resid_pre", "resid_post"]
+    layers: list[int]
+    prompts_digest: str
+    n: dict[str, int]
+    quality: list[LayerQuality] = []
+    candidates: list[Candidate] = []
+    rule: str = ""
+    ran: dict[str, str] = {}
+    transfer: list[dict[str, str]] = []
+    expression: str = ""
+    versions: dict[str, str] = {}
+
+    def best(self, kind: str) -> Candidate | None:
+        """The candidate chosen on *select* for ``add`` or ``remove``."""
+        return next((c for c in self.candidates if c.kind == kind and c.chosen), None)
+
+
+class EditStep(Strict):
+    """One step of an edit.
+
+    ``kind`` never shares a scale with another: ``remove`` has the share of the component taken out (1 is exact
+    orthogonalization), ``amplify`` the factor on the component, ``add`` a dose in units of ‖αv‖/‖h‖, the sum over
+    its layers. ``direction`` is the sha256 of a direction file, ``source`` the layer whose vector is used, or
+    ``each`` for every layer's own.
+    """
+
+    kind: str
+    direction: str
+    source: int | Literal["each"]
+    layers: list[int]
+    roles: list[str] = []
+    amount: float
+    constant: Literal["exact", "fitted", "as-llama"] | None = None
+
+    @field_validator("layers")
+    @classmethod
+    def _some_layers(cls, value: list[int]) -> list[int]:
+        if not value:
+            raise ValueError("at least one layer is needed")
+        if len(set(value)) != len(value):
+            raise ValueError("a layer is named twice")
+        return value
+
+    @field_validator("amount")
+    @classmethod
+    def _finite(cls, value: float) -> float:
+        if value != value or value in (float("inf"), float("-inf")):
+            raise ValueError("must be a finite number")
+        return value
+
+
+class EditSpec(Strict):
+    """An edit as a file: intent only, no tensors. Steps compose in order."""
+
+    schema_id: str = Field(EDIT, alias="schema")
+    name: str = ""
+    description: str = ""
+    steps: list[EditStep]
+
+    @field_validator("steps")
+    @classmethod
+    def _some_steps(cls, value: list[EditStep]) -> list[EditStep]:
+        if not value:
+            raise ValueError("at least one step is needed")
+        return value
+
+
+class TensorRecord(Strict):
+    """What was done to one tensor; ``left`` is ‖uᵀW′‖/‖uᵀW‖ after the final cast, for exact removals."""
+
+    tensor: str
+    dtype: str
+    operations: list[str]
+    left: float | None = None
+    added: bool = False
+
+
+class FittedConstant(Strict):
+    """How well a fitted rank-1 update delivers its constant on prompts that were not used for the fit."""
+
+    layer: int
+    mean_dose: float
+    spread: float
+    n_tokens: int
+
+
+class Derivation(Strict):
+    """``weightsmith.json``: which base and which edit gave which bytes."""
+
+    schema_id: str = Field(DERIVATION, alias="schema")
+    base: ModelIdentity
+    base_source: dict[str, str]
+    base_tensors: int
+    edit: EditSpec
+    directions: dict[str, DirectionMeta]
+    transferred: bool = False
+    compute: dict[str, str]
+    tensors: list[TensorRecord]
+    fitted: list[FittedConstant] = []
+    notes: list[str] = []
+    config_changes: dict[str, Any] = {}
+    outputs: dict[str, str]
+    digest: str
+    versions: dict[str, str]
+    base_record: dict[str, Any] | None = None
+
+
+class Answer(Strict):
+    """One prompt and what was said to it, before and after."""
+
+    prompt: str
+    condition: str
+    base: str
+    edited: str
+    degenerate_base: bool = False
+    degenerate_edited: bool = False
+
+
+class ScorerNote(Strict):
+    """What a scorer reads, and what is known of its error."""
+
+    name: str
+    reads: str
+    error: str
+
+
+class MeasureRecord(Strict):
+    """Everything that one ``measure`` found; the HTML report is drawn from this and nothing else."""
+
+    schema_id: str = Field(MEASUREMENTS, alias="schema")
+    title: str
+    sentence: str
+    feature: str
+    feature_description: str
+    base: ModelIdentity
+    edited: ModelIdentity
+    differences: list[Difference]
+    damage: list[Measurement]
+    answers: list[Answer]
+    scorers: list[ScorerNote]
+    direction: DirectionMeta | None = None
+    derivation: Derivation | None = None
+    options: dict[str, Any] = {}
+    ran: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    notes: list[str] = []
+    versions: dict[str, str] = {}

@@ -1,0 +1,259 @@
+"""What every writer of files shares: canonical JSON, digests, outputs that appear whole or not at all.
+
+Accepted trade-off: a finished output is flushed with ``fsync`` once per file before the final rename, which
+costs a little time and buys that a power cut can't leave a complete-looking folder with empty files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .errors import DiskFull, OutputExists, ResourceError, Truncated, UsageError
+
+BLOCK = 1 << 22
+
+
+def canonical_json(value: Any) -> bytes:
+    """JSON with sorted keys, no spaces and no NaN: equal values have equal bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of the canonical JSON of ``value``, as 64 hex digits."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def sha256_range(path: Path, start: int = 0, length: int | None = None) -> str:
+    """SHA-256 of ``length`` bytes of a file from ``start`` (to its end by default).
+
+    Raises:
+        Truncated: the file is shorter than that.
+    """
+    digest = hashlib.sha256()
+    left = path.stat().st_size - start if length is None else length
+    buffer = bytearray(BLOCK)
+    view = memoryview(buffer)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left > 0:
+            got = file.readinto(view[: min(left, BLOCK)])
+            if not got:
+                raise Truncated(f"{left} bytes short", where=path)
+            digest.update(view[:got])
+            left -= got
+    return digest.hexdigest()
+
+
+def parallel_map(function: Callable[[Any], Any], items: Iterable[Any], workers: int | None = None) -> list[Any]:
+    """``[function(x) for x in items]`` on threads, in order; hashing and numpy release the lock."""
+    with ThreadPoolExecutor(max_workers=workers or usable_cores()) as pool:
+        return list(pool.map(function, items))
+
+
+def usable_cores() -> int:
+    """Cores that this process may use (cgroup and affinity aware where the platform says so)."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def cache_dir() -> Path:
+    """Root of the cache: ``$WEIGHTSMITH_CACHE``, else the platform's user cache folder."""
+    if override := os.environ.get("WEIGHTSMITH_CACHE"):
+        return Path(override).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "weightsmith"
+
+
+@contextlib.contextmanager
+def disk_errors(where: object) -> Iterator[None]:
+    """Turn the operating system's "no space" and "not permitted" into one clear error each."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise DiskFull(
+                "no space left while writing; nothing was kept",
+                where=where,
+                hint="free some space or choose another disk with -o",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise UsageError("not permitted to write here", where=where, hint="choose another place with -o") from error
+        raise
+
+
+def refuse_existing(path: Path) -> None:
+    """Raise :class:`OutputExists` when ``path`` is taken (an empty folder is not)."""
+    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+        raise OutputExists(
+            "the output exists already; it was left alone",
+            where=path,
+            hint="remove it or choose another name with -o",
+        )
+
+
+@contextlib.contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A scratch folder beside ``target`` that is renamed to ``target`` at the end, or removed on any error.
+
+    A killed process can leave only one clearly named ``.NAME.partial-*`` folder, never a torn ``target``.
+
+    Raises:
+        OutputExists: ``target`` is taken.
+        DiskFull: no space left.
+    """
+    target = Path(os.path.abspath(target))
+    refuse_existing(target)
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_partials(target)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
+    try:
+        with disk_errors(target):
+            yield scratch
+            for path in sorted(scratch.rglob("*")):
+                if path.is_file():
+                    fsync(path)
+            scratch.chmod(0o777 & ~_umask())
+            try:
+                scratch.rename(target)
+            except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    refuse_existing(target)
+                raise
+            fsync(target.parent)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+
+
+def sweep_partials(target: Path) -> None:
+    """Remove what killed runs left for ``target``: partial folders whose process is gone."""
+    for left in target.parent.glob(f".{target.name}.partial-*"):
+        owner = left.name.rsplit(".partial-", 1)[1].split("-")[0]
+        if owner.isdigit() and not _alive(int(owner)):
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def fsync(path: Path) -> None:
+    """Flush one file or folder to the disk, where the platform lets a folder be opened for it."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A scratch path beside ``target`` that is renamed to it at the end, or removed on any error.
+
+    Raises:
+        OutputExists: ``target`` is taken and ``replace`` is false.
+        DiskFull: no space left.
+    """
+    target = Path(os.path.abspath(target))
+    if not replace and (target.exists() or target.is_symlink()):
+        raise OutputExists(
+            "the output exists already; it was left alone",
+            where=target,
+            hint="remove it or choose another name with -o",
+        )
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep_partials(target)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent)
+        os.close(handle)
+    scratch = Path(name)
+    try:
+        with disk_errors(target):
+            yield scratch
+            fsync(scratch)
+            scratch.chmod(0o666 & ~_umask())
+            if replace:
+                scratch.replace(target)
+            else:
+                _rename_new(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _rename_new(scratch: Path, target: Path) -> None:
+    """Rename without ever replacing: a hard link fails where the name is taken; then drop the old name."""
+    try:
+        os.link(scratch, target)
+    except FileExistsError:
+        refuse_existing(target)
+        raise
+    except OSError:  # no hard links on this file system
+        scratch.rename(target)
+
+
+def write_whole(target: Path, data: bytes, *, replace: bool = False) -> None:
+    """Write ``data`` to ``target`` whole or not at all."""
+    with whole_file(target, replace=replace) as scratch:
+        scratch.write_bytes(data)
+
+
+def require_space(folder: Path, needed: int) -> None:
+    """Raise :class:`DiskFull` before the first byte is written when ``needed`` bytes can't fit."""
+    probe = folder
+    while not probe.exists():
+        probe = probe.parent
+    try:
+        free = shutil.disk_usage(probe).free
+    except OSError as error:
+        raise ResourceError(f"can't read the free space: {error}", where=probe) from error
+    if free < needed:
+        raise DiskFull(
+            f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free; nothing was written",
+            where=probe,
+            hint="free some space or choose another disk with -o",
+        )
+
+
+def cached_json(kind: str, key: Any) -> tuple[Path, Any | None]:
+    """Path of a small cached JSON value for ``key``, and the value when it is there and readable."""
+    path = cache_dir() / kind / f"{digest_of(key)[:40]}.json"
+    try:
+        return path, json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return path, None
+
+
+def stat_key(path: Path) -> list[Any]:
+    """What identifies an unchanged file: real path, size, mtime, ctime and inode."""
+    real = path.resolve()
+    info = real.stat()
+    return [str(real), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
