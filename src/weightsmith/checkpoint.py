@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from . import architecture
-from .errors import DigestMismatch, FormatError, ManifestMismatch, PickleOnly, UsageError
-from .formats.safetensors import SafetensorsHeader, TensorSpec, read_header
+from .errors import DigestMismatch, FormatError, ManifestMismatch, NonFinite, PickleOnly, UsageError
+from .formats.safetensors import SafetensorsHeader, TensorSpec, digest_and_check, read_header
 from .hub import Progress, locate
 from .storage import cache_dir, cached_json, digest_of, parallel_map, sha256_range, stat_key, whole_folder, write_whole
 
@@ -84,25 +84,38 @@ class Checkpoint:
         Raises:
             Truncated: a file became shorter.
         """
-        key = {"files": [stat_key(f) for f in self.weight_files], "tensors": len(self.tensors)}
+        return {name: row[0] for name, row in self._read_all(progress).items()}
+
+    def check_finite(self, progress: Progress | None = None) -> None:
+        """Refuse weights that hold NaN or infinity; the values are checked in the pass that takes the digests.
+
+        Raises:
+            NonFinite: with the name of the first such tensor.
+        """
+        bad = [name for name, row in self._read_all(progress).items() if not row[1]]
+        if bad:
+            raise NonFinite(f"{len(bad)} tensors hold NaN or infinity, e.g. {bad[0]!r}", where=self.path,
+                            hint="the file is damaged, or was broken when it was made: fetch it again")  # fmt: skip
+
+    def _read_all(self, progress: Progress | None) -> dict[str, tuple[str, bool]]:
+        """(SHA-256, all values finite) of every tensor, in one parallel pass, or as remembered."""
+        key = {"files": [stat_key(f) for f in self.weight_files], "tensors": len(self.tensors), "pass": 2}
         path, known = cached_json("digests", key)
         if isinstance(known, dict) and known.keys() == self.tensors.keys():
-            return known
-        specs = list(self.tensors.values())
+            return {n: (str(row[0]), bool(row[1])) for n, row in known.items()}
         done = 0
 
-        def digest(spec: TensorSpec) -> str:
+        def read(spec: TensorSpec) -> tuple[str, bool]:
             nonlocal done
-            value = sha256_range(spec.file, spec.start, spec.nbytes)
+            row = digest_and_check(spec)
             done += spec.nbytes
             if progress:
                 progress("digesting weights", done, self.nbytes)
-            return value
+            return row
 
-        digests = dict(zip(self.tensors, parallel_map(digest, specs), strict=True))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(digests).encode(), replace=True)
-        return digests
+        rows = dict(zip(self.tensors, parallel_map(read, self.tensors.values()), strict=True))
+        write_whole(path, json.dumps(rows).encode(), replace=True)
+        return rows
 
     def digest(self, progress: Progress | None = None) -> str:
         """What identifies the weights, however they are sharded: SHA-256 over the sorted list of
@@ -128,7 +141,6 @@ class Checkpoint:
             path, known = cached_json("file-digests", stat_key(file))
             if known is None:
                 known = sha256_range(file)
-                path.parent.mkdir(parents=True, exist_ok=True)
                 write_whole(path, json.dumps(known).encode(), replace=True)
             if known != expected:
                 raise DigestMismatch(f"{name!r} is not the file that was written: {known[:16]}… instead of "
@@ -321,7 +333,6 @@ def runnable(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Che
     path, known = cached_json("gguf-digests", stat_key(checkpoint.path))
     if known is None:
         known = sha256_range(checkpoint.path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(known).encode(), replace=True)
     from .formats.gguf_convert import CONVERSION
 

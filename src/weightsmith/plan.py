@@ -79,8 +79,13 @@ def compile_edit(
     spec: EditSpec,
     directions: Mapping[str, Direction],
     fits: Mapping[int, tuple[F64, FittedConstant]] | None = None,
+    *,
+    hooks_only: bool = False,
 ) -> Compiled:
     """Compile every step of ``spec``, in order, into operations on tensors and on running modules.
+
+    With ``hooks_only`` the operations on tensors are left out, and with them what weights can't hold: a constant is
+    then exact in every family.
 
     Raises:
         RecipeError: a direction that is not there, a layer it lacks, an impossible amount.
@@ -90,7 +95,7 @@ def compile_edit(
     compiled = Compiled()
     context = Context(
         checkpoint.architecture, checkpoint.tensors, checkpoint.config, directions, read_gains(checkpoint),
-        fits or {}, compiled,
+        fits or {}, compiled, hooks_only,
     )  # fmt: skip
     for step in spec.steps:
         if step.direction not in directions:

@@ -91,6 +91,7 @@ class Context:
     gains: Mapping[str, F64]
     fits: Mapping[int, tuple[F64, FittedConstant]]
     compiled: Compiled
+    hooks_only: bool = False
 
     def vector(self, step: EditStep, layer: int) -> F64:
         """Unit vector that ``step`` uses in ``layer``."""

@@ -65,12 +65,12 @@ def constant_form(context: Context, step: EditStep) -> str:
         EditError: post-norm families, which can't hold a constant; a wish that this family can't fulfil.
     """
     family = context.architecture.family
-    if family.post_norm:
+    if family.post_norm and not context.hooks_only:
         raise EditError(f"a {family.name} model can't hold a constant in its weights: a norm follows every writer",
                         hint="--remove and --amplify work here; `weightsmith chat` adds it as a hook")  # fmt: skip
     exact = context.architecture.constant_site(step.layers[0]) is not None
     wish = step.constant or ("exact" if exact else "fitted")
-    if wish == "exact" and not exact:
+    if wish == "exact" and not exact and not context.hooks_only:
         other = ", or --constant as-llama" if family.as_llama else ""
         raise EditError(f"no output bias can exist in a {family.name} model, so the addition can't be exact",
                         hint=f"use --constant fitted{other}")  # fmt: skip
@@ -98,17 +98,18 @@ def doses(step: EditStep, context: Context) -> dict[int, F64]:
 
 
 def hook_module(context: Context, layer: int, form: str) -> str:
-    """The module whose output receives the constant in ``layer``; the same for weights and hooks."""
+    """The module whose output receives the constant in ``layer``; the same for weights and hooks.
+
+    In post-norm families, where only hooks can add a constant, it is the whole block.
+    """
+    if context.architecture.family.post_norm:
+        return context.architecture.block(layer).removesuffix(".")
     site = context.architecture.constant_site(layer)
     if form == "exact" and site is not None:
         return site.module
-    last = "attn_out" if form == "as-llama" else None
-    writers = [w for w in context.architecture.writers if w.layer == layer and not w.is_bias]
-    if last:
-        return next(w.module for w in writers if w.role == last)
-    plain = [w for w in writers if w.role in ("mlp_down", "shared_experts", "experts")]
-    plain.sort(key=lambda w: ("mlp_down", "experts", "shared_experts").index(w.role))
-    return plain[0].module
+    order = ("attn_out",) if form == "as-llama" else ("mlp_down", "experts", "shared_experts")
+    writers = [w for w in context.architecture.writers if w.layer == layer and w.role in order and not w.is_bias]
+    return min(writers, key=lambda w: order.index(w.role)).module
 
 
 def add(step: EditStep, context: Context) -> None:
@@ -123,12 +124,16 @@ def add(step: EditStep, context: Context) -> None:
     form = constant_form(context, step)
     for layer, vector in doses(step, context).items():
         context.compiled.hooks.append(AddOutput(hook_module(context, layer, form), vector))
+        if context.hooks_only:
+            continue
         if form == "exact":
             _exact(context, layer, vector)
         elif form == "as-llama":
             _bias(context, context.architecture.block(layer) + "self_attn.o_proj", vector)
         else:
             _fitted(context, layer, vector)
+    if context.hooks_only:
+        return
     if form == "exact":
         _fill_flagged(context)
     elif form == "as-llama":

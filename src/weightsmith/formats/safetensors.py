@@ -7,6 +7,7 @@ overlaps. The reference library accepts duplicate keys; we refuse them, since tw
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import BadOffsets, FormatError, HeaderTooLarge, Truncated
+from ..storage import BLOCK
 
 MAX_HEADER = 100_000_000  # the reference implementation's own limit, in bytes
 
@@ -240,3 +242,29 @@ def encode(values: np.ndarray[Any, Any], dtype: str) -> bytes:
         raise FormatError(f"can't cast to {dtype}")
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, dtype=_NUMPY[dtype]).tobytes()
+
+
+#: exponent bits of the float dtypes, as (numpy word, mask): all of them set means NaN or infinity
+_EXPONENTS = {"BF16": ("<u2", 0x7F80), "F16": ("<u2", 0x7C00), "F32": ("<u4", 0x7F800000), "F64": ("<u8", 0x7FF << 52)}
+
+
+def digest_and_check(spec: TensorSpec) -> tuple[str, bool]:
+    """SHA-256 of a tensor's bytes, and whether all its values are finite, in one pass of 4 MiB blocks.
+
+    Raises:
+        Truncated: the file ends early.
+    """
+    digest, finite, left = hashlib.sha256(), True, spec.nbytes
+    word, mask = _EXPONENTS.get(spec.dtype, ("", 0))
+    with spec.file.open("rb", buffering=BLOCK) as file:
+        file.seek(spec.start)
+        while left:
+            data = file.read(min(left, BLOCK))
+            if not data:
+                raise Truncated(f"tensor {spec.name!r} ends early", where=spec.file)
+            digest.update(data)
+            if word and finite:
+                bits = np.frombuffer(data, word)
+                finite = not bool(((bits & bits.dtype.type(mask)) == mask).any())
+            left -= len(data)
+    return digest.hexdigest(), finite

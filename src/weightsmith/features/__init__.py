@@ -1,0 +1,1 @@
+"""Features: recipes, prompt sets, extraction methods, and the choice of layer and amount."""

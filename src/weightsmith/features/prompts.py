@@ -1,0 +1,244 @@
+"""Prompts from their sources, split three ways by construction.
+
+The split is by the prompt's own digest, so a prompt keeps its part when others are added. Near-duplicates in different
+parts are refused: a figure on *report* would otherwise be read off prompts that the direction came from.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, MissingExtra, NetworkError, RecipeError, UsageError
+from ..storage import digest_of
+from .recipe import FeatureSpec, PromptSource, TwoSources
+
+NEAR = 0.7  # Jaccard similarity of character 4-grams from which two prompts count as the same
+PARTS = ("extract", "select", "report")
+
+
+@dataclass(frozen=True)
+class PromptSplit:
+    """Prompts of one part: ``shows`` and ``lacks`` (equal for personas, paired row by row for pairs)."""
+
+    shows: tuple[str, ...]
+    lacks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class PromptSets:
+    """All three parts and the digest of everything in them."""
+
+    extract: PromptSplit
+    select: PromptSplit
+    report: PromptSplit
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the three parts."""
+        return digest_of([[p, list(getattr(self, p).shows), list(getattr(self, p).lacks)] for p in PARTS])
+
+    def part(self, name: str) -> PromptSplit:
+        """One part by name."""
+        split: PromptSplit = getattr(self, name)
+        return split
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FormatError(f"not UTF-8 at byte {error.start}", where=path,
+                          hint="save the file as UTF-8 and try again") from error  # fmt: skip
+    except OSError as error:
+        raise UsageError(f"can't read the prompt file ({error.strerror})", where=path) from error
+
+
+def _field(row: Any, column: str | None, where: object, line: int) -> str:
+    if isinstance(row, str) and column is None:
+        return row
+    if not isinstance(row, dict):
+        raise RecipeError(f"line {line} is not an object with fields", where=where)
+    name = column or ("prompt" if "prompt" in row else "text")
+    value = row.get(name)
+    if not isinstance(value, str):
+        raise RecipeError(f"line {line} has no text in the column {name!r}", where=where,
+                          hint=f"name one of its columns with `column`: {', '.join(map(str, row))}")  # fmt: skip
+    return value
+
+
+def read_prompts(source: PromptSource, folder: Path | None) -> list[str]:
+    """All prompts of one source, in order, blank ones left out.
+
+    Raises:
+        RecipeError: an unknown shipped set, no prompts, a missing column.
+        FormatError: a file that is not UTF-8 or not what its suffix says.
+        MissingExtra: Parquet without pyarrow.
+    """
+    if source.prompts is not None:
+        found, where = list(source.prompts), "list"
+    elif source.shipped is not None:
+        entry = files("weightsmith").joinpath(f"features/shipped/prompts/{source.shipped}.txt")
+        if not re.fullmatch(r"[a-z_-]+", source.shipped) or not entry.is_file():
+            names = sorted(e.name[:-4] for e in files("weightsmith").joinpath("features/shipped/prompts").iterdir())
+            raise RecipeError(f"no shipped prompts are called {source.shipped!r}", hint=f"one of {', '.join(names)}")
+        found, where = entry.read_text(encoding="utf-8").splitlines(), source.shipped
+    elif source.file is not None:
+        path = Path(source.file).expanduser()
+        path = path if path.is_absolute() or folder is None else folder / path
+        found, where = _from_file(path, source.column), str(path)
+    else:
+        found, where = _from_dataset(str(source.dataset), source), str(source.dataset)
+    cleaned = [p.strip() for p in found if p.strip()]
+    if not cleaned:
+        raise RecipeError("there is no prompt in it", where=where)
+    return cleaned[: source.limit]
+
+
+def _from_file(path: Path, column: str | None) -> list[str]:
+    if not path.is_file():
+        raise RecipeError("no such prompt file", where=path)
+    kind = path.suffix.lower()
+    if kind in (".jsonl", ".ndjson"):
+        rows: list[str] = []
+        for number, line in enumerate(_text(path).splitlines(), 1):
+            if line.strip():
+                try:
+                    rows.append(_field(json.loads(line), column, path, number))
+                except ValueError as error:
+                    raise FormatError(f"line {number} is not JSON ({error})", where=path) from error
+        return rows
+    if kind in (".csv", ".tsv"):
+        reader = csv.DictReader(_text(path).splitlines(), delimiter="\t" if kind == ".tsv" else ",")
+        return [_field(row, column, path, n) for n, row in enumerate(reader, 2)]
+    if kind == ".parquet":
+        return _from_parquet(path, column)
+    return _text(path).splitlines()
+
+
+def _from_parquet(path: Path, column: str | None) -> list[str]:
+    try:
+        import pyarrow
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise MissingExtra("reading Parquet needs pyarrow", hint="pip install 'weightsmith[data]'") from error
+    try:
+        table = parquet.read_table(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise FormatError(f"not a Parquet file ({error})", where=path) from error
+    return [_field(row, column, path, n) for n, row in enumerate(table.to_pylist(), 1)]
+
+
+def _from_dataset(name: str, source: PromptSource) -> list[str]:
+    """A hub dataset's files of one split; only data files are fetched, a dataset script is never run."""
+    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    repo, _, revision = name.partition("@")
+    try:
+        names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
+        kinds = (".parquet", ".jsonl", ".csv", ".txt")
+        wanted = sorted(n for n in names if n.endswith(kinds) and source.split in Path(n).stem)
+        if not wanted:
+            raise RecipeError(f"no data file of the split {source.split!r}", where=name,
+                              hint=f"files: {', '.join(n for n in names if n.endswith(kinds))[:300]}")  # fmt: skip
+        paths = [hf_hub_download(repo, n, repo_type="dataset", revision=revision or None) for n in wanted]
+    except (HfHubHTTPError, OSError) as error:
+        raise NetworkError(f"the dataset can't be fetched ({type(error).__name__})", where=name,
+                           hint="check the name and the network, or give a local file") from error  # fmt: skip
+    return [row for path in paths for row in _from_file(Path(path), source.column)]
+
+
+def prompt_sets(spec: FeatureSpec, folder: Path | None) -> PromptSets:
+    """Read the recipe's prompts and split them.
+
+    Raises:
+        RecipeError: too few, one-sided or identical prompts, or near-duplicates in different parts.
+    """
+    if isinstance(spec.prompts, TwoSources):
+        shows, lacks = read_prompts(spec.prompts.shows, folder), read_prompts(spec.prompts.lacks, folder)
+        if {_key(p) for p in shows} == {_key(p) for p in lacks}:
+            raise RecipeError("both sides hold the same prompts: there is nothing to contrast", where=spec.name)
+        if spec.contrast.kind == "pairs":
+            return _split_pairs(spec, shows, lacks)
+        left, right = _split(spec, shows, "shows"), _split(spec, lacks, "lacks")
+        parts = {p: PromptSplit(left[p], right[p]) for p in PARTS}
+    else:
+        both = _split(spec, read_prompts(spec.prompts, folder), "prompts")
+        parts = {p: PromptSplit(both[p], both[p]) for p in PARTS}
+    return PromptSets(**parts)
+
+
+def _sizes(spec: FeatureSpec) -> dict[str, int]:
+    return {part: getattr(spec.split, part) for part in PARTS}
+
+
+def _order(prompts: list[str]) -> list[str]:
+    return sorted(prompts, key=lambda p: hashlib.sha256(_key(p).encode()).hexdigest())
+
+
+def _split(spec: FeatureSpec, prompts: list[str], side: str) -> dict[str, tuple[str, ...]]:
+    unique = list({_key(p): p for p in prompts}.values())
+    sizes = _sizes(spec)
+    if len(unique) < sum(sizes.values()):
+        raise RecipeError(
+            f"{side}: {len(unique)} different prompts, and the split needs {sum(sizes.values())}", where=spec.name,
+            hint=f"add prompts, or set `split` lower than {sizes['extract']} / {sizes['select']} / {sizes['report']}",
+        )  # fmt: skip
+    parts: dict[str, tuple[str, ...]] = {}
+    ordered, start = _order(unique), 0
+    for part, size in sizes.items():
+        parts[part] = tuple(ordered[start : start + size])
+        start += size
+    refuse_near_duplicates(parts, spec.name)
+    return parts
+
+
+def _split_pairs(spec: FeatureSpec, shows: list[str], lacks: list[str]) -> PromptSets:
+    if len(shows) != len(lacks):
+        raise RecipeError(f"pairs need equal sides; there are {len(shows)} and {len(lacks)}", where=spec.name)
+    if same := [a for a, b in zip(shows, lacks, strict=True) if _key(a) == _key(b)]:
+        raise RecipeError(f"a pair has identical sides: {same[0][:80]!r}", where=spec.name)
+    parts = _split(spec, shows, "pairs")
+    mate = dict(zip(shows, lacks, strict=True))
+    splits = {p: PromptSplit(rows, tuple(mate[r] for r in rows)) for p, rows in parts.items()}
+    refuse_near_duplicates({p: s.lacks for p, s in splits.items()}, spec.name)
+    return PromptSets(**splits)
+
+
+def _key(prompt: str) -> str:
+    return " ".join(re.findall(r"\w+", prompt.casefold()))
+
+
+def _grams(prompt: str) -> frozenset[str]:
+    text = f" {_key(prompt)} "
+    return frozenset(text[i : i + 4] for i in range(max(1, len(text) - 3)))
+
+
+def similarity(a: str, b: str) -> float:
+    """Jaccard similarity of the character 4-grams of two prompts, case and punctuation left out (0 to 1)."""
+    x, y = _grams(a), _grams(b)
+    return len(x & y) / len(x | y)
+
+
+def refuse_near_duplicates(parts: dict[str, tuple[str, ...]], where: str) -> None:
+    """Raise :class:`RecipeError` when prompts of different parts are nearly the same."""
+    rows = [(part, prompt, _grams(prompt)) for part, prompts in parts.items() for prompt in prompts]
+    index: dict[str, list[int]] = {}
+    for i, (part, prompt, grams) in enumerate(rows):
+        seen: dict[int, int] = {}
+        for gram in grams:
+            for j in index.get(gram, ()):
+                seen[j] = seen.get(j, 0) + 1
+            index.setdefault(gram, []).append(i)
+        for j, shared in seen.items():
+            other, text, their = rows[j]
+            if other != part and shared >= NEAR * (len(grams) + len(their) - shared):
+                raise RecipeError(f"nearly the same prompt stands in {other} and {part}: {text[:70]!r} and "
+                                  f"{prompt[:70]!r}", where=where, hint="remove one of them")  # fmt: skip

@@ -1,0 +1,165 @@
+"""Feature recipes: what a feature is, as a strict YAML file without code.
+
+Schema ``weightsmith/feature/1``. A recipe names installed plug-ins and prompt files only; nothing in it is imported or
+run. Contrasts: ``personas`` (two system prompts over neutral prompts), ``prompt_sets`` (prompts that show the feature
+against prompts that lack it), ``pairs`` (prompt pairs), ``texts`` (labelled texts).
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..errors import RecipeError
+from ..records import Strict, parse
+from ..storage import digest_of
+
+FEATURE = "weightsmith/feature/1"
+SITES = ("last_instruction_token", "last_template_token", "response_mean", "text_mean")
+
+
+class PromptSource(Strict):
+    """Where prompts come from: exactly one of ``shipped``, ``list``, ``file`` or ``dataset``.
+
+    ``column`` picks the field of JSONL, CSV, Parquet and datasets; ``split`` the split of a hub dataset.
+    """
+
+    shipped: str | None = None
+    prompts: list[str] | None = Field(None, alias="list")
+    file: str | None = None
+    dataset: str | None = None
+    column: str | None = None
+    split: str = "train"
+    limit: int | None = Field(None, gt=0)
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PromptSource:
+        given = [n for n in ("shipped", "prompts", "file", "dataset") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError("give exactly one of shipped, list, file and dataset")
+        return self
+
+
+class Contrast(Strict):
+    """What is compared; ``shows`` and ``lacks`` are the two system prompts of ``personas``."""
+
+    kind: Literal["personas", "prompt_sets", "pairs", "texts"]
+    shows: str | None = None
+    lacks: str | None = None
+
+    @model_validator(mode="after")
+    def _personas(self) -> Contrast:
+        if self.kind == "personas":
+            if not (self.shows or "").strip() or not (self.lacks or "").strip():
+                raise ValueError("personas need both `shows` and `lacks`")
+            if (self.shows or "").split() == (self.lacks or "").split():
+                raise ValueError("the two personas are identical: there is nothing to contrast")
+        elif self.shows is not None or self.lacks is not None:
+            raise ValueError(f"`shows` and `lacks` here belong to personas; a contrast of kind {self.kind} has them "
+                             "under `prompts`")  # fmt: skip
+        return self
+
+
+class TwoSources(Strict):
+    """Prompts of both sides; for ``pairs`` row k of one side belongs to row k of the other."""
+
+    shows: PromptSource
+    lacks: PromptSource
+
+
+class SplitSizes(Strict):
+    """How many prompts go to each part; the direction comes from the first, layer and amount from the second, every
+    reported figure from the third."""
+
+    extract: int = Field(96, ge=4)
+    select: int = Field(48, ge=2)
+    report: int = Field(48, ge=2)
+
+
+class ScorerSpec(Strict):
+    """One scorer by name, with its options (unknown options are refused by the scorer)."""
+
+    kind: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        """In YAML the options stand beside ``kind``."""
+        if isinstance(data, dict) and "options" not in data:
+            return {"kind": data.get("kind"), "options": {k: v for k, v in data.items() if k != "kind"}}
+        return data
+
+
+class FeatureSpec(Strict):
+    """A parsed recipe."""
+
+    schema_id: str = Field(FEATURE, alias="schema")
+    name: str = Field(min_length=1)
+    description: str
+    licence: str
+    contrast: Contrast
+    prompts: PromptSource | TwoSources
+    split: SplitSizes = Field(default_factory=SplitSizes)
+    site: str = "response_mean"
+    scorers: list[ScorerSpec] = []
+
+    @field_validator("site")
+    @classmethod
+    def _known_site(cls, value: str) -> str:
+        if value not in SITES:
+            raise ValueError(f"unknown site {value!r}; one of {', '.join(SITES)}")
+        return value
+
+    @model_validator(mode="after")
+    def _fits(self) -> FeatureSpec:
+        two = isinstance(self.prompts, TwoSources)
+        if two == (self.contrast.kind == "personas"):
+            raise ValueError("personas take one prompt source; other contrasts take `shows` and `lacks`")
+        if (self.contrast.kind == "texts") != (self.site == "text_mean"):
+            raise ValueError("labelled texts go with the site text_mean, and only they do")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe's canonical JSON."""
+        return digest_of(self.model_dump(by_alias=True))
+
+
+def shipped_features() -> list[str]:
+    """Names of the recipes that come with Weightsmith."""
+    return sorted(e.name.removesuffix(".yaml") for e in _shipped().iterdir() if e.name.endswith(".yaml"))
+
+
+def _shipped() -> Any:
+    return files("weightsmith").joinpath("features/shipped")
+
+
+def load_feature(name: str) -> tuple[FeatureSpec, Path | None]:
+    """A shipped recipe by name, or one from a YAML file; also the folder that its file paths are relative to.
+
+    Raises:
+        RecipeError: no such feature, or a malformed recipe.
+    """
+    import yaml
+
+    path = Path(name).expanduser()
+    if name in shipped_features():
+        text, where, folder = _shipped().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name, None
+    elif path.is_file():
+        try:
+            text, where, folder = path.read_text(encoding="utf-8"), str(path), path.absolute().parent
+        except UnicodeDecodeError as error:
+            raise RecipeError("not a UTF-8 text file", where=path, hint="save it as UTF-8") from error
+    else:
+        raise RecipeError("no such feature", where=name,
+                          hint=f"give a YAML file, or one of {', '.join(shipped_features())}")  # fmt: skip
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=where) from error
+    spec: FeatureSpec = parse(FeatureSpec, data, where, FEATURE)
+    return spec, folder

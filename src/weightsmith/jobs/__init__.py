@@ -1,0 +1,8 @@
+"""One public function per verb. Faces call these and records, nothing below."""
+
+from .edit import edit
+from .files import convert, describe_direction, describe_model
+from .find import find
+from .measure import measure
+
+__all__ = ["convert", "describe_direction", "describe_model", "edit", "find", "measure"]

@@ -1,0 +1,227 @@
+"""``edit``: from a direction or an Edit file to new weights with their record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from ..checkpoint import Checkpoint, runnable
+from ..direction import Direction, is_direction, load_direction
+from ..errors import RecipeError, UsageError
+from ..execute import execute
+from ..options import RunOptions
+from ..plan import EditPlan, compile_edit, plan_edit
+from ..records import EDIT, Derivation, DirectionMeta, EditSpec, EditStep, ModelIdentity, parse
+from ..storage import cache_dir, refuse_existing
+from .files import as_checkpoint
+
+Amount = float | Literal["auto"]
+
+
+def edit(
+    model: Checkpoint | str | Path,
+    what: Direction | EditSpec | str | Path,
+    out: str | Path,
+    *,
+    remove: Amount | None = None,
+    amplify: float | None = None,
+    add: Amount | None = None,
+    layers: list[int] | None = None,
+    source: int | Literal["each"] | None = None,
+    roles: list[str] | None = None,
+    constant: Literal["exact", "fitted", "as-llama"] | None = None,
+    directions: list[Path] | None = None,
+    transfer: bool = False,
+    feature: str | None = None,
+    options: RunOptions | None = None,
+) -> Derivation:
+    """Edit ``model`` and write it to ``out``, whole or not at all.
+
+    ``what`` is a direction, with exactly one of ``remove``, ``amplify`` and ``add``, or an Edit (a file or a spec).
+    ``"auto"`` takes the amount, layers and source that ``find`` chose on the select prompts.
+
+    Raises:
+        UsageError: no amount, or several; OutputExists; DiskFull; DirectionModelMismatch without ``transfer``;
+        EditError: an edit that this family can't hold; NonFinite: NaN before or after.
+    """
+    options = options or RunOptions()
+    refuse_existing(Path(out))
+    checkpoint = runnable(as_checkpoint(model, options), progress=options.progress)
+    spec, found = resolve_edit(checkpoint, what, remove=remove, amplify=amplify, add=add, layers=layers, source=source,
+                               roles=roles, constant=constant, directions=directions)  # fmt: skip
+    plan, base, transferred = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=options)
+    metas: dict[str, DirectionMeta] = {d: found[d].meta for d in {s.direction for s in spec.steps}}
+    return execute(plan, Path(out), base, metas, transferred=transferred, options=options)
+
+
+def prepare(
+    checkpoint: Checkpoint, spec: EditSpec, found: Mapping[str, Direction], *, transfer: bool = False,
+    feature: str | None = None, options: RunOptions | None = None,
+) -> tuple[EditPlan, ModelIdentity, bool]:  # fmt: skip
+    """Check the directions against the model, fit constants where they have to be fitted, and plan."""
+    options = options or RunOptions()
+    arch = checkpoint.architecture
+    checkpoint.check_record()
+    base = ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest(options.progress), family=arch.family.name,
+                         n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
+    checkpoint.check_finite()
+    moved = [found[d].check_model(base, transfer=transfer) for d in {s.direction for s in spec.steps} if d in found]
+    fits = _fits(checkpoint, spec, found, feature, options)
+    return plan_edit(checkpoint, spec, found, fits), base, any(moved)
+
+
+def _fits(
+    checkpoint: Checkpoint, spec: EditSpec, found: Mapping[str, Direction], feature: str | None, options: RunOptions
+) -> dict[int, Any]:
+    """Fitted constants for the additions of this edit that no bias can hold."""
+    arch = checkpoint.architecture
+    if arch.family.post_norm:
+        return {}
+    steps = [s for s in spec.steps if s.kind == "add" and s.amount
+             and (s.constant or ("exact" if arch.constant_site(s.layers[0]) else "fitted")) == "fitted"]  # fmt: skip
+    if not steps:
+        return {}
+    import dataclasses
+
+    from ..edits import AddOutput
+    from ..features.fit import fit_constants
+    from ..runtime.load import load
+
+    running = load(checkpoint, dataclasses.replace(options, ignore_remote_code=options.ignore_remote_code))
+    fits: dict[int, Any] = {}
+    prompts = [running.encode([{"role": "user", "content": p}]) for p in _fit_prompts(found, steps, feature)]
+    for step in steps:
+        compiled = compile_edit(checkpoint, EditSpec(steps=[step]), found, hooks_only=True)
+        additions = [h for h in compiled.hooks if isinstance(h, AddOutput)]
+        fits.update(fit_constants(running, prompts, additions, step.layers))
+    return fits
+
+
+def _fit_prompts(found: Mapping[str, Direction], steps: list[EditStep], feature: str | None) -> tuple[str, ...]:
+    """The feature's *select* prompts; the shipped everyday ones where the recipe is not at hand."""
+    from ..features.prompts import prompt_sets
+    from ..features.recipe import load_feature, shipped_features
+
+    name = feature or found[steps[0].direction].meta.feature
+    if feature is None and name not in shipped_features():
+        name = "melancholy"
+    spec, folder = load_feature(name)
+    return prompt_sets(spec, folder).select.lacks
+
+
+def resolve_edit(
+    checkpoint: Checkpoint, what: Direction | EditSpec | str | Path, *, remove: Amount | None, amplify: float | None,
+    add: Amount | None, layers: list[int] | None, source: int | Literal["each"] | None, roles: list[str] | None,
+    constant: Literal["exact", "fitted", "as-llama"] | None, directions: list[Path] | None,
+) -> tuple[EditSpec, dict[str, Direction]]:  # fmt: skip
+    """The Edit and its directions by digest, whatever ``what`` was.
+
+    Raises:
+        UsageError: amounts that are missing, doubled, or given beside an Edit file.
+        RecipeError: a malformed Edit, or directions that can't be found.
+    """
+    amounts = {k: v for k, v in (("remove", remove), ("amplify", amplify), ("add", add)) if v is not None}
+    if isinstance(what, str | Path):
+        path = Path(what).expanduser()
+        if not path.is_file():
+            raise UsageError("no such direction or edit file", where=path)
+        what = load_direction(path) if is_direction(path) or path.suffix == ".safetensors" else load_edit(path)
+        folder: Path | None = path.absolute().parent
+    else:
+        folder = None
+    if isinstance(what, EditSpec):
+        if amounts or layers or source is not None or roles:
+            raise UsageError("an Edit file says all of it: amounts, layers and roles can't be given beside it")
+        return what, find_directions(what, folder, directions or [])
+    if len(amounts) != 1:
+        raise UsageError("say what to do with the direction: one of --remove, --amplify and --add",
+                         hint="--remove 1 takes it out, --add auto enhances it, --amplify 2 scales both poles")  # fmt: skip
+    kind, amount = next(iter(amounts.items()))
+    digest = what.digest()
+    step = _step(checkpoint, what, digest, kind, amount, layers, source, roles or [], constant)
+    return EditSpec(name=f"{kind} {what.meta.feature}", steps=[step]), {digest: what}
+
+
+def _step(
+    checkpoint: Checkpoint, direction: Direction, digest: str, kind: str, amount: Amount, layers: list[int] | None,
+    source: int | Literal["each"] | None, roles: list[str], constant: Literal["exact", "fitted", "as-llama"] | None,
+) -> EditStep:  # fmt: skip
+    chosen = direction.meta.best("add" if kind == "add" else "remove")
+    if amount == "auto":
+        if chosen is None:
+            raise UsageError("this direction has no chosen amount", hint="give a number, or run `find` again")
+        amount = chosen.amount
+    if source is None:
+        source = chosen.source if chosen else _default_source(direction)
+    if layers is None:
+        everywhere = list(range(checkpoint.architecture.n_layers))
+        layers = chosen.layers if chosen else ([int(source)] if kind == "add" and source != "each" else everywhere)
+    if isinstance(source, int):
+        direction.row(source)
+    arch_roles = checkpoint.architecture.default_roles()
+    picked = [r.removeprefix("+") for r in roles]
+    if any(r.startswith("+") for r in roles):
+        picked = [*arch_roles, *[r for r in picked if r not in arch_roles]]
+    return EditStep(kind=kind, direction=digest, source=source, layers=layers, roles=picked, amount=amount,
+                    constant=constant if kind == "add" else None)  # fmt: skip
+
+
+def _default_source(direction: Direction) -> int:
+    if direction.meta.quality:
+        return max(direction.meta.quality, key=lambda q: q.auroc).layer
+    return direction.meta.layers[len(direction.meta.layers) // 2]
+
+
+def load_edit(path: Path) -> EditSpec:
+    """Read an Edit file.
+
+    Raises:
+        RecipeError: not UTF-8, not YAML, or not an Edit.
+    """
+    import yaml
+
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"not a YAML text file ({' '.join(str(error).split())[:200]})", where=path) from error
+    spec: EditSpec = parse(EditSpec, data, path, EDIT)
+    return spec
+
+
+def save_edit(spec: EditSpec, path: Path) -> None:
+    """Write an Edit file, whole or not at all."""
+    import yaml
+
+    from ..storage import write_whole
+
+    data = spec.model_dump(by_alias=True, exclude_defaults=False, exclude_none=True)
+    write_whole(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
+
+
+def find_directions(spec: EditSpec, folder: Path | None, given: list[Path]) -> dict[str, Direction]:
+    """The directions that an Edit names by digest: from the given files, beside the Edit, or from the cache.
+
+    Raises:
+        RecipeError: one of them is nowhere.
+    """
+    wanted = {s.direction for s in spec.steps}
+    found: dict[str, Direction] = {}
+    beside = sorted(folder.glob("*.safetensors")) if folder else []
+    cached = [cache_dir() / "directions" / f"{d}.safetensors" for d in wanted]
+    for path in [*given, *cached, *beside]:
+        if not path.is_file():
+            if path in given:
+                raise UsageError("no such direction file", where=path)
+            continue
+        if wanted <= found.keys():
+            break
+        if is_direction(path):
+            direction = load_direction(path)
+            digest = direction.digest()
+            if digest in wanted:
+                found[digest] = direction
+    if missing := sorted(wanted - found.keys()):
+        raise RecipeError(f"the direction {missing[0][:16]}… is not at hand", where=spec.name or "edit",
+                          hint="put its file beside the Edit, or name it with --direction")  # fmt: skip
+    return found

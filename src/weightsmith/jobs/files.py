@@ -1,0 +1,84 @@
+"""Jobs on files alone: show and convert. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoint as files
+from ..checkpoint import Checkpoint, open_checkpoint
+from ..direction import Direction
+from ..errors import WeightsmithError
+from ..options import RunOptions
+
+
+def as_checkpoint(model: Checkpoint | str | Path, options: RunOptions | None = None) -> Checkpoint:
+    """A checkpoint as it is, or opened from a reference."""
+    if isinstance(model, Checkpoint):
+        return model
+    options = options or RunOptions()
+    return open_checkpoint(str(model), offline=options.offline, progress=options.progress)
+
+
+def convert(model: Checkpoint | str | Path, out: str | Path, options: RunOptions | None = None) -> Path:
+    """Write a GGUF model as a bf16 Hugging Face folder at ``out``, whole or not at all.
+
+    Raises:
+        UsageError: already a folder.
+        OutputExists: ``out`` is taken.
+        UnsupportedModel: a GGUF architecture or tensor type without a converter.
+    """
+    options = options or RunOptions()
+    files.convert(as_checkpoint(model, options), Path(out), progress=options.progress)
+    return Path(out)
+
+
+def describe_model(model: Checkpoint | str | Path, options: RunOptions | None = None) -> dict[str, Any]:
+    """What ``weightsmith show`` prints: from headers and small files only."""
+    checkpoint = as_checkpoint(model, options)
+    try:
+        arch = checkpoint.architecture
+        family: dict[str, Any] = {
+            "family": arch.family.name, "layers": arch.n_layers, "d_model": arch.d_model, "tied_embeddings": arch.tied,
+            "post_norm": arch.family.post_norm, "roles": _roles(checkpoint),
+        }  # fmt: skip
+    except WeightsmithError as error:
+        family = {"family": None, "why_not_editable": error.message, "roles": {}}
+    remote = [k for k in ("auto_map", "custom_generate") if checkpoint.config.get(k)]
+    role_of = {} if family["family"] is None else {w.tensor: w.role for w in checkpoint.architecture.writers}
+    return {
+        "ref": checkpoint.ref,
+        "path": str(checkpoint.path),
+        "kind": checkpoint.kind,
+        "source": dict(checkpoint.source),
+        "model_type": checkpoint.config.get("model_type"),
+        **family,
+        "parameters": checkpoint.parameters,
+        "bytes": checkpoint.nbytes,
+        "dtypes": checkpoint.dtypes,
+        "files": [f.name for f in checkpoint.weight_files],
+        "context_length": checkpoint.config.get("max_position_embeddings"),
+        "vocabulary": checkpoint.config.get("vocab_size"),
+        "tokenizer": dict(checkpoint.tokenizer),
+        "chat_template": checkpoint.chat_template,
+        "config": dict(checkpoint.config),
+        "edited": (checkpoint.path / files.RECORD).is_file() if checkpoint.kind == "folder" else False,
+        "wants_remote_code": remote,
+        "tensors": [
+            {"name": t.name, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.nbytes, "file": t.file.name,
+             "role": role_of.get(t.name)}
+            for t in checkpoint.tensors.values()
+        ],
+    }  # fmt: skip
+
+
+def _roles(checkpoint: Checkpoint) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for writer in checkpoint.architecture.writers:
+        counts[writer.role] = counts.get(writer.role, 0) + 1
+    return counts
+
+
+def describe_direction(direction: Direction) -> dict[str, Any]:
+    """What ``weightsmith show DIRECTION`` prints."""
+    return {"digest": direction.digest(), **direction.meta.model_dump(by_alias=True)}

@@ -1,0 +1,90 @@
+"""``find``: where a feature lives in a model, how well it separates held-out prompts, which layer and amount to use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from .. import __version__
+from ..checkpoint import Checkpoint
+from ..direction import Direction
+from ..errors import RecipeError, UsageError
+from ..options import RunOptions
+from ..records import DirectionMeta
+from .files import as_checkpoint
+
+
+def find(
+    model: Checkpoint | str | Path,
+    feature: str,
+    out: str | Path | None = None,
+    *,
+    method: str = "difference-in-means",
+    site: str | None = None,
+    point: str = "resid_post",
+    layers: list[int] | None = None,
+    choose: bool = True,
+    response_tokens: int = 24,
+    trial_prompts: int = 16,
+    options: RunOptions | None = None,
+) -> Direction:
+    """Find ``feature`` in ``model``.
+
+    ``method`` is an extractor plug-in, ``site`` one of the recipe's sites, ``point`` ``resid_pre`` or ``resid_post``,
+    ``layers`` the blocks to read (all by default). With ``choose`` layer and amount are chosen on *select* by effect
+    against KL, from ``trial_prompts`` prompts. With ``out`` the direction is written there.
+
+    Raises:
+        RecipeError: a bad recipe; UnsupportedModel, RemoteCode: a model that can't be run; NonFinite: NaN.
+    """
+    options = options or RunOptions()
+    from ..features.methods import EXTRACTORS
+    from ..features.prompts import prompt_sets
+    from ..features.recipe import SITES, load_feature
+
+    EXTRACTORS.load(method)
+    spec, folder = load_feature(feature)
+    sets = prompt_sets(spec, folder)
+    site = site or spec.site
+    if site not in SITES or (site == "text_mean") != (spec.contrast.kind == "texts"):
+        raise UsageError(f"the site {site!r} does not fit this feature", hint=f"one of {', '.join(SITES)}")
+    if point not in ("resid_pre", "resid_post"):
+        raise UsageError(f"unknown point {point!r}", hint="resid_pre or resid_post")
+    if out is not None and Path(out).exists():
+        from ..storage import refuse_existing
+
+        refuse_existing(Path(out))
+    checkpoint = as_checkpoint(model, options)
+    from ..runtime.load import load
+
+    running = load(checkpoint, options)
+    from ..features import extract, quality, select
+
+    n_layers = running.architecture.n_layers
+    wanted = tuple(range(n_layers)) if layers is None else tuple(sorted(set(layers)))
+    if not wanted or wanted[0] < 0 or wanted[-1] >= n_layers:
+        raise RecipeError(f"layers must lie between 0 and {n_layers - 1}", where=feature)
+    how = extract.ExtractOptions(site, point, wanted, response_tokens)
+    first, held_out = (extract.read_part(running, spec, sets, part, how) for part in ("extract", "select"))
+    found = quality.vectors(first, method)
+    rows = quality.layer_quality(found, wanted, first, held_out, method, options.seed)
+    direction = Direction(
+        found.astype(np.float32), first.lacks.norms.mean(0).astype(np.float32),
+        first.shows.means.mean(0).astype(np.float32), first.lacks.means.mean(0).astype(np.float32),
+        DirectionMeta(
+            feature=spec.name, feature_digest=spec.digest, description=spec.description.strip(),
+            model=running.identity, method=method, site=site, point="resid_pre" if point == "resid_pre" else "resid_post",
+            layers=list(wanted), prompts_digest=sets.digest,
+            n={p: len(sets.part(p).shows) for p in ("extract", "select", "report")}, quality=rows, ran=running.ran,
+            versions={"weightsmith": __version__, "numpy": np.__version__},
+        ),
+    )  # fmt: skip
+    if choose:
+        trials = select.prepare(running, spec, sets, held_out, trial_prompts, response_tokens)
+        chosen = select.choose(running, direction, trials)
+        meta = direction.meta.model_copy(update={"candidates": chosen, "rule": select.RULE})
+        direction = Direction(direction.vectors, direction.resid_norm, direction.mean_shows, direction.mean_lacks, meta)
+    if out is not None:
+        direction.save(Path(out))
+    return direction

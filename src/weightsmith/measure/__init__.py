@@ -1,0 +1,1 @@
+"""Measuring: scorers, divergences, intervals, and one paired comparison of two models."""

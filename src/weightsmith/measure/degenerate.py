@@ -1,0 +1,45 @@
+"""Whether an answer is degenerate: empty, garbage, or a loop. Always shown beside a score.
+
+A model that only babbles scores well on "never refuses" and on "is never cheerful"; a score without this share says
+nothing. The rules are crude on purpose and stated: they are the same for base and edited model.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+RULES = (
+    "empty (no letters or digits); garbage (under 60% of the characters are letters, digits, spaces or common "
+    "punctuation, or half of the words have no vowel); loop (a phrase of up to 12 words three times in a row, "
+    "or text of 24 words or more of which under 45% are different, or that compresses below 30%)"
+)
+_WORD = re.compile(r"\w+")
+
+
+def why_degenerate(text: str) -> str | None:
+    """``empty``, ``garbage`` or ``loop``, or ``None`` for an answer that is none of them."""
+    words = _WORD.findall(text.casefold())
+    if not words:
+        return "empty"
+    plain = sum(c.isalnum() or c.isspace() or c in ".,;:!?'\"()-–—*#`’“”…/&%$+=[]{}<>_|\\@~^" for c in text)
+    if plain < 0.6 * len(text) or "\ufffd" in text:
+        return "garbage"
+    latin = [w for w in words if w.isascii() and w.isalpha() and len(w) > 3]
+    if len(latin) >= 6 and sum(not re.search(r"[aeiouy]", w) for w in latin) > len(latin) / 2:
+        return "garbage"
+    return "loop" if _loops(words, text) else None
+
+
+def _loops(words: list[str], text: str) -> bool:
+    for size in range(1, 13):
+        for start in range(len(words) - 3 * size + 1):
+            first = words[start : start + size]
+            thrice = first == words[start + size : start + 2 * size] == words[start + 2 * size : start + 3 * size]
+            # "very very very" and "no, no, no" are speech; a single word needs five in a row
+            if thrice and (size > 1 or words[start : start + 5] == first * 5):
+                return True
+    if len(words) < 24:
+        return False
+    raw = text.encode()
+    return len(set(words)) < 0.45 * len(words) or len(zlib.compress(raw)) < 0.3 * len(raw)

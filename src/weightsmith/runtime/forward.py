@@ -1,0 +1,218 @@
+"""Forward passes that compute only what is asked for.
+
+Sequences are batched by length and padded on the right: with causal attention no real token sees the padding, so no
+mask is needed and the fast attention path is taken. Capture stops at the last wanted layer and never reaches the
+``lm_head``; log-probabilities run the ``lm_head`` on the answer's positions only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from ..errors import NonFinite, OutOfMemory, RecipeError
+
+if TYPE_CHECKING:
+    from .load import RunningModel
+
+Array = np.ndarray[Any, np.dtype[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sequence:
+    """Token ids and the span ``[start, stop)`` of positions over which the residual stream is averaged."""
+
+    ids: tuple[int, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A prompt and an answer to it, both as token ids; log-probabilities are those of the answer's tokens."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+class _Stop(Exception):
+    """Raised by the last wanted layer to end the pass."""
+
+
+def batches(lengths: Seq[int], batch_tokens: int, batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of similar length: at most ``batch_tokens`` padded tokens and ``batch_size`` rows each."""
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) >= batch_size or lengths[index] * (len(batch) + 1) > batch_tokens):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def padded(rows: Seq[Seq[int]], device: str, fill: int = 0) -> torch.Tensor:
+    """Rows of token ids as one tensor ``[batch, longest]``, padded on the right."""
+    longest = max(len(r) for r in rows)
+    return torch.tensor([[*r, *[fill] * (longest - len(r))] for r in rows], dtype=torch.long, device=device)
+
+
+def check_length(model: RunningModel, ids: Seq[int]) -> None:
+    """Raise :class:`RecipeError` for a sequence that the model's context can't hold."""
+    if len(ids) > model.context_length:
+        raise RecipeError(f"a prompt has {len(ids)} tokens, the model reads {model.context_length}",
+                          hint="shorten the prompt")  # fmt: skip
+    if not ids:
+        raise RecipeError("a prompt came to no tokens at all")
+
+
+@torch.inference_mode()
+def capture(
+    model: RunningModel, sequences: Seq[Sequence], layers: Seq[int], point: str = "resid_post",
+    step: str = "reading activations",
+) -> tuple[Array, Array]:  # fmt: skip
+    """Mean residual stream over each sequence's span, fp32 ``[sequences, layers, d_model]``, and the mean norm ‖h‖ of
+    its tokens there, fp32 ``[sequences, layers]``.
+
+    ``point`` is ``resid_pre`` (a block's input) or ``resid_post`` (its output).
+
+    Raises:
+        NonFinite: the activations hold NaN or infinity.
+        RecipeError: an empty or over-long sequence.
+        OutOfMemory: one sequence alone does not fit.
+    """
+    out = np.empty((len(sequences), len(layers), model.architecture.d_model), np.float32)
+    for s in sequences:
+        check_length(model, s.ids)
+    norms = np.empty((len(sequences), len(layers)), np.float32)
+    rows = {layer: k for k, layer in enumerate(layers)}
+    current: list[int] = []
+
+    def take(layer: int, hidden: torch.Tensor) -> None:
+        weights = torch.zeros(hidden.shape[:2], device=hidden.device)
+        for b, i in enumerate(current):
+            weights[b, sequences[i].start : sequences[i].stop] = 1.0 / (sequences[i].stop - sequences[i].start)
+        wide = hidden.float()
+        out[current, rows[layer]] = torch.einsum("bt,btd->bd", weights, wide).cpu().numpy()
+        norms[current, rows[layer]] = (weights * wide.norm(dim=-1)).sum(1).cpu().numpy()
+        if layer == max(layers):
+            raise _Stop
+
+    handles = _capture_hooks(model, layers, point, take)
+    try:
+        done = 0
+        for batch in batches([len(s.ids) for s in sequences], model.options.batch_tokens, model.options.batch_size):
+            current[:] = batch
+            try:
+                model.stack(input_ids=padded([sequences[i].ids for i in batch], model.device), use_cache=False)
+            except _Stop:
+                pass
+            except torch.OutOfMemoryError as error:
+                raise OutOfMemory("a batch does not fit", hint="use a smaller --batch") from error
+            done += len(batch)
+            model.options.report(step, done, len(sequences))
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not np.isfinite(out).all():
+        bad = int(np.argwhere(~np.isfinite(out))[0][1])
+        raise NonFinite(f"the activations of layer {layers[bad]} hold NaN or infinity", where=model.checkpoint.path,
+                        hint="the weights are damaged, or the dtype is too narrow: try --dtype float32")  # fmt: skip
+    return out, norms
+
+
+def _capture_hooks(model: RunningModel, layers: Seq[int], point: str, take: Any) -> list[Any]:
+    def pre(layer: int) -> Any:
+        def hook(_m: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            take(layer, args[0] if args else kwargs["hidden_states"])
+
+        return hook
+
+    def post(layer: int) -> Any:
+        return lambda _m, _i, output: take(layer, output[0] if isinstance(output, tuple) else output)
+
+    blocks = model.blocks
+    if point == "resid_pre":
+        return [blocks[x].register_forward_pre_hook(pre(x), with_kwargs=True) for x in layers]
+    return [blocks[x].register_forward_hook(post(x)) for x in layers]
+
+
+@torch.inference_mode()
+def answer_states(model: RunningModel, items: Seq[Continuation], step: str = "reading answers") -> list[torch.Tensor]:
+    """Final hidden states that predict each answer token, one ``[answer, d_model]`` tensor an item.
+
+    Raises:
+        NonFinite: NaN or infinity in them.
+        RecipeError: an empty or over-long sequence.
+    """
+    out: list[torch.Tensor | None] = [None] * len(items)
+    rows = [item.prompt + item.answer[:-1] for item in items]
+    for item, row in zip(items, rows, strict=True):
+        check_length(model, row)
+        if not item.answer:
+            raise RecipeError("an answer came to no tokens at all")
+    done = 0
+    for batch in batches([len(r) for r in rows], model.options.batch_tokens, model.options.batch_size):
+        hidden = model.stack(input_ids=padded([rows[i] for i in batch], model.device), use_cache=False)
+        states = hidden.last_hidden_state
+        for b, i in enumerate(batch):
+            first = len(items[i].prompt) - 1
+            out[i] = states[b, first : first + len(items[i].answer)].clone()
+        done += len(batch)
+        model.options.report(step, done, len(items))
+    kept = [s for s in out if s is not None]
+    if not all(bool(torch.isfinite(s).all()) for s in kept):
+        raise NonFinite("the model's output holds NaN or infinity", where=model.checkpoint.path)
+    return kept
+
+
+@torch.inference_mode()
+def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "scoring answers") -> list[float]:
+    """Mean log-probability per token (nats) of each answer after its prompt.
+
+    Items that share a prompt share its prefill: the prompt runs once and its key-value cache is repeated.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, item in enumerate(items):
+        groups.setdefault(item.prompt, []).append(i)
+    out = [0.0] * len(items)
+    if len(groups) > len(items) / 2:
+        states = answer_states(model, items, step)
+        for i, (item, state) in enumerate(zip(items, states, strict=True)):
+            out[i] = _mean_logprob(model, state, item.answer)
+        return out
+    for done, (prompt, members) in enumerate(groups.items(), 1):
+        check_length(model, prompt)
+        for i, value in zip(members, _score_group(model, prompt, [items[i].answer for i in members]), strict=True):
+            out[i] = value
+        model.options.report(step, done, len(groups))
+    return out
+
+
+def _score_group(model: RunningModel, prompt: tuple[int, ...], answers: list[tuple[int, ...]]) -> list[float]:
+    """All answers to one prompt in one batch on a repeated cache of the prompt."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=model.model.config)
+    first = model.stack(input_ids=torch.tensor([prompt], device=model.device), past_key_values=cache, use_cache=True)
+    last = first.last_hidden_state[:, -1]
+    cache.batch_repeat_interleave(len(answers))
+    rows = [a[:-1] or a for a in answers]
+    rest = model.stack(input_ids=padded(rows, model.device), past_key_values=cache, use_cache=True)
+    scores = []
+    for b, answer in enumerate(answers):
+        state = torch.cat([last, rest.last_hidden_state[b, : len(answer) - 1]])
+        scores.append(_mean_logprob(model, state, answer))
+    return scores
+
+
+def _mean_logprob(model: RunningModel, states: torch.Tensor, answer: tuple[int, ...]) -> float:
+    logprobs = torch.log_softmax(model.logits(states), -1)
+    ids = torch.tensor(answer, device=logprobs.device)
+    return float(logprobs.gather(-1, ids[:, None]).mean())

@@ -1,0 +1,122 @@
+"""Greedy batched generation, and a stream for one conversation.
+
+Prompts are padded on the left, so that every row's next position is the last one; rows that have ended leave the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from collections.abc import Sequence as Seq
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ..errors import NonFinite, OutOfMemory
+from .forward import batches, check_length
+
+if TYPE_CHECKING:
+    from .load import RunningModel
+
+
+@torch.inference_mode()
+def generate(
+    model: RunningModel, prompts: Seq[Seq[int]], max_new_tokens: int, step: str = "answering"
+) -> list[list[int]]:
+    """Greedy answers to ``prompts`` (token ids), without their end token; at most ``max_new_tokens`` each.
+
+    Raises:
+        NonFinite: the logits hold NaN.
+        OutOfMemory: a batch does not fit.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    for prompt in prompts:
+        check_length(model, prompt)
+    stops = torch.tensor(sorted(model.stop_tokens), device=model.device)
+    done = 0
+    lengths = [len(p) + max_new_tokens for p in prompts]
+    # decoding reads all weights once a step whatever the batch, so rows are cheap: only memory bounds them
+    for batch in batches(lengths, model.options.batch_tokens * 4, model.options.batch_size):
+        try:
+            _generate_batch(model, prompts, batch, answers, max_new_tokens, stops)
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory("a batch does not fit", hint="use a smaller --batch") from error
+        done += len(batch)
+        model.options.report(step, done, len(prompts))
+    return answers
+
+
+def _generate_batch(
+    model: RunningModel, prompts: Seq[Seq[int]], batch: list[int], answers: list[list[int]], limit: int, stops: Any
+) -> None:
+    from transformers import DynamicCache
+
+    longest = max(len(prompts[i]) for i in batch)
+    ids = torch.zeros((len(batch), longest), dtype=torch.long)
+    mask = torch.zeros((len(batch), longest), dtype=torch.long)
+    for row, i in enumerate(batch):
+        ids[row, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+        mask[row, longest - len(prompts[i]) :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache: Any = DynamicCache(config=model.model.config)
+    alive = list(batch)
+    for _ in range(limit):
+        out = model.stack(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                          use_cache=True)  # fmt: skip
+        logits = model.logits(out.last_hidden_state[:, -1])
+        if not torch.isfinite(logits).any(-1).all() or torch.isnan(logits).any():
+            raise NonFinite("the logits hold NaN", where=model.checkpoint.path)
+        chosen = logits.argmax(-1)
+        going = ~torch.isin(chosen, stops)
+        tokens, keep = chosen.tolist(), going.tolist()
+        for row, i in enumerate(alive):
+            if keep[row]:
+                answers[i].append(tokens[row])
+        if not any(keep):
+            return
+        if not all(keep):
+            rows = going.nonzero()[:, 0]
+            cache.batch_select_indices(rows)
+            alive = [i for i, k in zip(alive, keep, strict=True) if k]
+            mask, chosen, positions = mask[rows], chosen[rows], positions[rows]
+        ids = chosen[:, None]
+        mask = torch.cat([mask, mask.new_ones(len(alive), 1)], 1)
+        positions = positions[:, -1:] + 1
+
+
+@torch.inference_mode()
+def stream(
+    model: RunningModel, prompt: Seq[int], max_new_tokens: int, temperature: float = 0.0, seed: int = 0
+) -> Iterator[str]:
+    """The answer to one prompt in pieces of text as they become complete; greedy at temperature 0.
+
+    Raises:
+        NonFinite: the logits hold NaN.
+    """
+    from transformers import DynamicCache
+
+    check_length(model, prompt)
+    cache: Any = DynamicCache(config=model.model.config)
+    dice = torch.Generator(device="cpu").manual_seed(seed)
+    ids = torch.tensor([list(prompt)], device=model.device)
+    stops, said, answer = model.stop_tokens, "", []
+    for _ in range(max_new_tokens):
+        out = model.stack(input_ids=ids, past_key_values=cache, use_cache=True)
+        logits = model.logits(out.last_hidden_state[0, -1])
+        if torch.isnan(logits).any():
+            raise NonFinite("the logits hold NaN", where=model.checkpoint.path)
+        if temperature > 0:
+            shares = torch.softmax(logits.cpu() / temperature, -1)
+            token = int(torch.multinomial(shares, 1, generator=dice))
+        else:
+            token = int(logits.argmax())
+        if token in stops:
+            break
+        answer.append(token)
+        text = model.decode(answer)
+        if not text.endswith("\ufffd"):  # a character can span several tokens
+            yield text[len(said) :]
+            said = text
+        ids = torch.tensor([[token]], device=model.device)
+    if (text := model.decode(answer)) != said:
+        yield text[len(said) :]

@@ -1,0 +1,302 @@
+"""From a checkpoint to a running model: nothing that came with the model is executed, nothing is fetched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from ..architecture import Architecture
+from ..checkpoint import RECORD, Checkpoint, read_json, runnable
+from ..errors import (
+    FormatError,
+    ManifestMismatch,
+    MissingExtra,
+    OutOfMemory,
+    RemoteCode,
+    UnsupportedModel,
+    WeightsmithError,
+)
+from ..options import RunOptions
+from ..records import ModelIdentity
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+Conversation = list[dict[str, str]]
+#: what a chat template, which is a small program, raises when it fails
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+def need_torch() -> None:
+    """Raise :class:`MissingExtra` with one line to install when torch or transformers is not there."""
+    try:
+        import torch
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(
+            f"running a model needs {error.name}", hint="pip install 'weightsmith[model]'"
+        ) from error
+    del torch
+
+
+def choose_device(wish: str | None) -> str:
+    """The device asked for, or CUDA, then MPS, then CPU, whichever is there first."""
+    import torch
+
+    if wish:
+        try:
+            torch.empty(1, device=wish)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise UnsupportedModel(f"the device {wish!r} can't be used here", hint="leave --device out") from error
+        return wish
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def choose_dtype(device: str, wish: str | None) -> torch.dtype:
+    """The dtype asked for, or the fastest that is exact enough for the device.
+
+    CPUs without bf16 units compute bf16 2.6 to 3.6 times slower than fp32, and fp32 is exact for every stored type;
+    on CUDA bf16 is native from Ampere on, older cards use fp16; MPS runs fp32 exactly and fast enough.
+    """
+    import torch
+
+    names = {"float32": torch.float32, "fp32": torch.float32, "bfloat16": torch.bfloat16, "bf16": torch.bfloat16,
+             "float16": torch.float16, "fp16": torch.float16}  # fmt: skip
+    if wish:
+        if wish not in names:
+            raise UnsupportedModel(f"unknown dtype {wish!r}", hint=f"one of {', '.join(names)}")
+        return names[wish]
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.float32
+
+
+@dataclass
+class RunningModel:
+    """A loaded model with its tokenizer; ``stack`` is the module that runs the blocks, without the ``lm_head``."""
+
+    checkpoint: Checkpoint
+    model: Any  # a transformers model; its classes are built at run time
+    tokenizer: Any
+    device: str
+    dtype: torch.dtype
+    identity: ModelIdentity
+    prefix: str
+    options: RunOptions
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def architecture(self) -> Architecture:
+        """Roles of the tensors."""
+        return self.checkpoint.architecture
+
+    @property
+    def stack(self) -> Any:
+        """The module whose output is the final, normed hidden state ``[batch, tokens, d_model]``."""
+        return self.model.get_submodule(self.prefix.rstrip(".")) if self.prefix else self.model
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The decoder blocks, in order."""
+        pattern = self.prefix + self.architecture.family.block
+        return [self.model.get_submodule(pattern.format(i=i)) for i in range(self.architecture.n_layers)]
+
+    def module(self, disk_path: str) -> nn.Module:
+        """The module that the architecture data call ``disk_path`` (its prefix may differ in memory)."""
+        module: nn.Module = self.model.get_submodule(self.prefix + disk_path.removeprefix(self.architecture.prefix))
+        return module
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, soft cap included."""
+        import torch
+
+        head = self.model.get_output_embeddings()
+        out = head(hidden.to(head.weight.dtype)).float()
+        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        capped: torch.Tensor = torch.tanh(out / cap) * cap if cap else out
+        return capped
+
+    @property
+    def ran(self) -> dict[str, str]:
+        """How the model runs, for records."""
+        import torch
+        import transformers
+
+        return {"device": self.device, "dtype": str(self.dtype).removeprefix("torch."), "torch": torch.__version__,
+                "transformers": transformers.__version__, "threads": str(torch.get_num_threads())}  # fmt: skip
+
+    @property
+    def has_template(self) -> bool:
+        """Whether prompts go through a chat template."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @property
+    def context_length(self) -> int:
+        """Longest input in tokens."""
+        return int(getattr(self.model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 20)
+
+    @property
+    def stop_tokens(self) -> set[int]:
+        """Ids that end an answer."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        found = {ends} if isinstance(ends, int) else set(ends or ())
+        if self.tokenizer.eos_token_id is not None:
+            found.add(self.tokenizer.eos_token_id)
+        vocabulary = self.tokenizer.get_vocab()
+        names = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+        return found | {vocabulary[n] for n in names if n in vocabulary}
+
+    def render(self, messages: Conversation) -> str:
+        """The text that the model reads for ``messages``, up to where its answer begins."""
+        if not self.has_template:
+            return "\n\n".join(m["content"] for m in messages)
+        try:
+            return self._apply(messages)
+        except _TEMPLATE_ERRORS:
+            if messages and messages[0]["role"] == "system" and len(messages) > 1:
+                merged = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
+                self.note("the chat template knows no system message: it was put before the first user message")
+                try:
+                    return self._apply([merged, *messages[2:]])
+                except _TEMPLATE_ERRORS as again:
+                    error = again
+            raise FormatError(f"the chat template fails: {error}", where=self.checkpoint.path) from error
+
+    def _apply(self, messages: Conversation) -> str:
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+    def encode(self, messages: Conversation) -> list[int]:
+        """Token ids of ``messages``, up to where the answer begins."""
+        return self.tokens(self.render(messages), special=not self.has_template)
+
+    def tokens(self, text: str, *, special: bool = False) -> list[int]:
+        """Token ids of a text."""
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of token ids, without special tokens."""
+        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+    def note(self, text: str) -> None:
+        """Say something once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningModel:
+    """Load a checkpoint to run it: safetensors only, no code of the model's own, no network.
+
+    Raises:
+        MissingExtra: torch or transformers is not installed.
+        RemoteCode: the model asks for code that comes with it.
+        UnsupportedModel: an unknown family.
+        NonFinite: NaN or infinity in the weights.
+        ManifestMismatch: weights that the model needs are missing.
+        OutOfMemory: it does not fit.
+    """
+    options = options or RunOptions()
+    need_torch()
+    refuse_remote_code(checkpoint, options)
+    checkpoint = runnable(checkpoint, progress=options.progress)
+    _ = checkpoint.architecture  # refuse an unknown family before anything heavy happens
+    checkpoint.check_record()
+    digest = checkpoint.digest(options.progress)
+    checkpoint.check_finite()
+    _quiet()
+    import torch
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = choose_device(options.device)
+    dtype = choose_dtype(device, options.dtype)
+    model, tokenizer = _build(checkpoint, device, dtype)
+    running = RunningModel(checkpoint, model, tokenizer, device, dtype, identity(checkpoint, digest),
+                           _memory_prefix(checkpoint.architecture, model, checkpoint.path), options)  # fmt: skip
+    if not running.has_template:
+        running.note("the model has no chat template: prompts are given as plain text")
+    return running
+
+
+def identity(checkpoint: Checkpoint, digest: str | None = None) -> ModelIdentity:
+    """Which weights a checkpoint holds."""
+    arch = checkpoint.architecture
+    return ModelIdentity(ref=checkpoint.ref, digest=digest or checkpoint.digest(), family=arch.family.name,
+                         n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
+
+
+def refuse_remote_code(checkpoint: Checkpoint, options: RunOptions) -> None:
+    """Refuse a model whose config makes loaders import code that comes with it.
+
+    Raises:
+        RemoteCode: unless ``options.ignore_remote_code``, which loads with the library's built-in class.
+    """
+    if options.ignore_remote_code or checkpoint.kind != "folder":
+        return
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json"):
+        file = checkpoint.path / name
+        data: Mapping[str, Any] = read_json(file) if file.is_file() else {}
+        if data.get("auto_map") or data.get("custom_generate"):
+            raise RemoteCode(
+                f"{name} asks the loader to run code that comes with the model; it was not run", where=checkpoint.path,
+                hint="if its family is built into transformers, --ignore-remote-code loads it with the built-in class",
+            )  # fmt: skip
+
+
+def _build(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = str(checkpoint.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
+        model = model.to(device).eval()
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(f"the model does not fit on {device}", where=path, hint="try --dtype bfloat16") from error
+    except WeightsmithError:
+        raise
+    except (ValueError, KeyError, OSError, RuntimeError, TypeError, AttributeError, ImportError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UnsupportedModel(f"transformers can't load it: {first[:300]}", where=path) from error
+    for kind in ("missing_keys", "mismatched_keys"):
+        if wrong := sorted(str(k) for k in info.get(kind) or ()):
+            raise ManifestMismatch(f"{len(wrong)} weights that the model needs are missing or misshapen, e.g. "
+                                   f"{wrong[0]}; a loader would make them up at random", where=path)  # fmt: skip
+    model.requires_grad_(False)
+    return model, tokenizer
+
+
+def _memory_prefix(arch: Architecture, model: nn.Module, where: Path) -> str:
+    """What stands before ``layers.…`` in the module tree; it can differ from the names on disk."""
+    suffix = f"{arch.family.block.format(i=0)}.{arch.family.writers[0]['module']}"
+    found = [n[: -len(suffix)] for n, _ in model.named_modules() if n == suffix or n.endswith("." + suffix)]
+    found = [p for p in found if not any(s in p for s in ("vision", "visual", "audio"))]
+    if len(found) != 1:
+        raise UnsupportedModel(f"the running model has {len(found)} modules called {suffix!r}", where=where)
+    return str(found[0])
+
+
+def _quiet() -> None:
+    """Silence the library's own progress bars and advice: only the command line talks."""
+    from transformers.utils import logging as library
+
+    library.disable_progress_bar()
+    library.set_verbosity_error()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def folder_record(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The ``weightsmith.json`` of an edited model, or ``None``."""
+    file = checkpoint.path / RECORD
+    return dict(read_json(file)) if checkpoint.kind == "folder" and file.is_file() else None
