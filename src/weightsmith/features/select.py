@@ -1,11 +1,14 @@
 """The choice of layer and amount on the *select* prompts, by effect against damage, without generating from any edit.
 
-Both are in nats per token, so they can be weighed one for one. *Effect* is the change of the log-odds of answers that
-show the feature over answers that lack it, teacher-forced: the rise on neutral prompts for an addition, the fall where
-the base shows the feature for a removal. *Damage* is KL(base ‖ edited) over the full vocabulary at every token of the
-base's own greedy answers to neutral prompts. The rule: the candidate with the greatest effect − damage. An addition's
-effect grows with its dose and its damage with the dose's square, so the rule stops where one more nat of effect costs
-more than a nat of damage.
+*Effect* is the change of the log-odds, in nats per token, of answers that show the feature over answers that lack it,
+teacher-forced: the rise on neutral prompts for an addition, the fall where the base shows the feature for a removal.
+*Damage* is KL(base ‖ edited) in nats per token over the full vocabulary at every token of the base's own greedy
+answers to neutral prompts.
+
+The rules. An addition's effect grows with its dose and its damage with the dose's square, so windows are compared by
+effect / √KL, which no dose can flatter, and the dose is then the greatest whose KL stays within a budget: what the
+feature's own persona prompt costs on the same answers (prompting is the bar that steering has to beat), at most one nat
+per token, and half a nat where there is no persona. A removal has no dose: the greatest effect − KL is taken.
 """
 
 from __future__ import annotations
@@ -25,7 +28,13 @@ from .extract import Activations, conversation
 from .prompts import PromptSets
 from .recipe import FeatureSpec
 
-RULE = "greatest effect minus KL on the select prompts, both in nats per token"
+RULE = (
+    "add: best window by effect / √KL, then the greatest effect with KL within the budget of {budget:.2f} nats per token "
+    "({why}); remove: greatest effect − KL"
+)
+MAX_BUDGET = 1.0
+PLAIN_BUDGET = 0.5
+COARSE_DOSE = 0.25
 
 
 @dataclass
@@ -39,6 +48,13 @@ class Trials:
     states: list[torch.Tensor]
     base_add: float
     base_remove: float
+    budget: float
+    why: str
+
+    @property
+    def rule(self) -> str:
+        """The rule of choice, with this feature's budget, for the record."""
+        return RULE.format(budget=self.budget, why=self.why)
 
 
 def log_odds(model: RunningModel, sides: tuple[list[Continuation], list[Continuation]], step: str) -> float:
@@ -76,8 +92,23 @@ def prepare(
         said = generate(model, where_add, tokens, "answering neutral prompts")
         neutral = [Continuation(tuple(p), tuple(a)) for p, a in zip(where_add, said, strict=True) if a]
     states = answer_states(model, neutral, "reading neutral answers")
-    return Trials(add, remove, neutral, states, log_odds(model, add, "base: answers compared"),
-                  log_odds(model, remove, "base: answers compared"))  # fmt: skip
+    budget, why = PLAIN_BUDGET, "there is no persona prompt to compare with"
+    if spec.contrast.kind == "personas":
+        cost = _persona_cost(model, spec, part.lacks[:n], neutral, states)
+        budget, why = min(cost, MAX_BUDGET), f"the persona prompt itself costs {cost:.2f}"
+    return Trials(add, remove, neutral, states, log_odds(model, add, "comparing answers of the base"),
+                  log_odds(model, remove, "comparing answers of the base"), budget, why)  # fmt: skip
+
+
+def _persona_cost(
+    model: RunningModel, spec: FeatureSpec, prompts: Seq[str], neutral: list[Continuation], states: list[torch.Tensor]
+) -> float:
+    """KL(base ‖ base under the persona), nats per token, over the base's own neutral answers."""
+    answers = {item.prompt: item.answer for item in neutral}
+    plain = [tuple(model.encode(conversation(spec, "lacks", p, False))) for p in prompts]
+    items = [Continuation(tuple(model.encode(conversation(spec, "shows", p, True))), answers[key])
+             for p, key in zip(prompts, plain, strict=True) if key in answers]  # fmt: skip
+    return float(torch.cat(kl_rows(model, states, answer_states(model, items, "reading under the persona"))).mean())
 
 
 def _as_text(model: RunningModel, text: str) -> Continuation:
@@ -139,42 +170,58 @@ def compile_hooks(model: RunningModel, spec: EditSpec, directions: dict[str, Dir
     return compile_edit(model.checkpoint, spec, directions, hooks_only=True).hooks
 
 
-def candidates(n_layers: int, layers: Seq[int], kind: str) -> list[tuple[int, list[int], float]]:
-    """The coarse grid: (source layer, edited layers, amount)."""
-    fractions = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
-    sources = sorted({layers[min(len(layers) - 1, round(f * (len(layers) - 1)))] for f in fractions})
-    if kind == "remove":
-        return [(s, list(range(n_layers)), 1.0) for s in sources]
+def sources(layers: Seq[int]) -> list[int]:
+    """Layers whose vector is tried: five, from 35% to 80% of the depth that was captured."""
+    return sorted({layers[round(f * (len(layers) - 1))] for f in (0.35, 0.46, 0.57, 0.68, 0.8)})
+
+
+def window(source: int, n_layers: int) -> list[int]:
+    """A fifth of the model's layers around ``source``, over which an addition is spread."""
     width = max(1, n_layers // 5)
-    grid = []
-    for source in sources:
-        first = max(0, min(source - width // 2, n_layers - width))
-        window = [x for x in range(first, first + width) if x in set(layers)] or [source]
-        grid.append((source, window, 0.4))
-    return grid
+    first = max(0, min(source - width // 2, n_layers - width))
+    return list(range(first, first + width))
 
 
 def choose(model: RunningModel, direction: Direction, trials: Trials) -> list[Candidate]:
-    """Try the grid for both kinds, refine the dose of the best addition, and mark the chosen of each kind."""
+    """Try additions and removals on a coarse grid, fit the dose of the best addition, and mark the chosen of each."""
+    added, removed = _try_additions(model, direction, trials), _try_removals(model, direction, trials)
+    within = [c for c in added if c.kl <= trials.budget] or [min(added, key=lambda c: c.kl)]
+    best = [max(within, key=lambda c: c.effect), max(removed, key=lambda c: c.effect - c.kl)]
+    return [c.model_copy(update={"chosen": any(c is b for b in best)}) for c in (*added, *removed)]
+
+
+def _usable(direction: Direction, window_: list[int]) -> list[int]:
+    """The layers of a window that the direction has: a dose needs the residual norm of each."""
+    return [x for x in window_ if x in set(direction.meta.layers)]
+
+
+def _try_additions(model: RunningModel, direction: Direction, trials: Trials) -> list[Candidate]:
+    n_layers, step = model.architecture.n_layers, "choosing where and how much to add"
     tried: list[Candidate] = []
-    n_layers, layers = model.architecture.n_layers, direction.meta.layers
-    for kind in ("add", "remove"):
-        grid = candidates(n_layers, layers, kind)
-        for done, (source, window, amount) in enumerate(grid):
-            model.options.report(f"choosing layer and amount ({kind})", done, len(grid))
-            tried.append(evaluate(model, direction, trials, kind, source, window, amount))
-        best = _best(tried, kind)
-        if kind == "add":
-            for factor in (0.5, 1.5, 2.0, 3.0):
-                amount = round(best.amount * factor, 4)
-                tried.append(evaluate(model, direction, trials, kind, best.source, best.layers, amount))
-                if tried[-1].effect - tried[-1].kl < best.effect - best.kl and factor > 1:
-                    break
-        best = _best(tried, kind)
-        tried[tried.index(best)] = best.model_copy(update={"chosen": True})
-        model.options.report(f"choosing layer and amount ({kind})", len(grid), len(grid))
+    picks = sources(direction.meta.layers)
+    total = len(picks) + 2
+    for source in picks:
+        model.options.report(step, len(tried), total)
+        layers = _usable(direction, window(source, n_layers))
+        tried.append(evaluate(model, direction, trials, "add", source, layers, COARSE_DOSE))
+    best = max(tried, key=lambda c: c.effect / max(c.kl, 1e-9) ** 0.5)
+    for _ in range(2):
+        # KL grows with the square of the dose: aim a little under the budget from the nearest dose that is known
+        near = min((c for c in tried if c.source == best.source), key=lambda c: abs(np.log(max(c.kl, 1e-9) / trials.budget)))
+        dose = round(near.amount * float(np.sqrt(0.95 * trials.budget / max(near.kl, 1e-9))), 3)
+        model.options.report(step, len(tried), total)
+        if all(dose != c.amount for c in tried if c.source == best.source) and 0 < dose <= 4:
+            tried.append(evaluate(model, direction, trials, "add", best.source, best.layers, dose))
+    model.options.report(step, total, total)
     return tried
 
 
-def _best(tried: list[Candidate], kind: str) -> Candidate:
-    return max((c for c in tried if c.kind == kind), key=lambda c: c.effect - c.kl)
+def _try_removals(model: RunningModel, direction: Direction, trials: Trials) -> list[Candidate]:
+    everywhere, step = list(range(model.architecture.n_layers)), "choosing what to remove"
+    tried: list[Candidate] = []
+    picks = sources(direction.meta.layers)
+    for source in picks:
+        model.options.report(step, len(tried), len(picks))
+        tried.append(evaluate(model, direction, trials, "remove", source, everywhere, 1.0))
+    model.options.report(step, len(picks), len(picks))
+    return tried

@@ -42,6 +42,7 @@ GGML_TYPES: Mapping[int, tuple[str, int, int]] = {
     29: ("IQ1_M", 256, 56), 30: ("BF16", 1, 2), 34: ("TQ1_0", 256, 54), 35: ("TQ2_0", 256, 66),
     39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
 }  # fmt: skip
+_NO_WEIGHTS = ("Q8_1", "Q8_K", "I8", "I16", "I32", "I64", "F64")  # intermediate results and plain numbers
 _BLOCK = {name: (elements, nbytes) for name, elements, nbytes in GGML_TYPES.values()}
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -382,18 +383,23 @@ def decode_rows(kind: str, raw: Array) -> Array:
         return kernel(raw.reshape(-1, nbytes)).reshape(len(raw), raw.shape[1] // nbytes * elements)
 
 
+def refuse_type(kind: str, where: object = None) -> None:
+    """Raise :class:`UnsupportedModel` for a ggml type that never holds weights."""
+    if kind in _NO_WEIGHTS:
+        hint = "use a GGUF of another quantisation, such as Q4_K_M, Q8_0 or F16"
+        raise UnsupportedModel(f"tensors of ggml type {kind} can't be dequantised", where=where, hint=hint)
+
+
 def _by_gguf(kind: str, raw: Array) -> Array:
     """Rarer types through the reference package, imported only when one is met."""
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize as reference
 
+    refuse_type(kind)
     try:
         return np.asarray(reference(np.ascontiguousarray(raw), GGMLQuantizationType[kind]), np.float32)
     except (KeyError, NotImplementedError):
-        raise UnsupportedModel(
-            f"tensors of ggml type {kind} can't be dequantised",
-            hint="use a GGUF of another quantisation, such as Q4_K_M, Q8_0 or F16",
-        ) from None
+        raise UnsupportedModel(f"the installed gguf package does not know {kind}", hint="update gguf") from None
 
 
 def _halves(blocks: Array, begin: int, count: int = 1) -> Array:

@@ -98,12 +98,15 @@ _FAMILIES: Mapping[str, Family] = {
 ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 # metadata that changes what the model computes, with the only value that the classes above can express
-_NEUTRAL: Mapping[str, Any] = {
+_NEUTRAL: dict[str, Any] = {
     "expert_count": 0, "logit_scale": 1.0, "embedding_scale": 1.0, "residual_scale": 1.0, "attention.scale": None,
     "attention.clamp_kqv": 0.0, "attention.max_alibi_bias": 0.0, "attention.causal": True,
     "attention.temperature_scale": 0.0, "attention.shared_kv_layers": 0, "use_parallel_residual": False,
     "rope.scaling.yarn_log_multiplier": 0.0, "rope.dimension_sections": None, "nextn_predict_layers": 0,
 }  # fmt: skip
+
+
+_NEUTRAL_BUT_GEMMA: dict[str, Any] = {"attn_logit_softcapping": 0.0, "final_logit_softcapping": 0.0}
 
 
 class Model:
@@ -125,7 +128,7 @@ class Model:
             )
         self.family = _FAMILIES[self.arch]
         self.tensors = {t.name: t for t in header.tensors}
-        for key, neutral in _NEUTRAL.items():
+        for key, neutral in (_NEUTRAL | ({} if self.arch.startswith("gemma") else _NEUTRAL_BUT_GEMMA)).items():
             if header.metadata.get(f"{self.arch}.{key}", neutral) != neutral:
                 value = header.metadata[f"{self.arch}.{key}"]
                 raise UnsupportedModel(f"{self.arch} with {key} = {value!r}", where=self.path)
@@ -137,6 +140,8 @@ class Model:
         fused = "blk.0.attn_qkv.weight" in self.tensors
         rows = self.tensor("blk.0.attn_qkv.weight" if fused else "blk.0.attn_q.weight").rows
         self.head_dim = rows // (self.heads + 2 * self.kv_heads if fused else self.heads)
+        if self.head_dim < 1 or self.heads % self.kv_heads:
+            raise FormatError(f"{self.heads} heads and {self.kv_heads} for keys in {rows} rows", where=self.path)
 
     def metadata(self, key: str, kind: type, default: Any) -> Any:
         value = self.header.metadata.get(key, default)
@@ -158,11 +163,22 @@ class Model:
         return value
 
     def real(self, key: str, default: float | None = None) -> float:
-        """A finite number, as the shortest decimal that has the same fp32 value."""
+        """A finite number, not negative, as the shortest decimal that has the same fp32 value."""
         value = self.metadata(f"{self.arch}.{key}", float, default)
-        if value is None or not math.isfinite(value):
+        if value is None or not 0 <= value < math.inf:
             raise FormatError(f"{self.arch}.{key} is {value!r}", where=self.path)
         return shortest(value)
+
+    def positive(self, key: str, default: float | None = None) -> float:
+        value = self.real(key, default)
+        if not value:
+            raise FormatError(f"{self.arch}.{key} is zero", where=self.path)
+        return value
+
+    def token(self, name: str) -> int | None:
+        """Id of a special token, or ``None``; -1 and its unsigned twin mean none."""
+        value: int | None = self.metadata(f"tokenizer.ggml.{name}_token_id", int, None)
+        return None if value in (-1, 0xFFFFFFFF) else value
 
     def tensor(self, name: str) -> GgufTensor:
         if name not in self.tensors:
@@ -181,7 +197,8 @@ class Model:
 
 def shortest(value: float) -> float:
     """``value``, or the shortest decimal with the same fp32 bits when it is an fp32: 9.99999975e-06 to 1e-05."""
-    single = np.float32(value)
+    with np.errstate(over="ignore"):
+        single = np.float32(value)
     return float(str(single)) if math.isfinite(value) and float(single) == value else value
 
 
@@ -196,7 +213,7 @@ def config_from_gguf(header: GgufHeader) -> dict[str, Any]:
         FormatError: metadata or tensors that the architecture needs are missing or contradict each other.
     """
     model = Model(header)
-    family, special = model.family, header.metadata.get
+    family = model.family
     config: dict[str, Any] = {
         "architectures": [family.model_class],
         "model_type": family.model_type,
@@ -212,9 +229,9 @@ def config_from_gguf(header: GgufHeader) -> dict[str, Any]:
         family.activation: "gelu_pytorch_tanh" if model.arch.startswith("gemma") else "silu",
         "rope_parameters": _rope(model),
         "tie_word_embeddings": "output.weight" not in model.tensors,
-        "bos_token_id": special("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": special("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": special("tokenizer.ggml.padding_token_id"),
+        "bos_token_id": model.token("bos"),
+        "eos_token_id": model.token("eos"),
+        "pad_token_id": model.token("padding"),
     }
     if model.arch not in ("qwen2", "phi3") or model.head_dim * model.heads != model.hidden:
         config["head_dim"] = model.head_dim
@@ -239,7 +256,7 @@ def _gemma(model: Model) -> dict[str, Any]:
 
     return {
         "query_pre_attn_scalar": model.hidden // model.heads if largest else model.head_dim,
-        "sliding_window": model.integer("attention.sliding_window"),
+        "sliding_window": model.integer("attention.sliding_window", 4096 if second else None),
         "layer_types": ["sliding_attention" if slides else "full_attention" for slides in pattern],
         "attn_logit_softcapping": cap("attn", 50.0),
         "final_logit_softcapping": cap("final", 30.0),
@@ -248,9 +265,9 @@ def _gemma(model: Model) -> dict[str, Any]:
 
 
 def _phi3(model: Model) -> dict[str, Any]:
-    original = model.header.metadata.get("phi3.rope.scaling.original_context_length")
+    context = model.integer("context_length")
     return {
-        "original_max_position_embeddings": original or model.integer("context_length"),
+        "original_max_position_embeddings": model.integer("rope.scaling.original_context_length", context),
         "sliding_window": model.metadata("phi3.attention.sliding_window", int, 0) or None,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
@@ -259,35 +276,35 @@ def _phi3(model: Model) -> dict[str, Any]:
 
 def _rope(model: Model) -> dict[str, Any]:
     """``rope_parameters``; the factors of Llama 3 and Phi-3 come as tensors, not as metadata."""
-    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.real("rope.freq_base", 10_000.0)}
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.positive("rope.freq_base", 10_000.0)}
     rotated = model.integer("rope.dimension_count", model.head_dim)
     if model.family.partial_rotary:
         rope["partial_rotary_factor"] = rotated / model.head_dim
     elif rotated != model.head_dim:
         raise UnsupportedModel(f"{model.arch} that rotates {rotated} of {model.head_dim} dimensions", where=model.path)
     kind = model.metadata(f"{model.arch}.rope.scaling.type", str, "none")
-    attention = model.real("rope.scaling.attn_factor", 1.0)
+    attention = model.positive("rope.scaling.attn_factor", 1.0)
     if "rope_factors_long.weight" in model.tensors or kind == "longrope":
         rope |= _long_rope(model, attention)
     elif "rope_freqs.weight" in model.tensors:
         rope |= _llama3_rope(model, rope["rope_theta"])
     elif kind == "yarn":
-        factor = model.real("rope.scaling.factor")
+        factor = model.positive("rope.scaling.factor")
         rope |= {"rope_type": "yarn", "factor": factor,
                  "original_max_position_embeddings": model.integer("rope.scaling.original_context_length")}  # fmt: skip
         rope |= {b: model.real(f"rope.scaling.yarn_{b}", d) for b, d in (("beta_fast", 32.0), ("beta_slow", 1.0))}
         if attention != 1.0:  # ggml multiplies its own magnitude correction by it
             rope["attention_factor"] = attention * (0.1 * math.log(factor) + 1.0)
     elif kind == "linear":
-        rope |= {"rope_type": "linear", "factor": model.real("rope.scaling.factor")}
+        rope |= {"rope_type": "linear", "factor": model.positive("rope.scaling.factor")}
     elif kind != "none":
         raise UnsupportedModel(f"rope scaling {kind!r}; known: none, linear, yarn, longrope", where=model.path)
-    elif (legacy := model.real("rope.scale_linear", 1.0)) != 1.0:
+    elif (legacy := model.positive("rope.scale_linear", 1.0)) != 1.0:
         rope |= {"rope_type": "linear", "factor": legacy}
     if attention != 1.0 and rope["rope_type"] in ("default", "linear", "llama3"):
         raise UnsupportedModel(f"{model.arch} with rope.scaling.attn_factor = {attention}", where=model.path)
     if model.arch == "gemma3":  # scaling is for the layers that see everything; the others have their own base
-        local = model.real("rope.freq_base_swa", 10_000.0)
+        local = model.positive("rope.freq_base_swa", 10_000.0)
         return {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": local}}
     return rope
 
@@ -303,7 +320,7 @@ def _long_rope(model: Model, attention: float) -> dict[str, Any]:
     original = model.integer("rope.scaling.original_context_length")
     long, short = (_factors(model, f"rope_factors_{kind}.weight") for kind in ("long", "short"))
     scale = model.integer("context_length") / original
-    implied = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 else 1.0
+    implied = math.sqrt(1 + math.log(scale) / math.log(original)) if scale > 1 < original else 1.0
     found = {"rope_type": "longrope", "long_factor": long, "short_factor": short,
              "original_max_position_embeddings": original}  # fmt: skip
     return found if math.isclose(attention, implied, rel_tol=1e-5) else found | {"attention_factor": attention}
@@ -315,7 +332,7 @@ def _llama3_rope(model: Model, theta: float) -> dict[str, Any]:
     if (divisors == 1.0).all():
         return {}
     low, high, factor = 1.0, 4.0, float(divisors.max())
-    original = model.metadata(f"{model.arch}.rope.scaling.original_context_length", int, 8192)
+    original = model.integer("rope.scaling.original_context_length", 8192)
     turns = original / (2 * math.pi * theta ** (np.arange(len(divisors)) / len(divisors)))  # within that context
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     if not np.allclose(1 / ((1 - smooth) / factor + smooth), divisors, rtol=1e-4):

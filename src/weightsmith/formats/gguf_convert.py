@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +105,7 @@ def _target(model: Model, source: str, name: str, shape: tuple[int, ...]) -> _Ta
     tensor = model.tensor(source)
     if tensor.shape != shape:
         raise FormatError(f"tensor {source!r} is {list(tensor.shape)}, not {list(shape)}", where=model.path)
+    gguf.refuse_type(tensor.type, model.path)
     heads = 0
     if model.family.permuted and ".attn_q." in source:
         heads = model.heads
@@ -153,7 +154,7 @@ def _round(values: gguf.Array, out: gguf.Array) -> None:
     out[...] = rounded.view("<u2")[:, 1::2]
 
 
-def _stream(targets: list[_Target], workers: int) -> Iterator[memoryview]:
+def _stream(targets: list[_Target], workers: int) -> Generator[memoryview, None, None]:
     """The chunks of all targets in order, computed ahead by ``workers`` threads, a few at a time."""
     jobs = ((target, start, stop) for target in targets for start, stop in target.chunks)
     ahead: deque[Future[memoryview]] = deque()
@@ -255,7 +256,7 @@ def _write_weights(targets: list[_Target], folder: Path, progress: Progress | No
             entries = [(t.name, "BF16", t.source.shape, writer.fill(t)) for t in shard]
             safetensors.write_file(folder / name, entries, {"format": "pt"})
     finally:
-        writer.stream.close()  # type: ignore[attr-defined]
+        writer.stream.close()
     if len(shards) > 1:
         weights = {t.name: name for name, shard in zip(names, shards, strict=True) for t in shard}
         index = {"metadata": {"total_size": writer.total}, "weight_map": weights}

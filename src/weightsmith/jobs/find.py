@@ -83,7 +83,7 @@ def find(
     if choose:
         trials = select.prepare(running, spec, sets, held_out, trial_prompts, response_tokens)
         chosen = select.choose(running, direction, trials)
-        meta = direction.meta.model_copy(update={"candidates": chosen, "rule": select.RULE})
+        meta = direction.meta.model_copy(update={"candidates": chosen, "rule": trials.rule})
         direction = Direction(direction.vectors, direction.resid_norm, direction.mean_shows, direction.mean_lacks, meta)
     if out is not None:
         direction.save(Path(out))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..records import Answer, Difference, DirectionMeta, MeasureRecord, Measurement
+from ..records import Answer, Difference, DirectionMeta, Measurement, MeasureRecord
 from . import text
 from .intervals import Dot, Line, extent, forest, strip
 from .text import Piece, Shown, show
@@ -34,10 +34,10 @@ class Variant:
 
 def _kind(record: MeasureRecord) -> str:
     steps = record.derivation.edit.steps if record.derivation else []
-    ups = {s.kind == "add" and s.amount > 0 or s.kind == "amplify" and s.amount > 1 for s in steps}
+    ups = {(s.kind == "add" and s.amount > 0) or (s.kind == "amplify" and s.amount > 1) for s in steps}
     if ups == {True}:
         return "enhanced"
-    downs = {s.kind == "remove" and s.amount > 0 or s.kind in {"add", "amplify"} and s.amount < 0 for s in steps}
+    downs = {(s.kind == "remove" and s.amount > 0) or (s.kind in {"add", "amplify"} and s.amount < 0) for s in steps}
     return "removed" if downs == {True} else "edited"
 
 

@@ -1,0 +1,5 @@
+"""``python -m weightsmith``."""
+
+from .cli.main import main
+
+main()

@@ -1,0 +1,5 @@
+"""``python -m weightsmith.cli``."""
+
+from .main import main
+
+main()

@@ -1,0 +1,164 @@
+"""What the verbs share: run options, consoles, progress, and text from models made safe for a terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..options import RunOptions
+
+Model = Annotated[
+    str, typer.Argument(help="A folder, a GGUF file, org/name@revision, or demo:smollm2.", metavar="MODEL")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of tables.")]
+Out = Annotated[str, typer.Option("-o", "--out", help="Where to write; must not exist.", metavar="PATH")]
+
+_RUN: dict[str, Any] = {
+    "offline": Annotated[bool, typer.Option("--offline", help="Never use the network.")],
+    "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")],
+}
+_MODEL_RUN: dict[str, Any] = {
+    "device": Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the fastest there is by default.")],
+    "dtype": Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; chosen for the device by default.")
+    ],
+    "threads": Annotated[int | None, typer.Option(help="CPU threads.", min=1)],
+    "batch": Annotated[int, typer.Option(help="Prompts in one batch, at most.", min=1)],
+    "cache": Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse activations of earlier runs.")],
+    "ignore_remote_code": Annotated[
+        bool,
+        typer.Option("--ignore-remote-code", help="Load a model that asks for its own code with the built-in class."),
+    ],
+}
+_DEFAULTS = {"offline": False, "quiet": False, "device": None, "dtype": None, "threads": None, "batch": 32,
+             "cache": True, "ignore_remote_code": False}  # fmt: skip
+
+
+def with_run_options(*, model: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the shared options; it receives them as one ``run`` (a :class:`RunOptions`)."""
+    shared = {**_RUN, **(_MODEL_RUN if model else {})}
+
+    def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
+        own = inspect.signature(function, eval_str=True)
+        kept = [p for n, p in own.parameters.items() if n != "run"]
+        extra = [
+            inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[n], annotation=a)
+            for n, a in shared.items()
+        ]
+
+        @functools.wraps(function)
+        def command(*args: Any, **kwargs: Any) -> Any:
+            given = {n: kwargs.pop(n, _DEFAULTS[n]) for n in _DEFAULTS}
+            with progress(quiet=given["quiet"]) as tell:
+                return function(*args, run=_options(given, tell), **kwargs)
+
+        command.__signature__ = own.replace(  # type: ignore[attr-defined]
+            parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in kept] + extra
+        )
+        command.__annotations__ = {p.name: p.annotation for p in (*kept, *extra)}
+        return command
+
+    return wrap
+
+
+def _options(given: dict[str, Any], tell: Callable[[str, int, int], None]) -> RunOptions:
+    from ..options import RunOptions
+
+    return RunOptions(
+        device=given["device"], dtype=given["dtype"], threads=given["threads"], batch_size=given["batch"],
+        offline=given["offline"], use_cache=given["cache"], ignore_remote_code=given["ignore_remote_code"],
+        progress=tell,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def progress(*, quiet: bool = False, log: Callable[[str, float], None] | None = None) -> Iterator[Any]:
+    """A bar on standard error for the step that runs; ``log`` is told each finished step and its seconds."""
+    if quiet or (not sys.stderr.isatty() and log is None):
+        yield lambda step, done, total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
+                    console=Console(stderr=True), transient=True)  # fmt: skip
+    tasks: dict[str, Any] = {}
+    started: dict[str, float] = {}
+
+    def tell(step: str, done: int, total: int) -> None:
+        if total > 1 << 20:
+            done, total = done >> 20, total >> 20
+        if step not in tasks:
+            tasks[step] = bars.add_task(safe(step), total=total)
+            started[step] = time.perf_counter()
+        bars.update(tasks[step], completed=done, total=total)
+        if done >= total:
+            bars.remove_task(tasks.pop(step))
+            if log is not None:
+                log(step, time.perf_counter() - started.pop(step))
+
+    with bars:
+        yield tell
+
+
+def console() -> Console:
+    """Standard output; width 100 when it is not a terminal, so that tables don't wrap by accident."""
+    from rich.console import Console
+
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=100)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+
+
+def safe(text: str) -> str:
+    """Text that came with a model, for a terminal: control and direction-changing characters become visible escapes."""
+    hidden = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x7F, *range(0x80, 0xA0)}
+    return "".join(c if c in "\n\t" or (ord(c) >= 32 and ord(c) not in hidden) else f"\\x{ord(c):02x}" for c in text)
+
+
+def plain(text: str) -> str:
+    """:func:`safe`, with Rich's markup switched off as well."""
+    from rich.markup import escape
+
+    return escape(safe(text))
+
+
+def parse_layers(text: str | None) -> list[int] | None:
+    """``"3"``, ``"10-20"`` or ``"3,7,10-12"`` as a list of layers.
+
+    Raises:
+        UsageError: anything else.
+    """
+    if text is None:
+        return None
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise UsageError(f"can't read the layers {text!r}", hint="for example 14, 10-20 or 3,7,10-12")
+        found += range(int(first), int(last or first) + 1)
+    return sorted(set(found))
+
+
+def gigabytes(n: int) -> str:
+    """Bytes for people, in decimal units."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:.3g} {unit}"
+    return f"{n} B"

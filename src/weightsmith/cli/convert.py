@@ -1,0 +1,18 @@
+"""``weightsmith convert``: a GGUF file as a bf16 folder."""
+
+from __future__ import annotations
+
+from ..options import RunOptions
+from .common import Json, Model, Out, console, plain, print_json, with_run_options
+
+
+@with_run_options(model=False)
+def command(model: Model, out: Out, *, run: RunOptions, json: Json = False) -> None:
+    """Write a GGUF model as a bf16 Hugging Face folder, whole or not at all."""
+    from ..jobs.files import convert
+
+    path = convert(model, out, run)
+    if json:
+        print_json({"out": str(path)})
+    else:
+        console().print(f"wrote {plain(str(path))}")

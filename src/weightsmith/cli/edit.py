@@ -1,0 +1,120 @@
+"""``weightsmith edit``: new weights from a direction or an Edit file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from ..errors import UsageError
+from ..options import RunOptions
+from .common import Json, Model, console, gigabytes, parse_layers, plain, print_json, with_run_options
+
+
+@with_run_options(model=True)
+def command(
+    model: Model,
+    what: Annotated[str, typer.Argument(help="A direction file, or an Edit file (YAML).", metavar="EDIT|DIRECTION")],
+    *,
+    run: RunOptions,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="The new model's folder; must not exist.")] = None,
+    remove: Annotated[str | None, typer.Option(help="Share to take out, 0 to 1 (1 is exact), or `auto`.")] = None,
+    amplify: Annotated[float | None, typer.Option(help="Factor on both poles of what the model shows.")] = None,
+    add: Annotated[str | None, typer.Option(help="Dose ‖αv‖/‖h‖ to add (this enhances), or `auto`.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-20.")] = None,
+    source: Annotated[str | None, typer.Option(help="Layer whose vector is used, or `each`.")] = None,
+    roles: Annotated[str | None, typer.Option(help="Roles to edit, e.g. attn_out,mlp_down; +embed adds one.")] = None,
+    constant: Annotated[str | None, typer.Option(help="How an addition is held: exact, fitted or as-llama.")] = None,
+    direction: Annotated[list[str] | None, typer.Option(help="Direction files that an Edit names by digest.")] = None,
+    feature: Annotated[str | None, typer.Option(help="Feature whose prompts a fitted constant is fitted on.")] = None,
+    transfer: Annotated[bool, typer.Option("--transfer", help="Use a direction from other weights.")] = False,
+    save_edit: Annotated[str | None, typer.Option(help="Also write the Edit as a YAML file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")] = False,
+    json: Json = False,
+) -> None:
+    """Edit a model: remove a feature, add it, or scale it; the output appears whole or not at all."""
+    from ..jobs import edit as job
+
+    if out is None and not dry_run:
+        raise UsageError("say where to write the new model", hint="-o OUT, or --dry-run")
+    if constant not in (None, "exact", "fitted", "as-llama"):
+        raise UsageError(f"unknown constant {constant!r}", hint="exact, fitted or as-llama")
+    wishes: dict[str, Any] = {
+        "remove": _amount(remove, "remove"), "amplify": amplify, "add": _amount(add, "add"),
+        "layers": parse_layers(layers), "source": _source(source), "roles": roles.split(",") if roles else None,
+        "constant": constant, "directions": [Path(d) for d in direction or []],
+    }  # fmt: skip
+    if dry_run or save_edit:
+        _plan(model, what, wishes, run, transfer, feature, save_edit, json and dry_run, dry_run)
+        if dry_run:
+            return
+    record = job(model, what, out or "", transfer=transfer, feature=feature, options=run, **wishes)
+    if json:
+        print_json(record.model_dump(by_alias=True))
+        return
+    _print(record, str(out))
+
+
+def _amount(text: str | None, name: str) -> float | Literal["auto"] | None:
+    if text is None or text == "auto":
+        return None if text is None else "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"--{name} takes a number or `auto`, not {text!r}") from None
+
+
+def _source(text: str | None) -> int | Literal["each"] | None:
+    if text is None or text == "each":
+        return None if text is None else "each"
+    if not text.isdigit():
+        raise UsageError(f"--source takes a layer or `each`, not {text!r}")
+    return int(text)
+
+
+def _plan(
+    model: str, what: str, wishes: dict[str, Any], run: RunOptions, transfer: bool, feature: str | None,
+    save: str | None, json: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    from ..checkpoint import runnable
+    from ..jobs.edit import prepare, resolve_edit, save_edit
+    from ..jobs.files import as_checkpoint
+
+    checkpoint = runnable(as_checkpoint(model, run), progress=run.progress)
+    spec, found = resolve_edit(checkpoint, what, **wishes)
+    if save:
+        save_edit(spec, Path(save))
+    if not dry_run:
+        return
+    plan, _, _ = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=run)
+    record = plan.as_record()
+    if json:
+        print_json({"edit": spec.model_dump(by_alias=True), **record})
+        return
+    screen = console()
+    screen.print(f"would change {len(record['tensors_changed'])} tensors and add {len(record['tensors_added'])}; "
+                 f"reads {gigabytes(plan.bytes_read)}, writes {gigabytes(plan.bytes_written)}")  # fmt: skip
+    for name, operations in record["operations"].items():
+        screen.print(f"  {plain(name)}  [dim]{plain('; '.join(operations))}[/]")
+    for note in record["notes"]:
+        screen.print(f"[yellow]note[/] {plain(note)}")
+
+
+def _print(record: Any, out: str) -> None:
+    screen = console()
+    changed = [t for t in record.tensors if not t.added]
+    added = len(record.tensors) - len(changed)
+    screen.print(f"wrote {plain(out)}: {len(changed)} of {record.base_tensors} tensors changed"
+                 + (f", {added} biases added" if added else "") + "; all others are byte for byte the base's")  # fmt: skip
+    for step in record.edit.steps:
+        screen.print(f"  {step.kind} {plain(record.directions[step.direction].feature)}, amount {step.amount:g}, layers "
+                     f"{min(step.layers)}–{max(step.layers)}, vector of layer {step.source}")  # fmt: skip
+    if left := [t.left for t in record.tensors if t.left is not None]:
+        screen.print(f"  share of the direction left after rounding to {changed[0].dtype}: at most {max(left):.3%}")
+    for fit in record.fitted:
+        screen.print(f"  layer {fit.layer}: fitted constant delivers {fit.mean_dose:.1%} of its dose on held-out prompts "
+                     f"(spread {fit.spread:.1%}, {fit.n_tokens} tokens)")  # fmt: skip
+    for note in record.notes:
+        screen.print(f"[yellow]note[/] {plain(note)}")
+    screen.print(f"[dim]digest {record.digest[:16]}…, record in weightsmith.json[/]")

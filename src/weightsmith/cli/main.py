@@ -1,0 +1,131 @@
+"""Entry point: registers the verbs and turns every outcome into an exit code.
+
+0 good · 1 a bad verdict · 2 usage, or could not tell · 70 a bug of ours (only then a traceback is shown).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+import typer
+
+from .. import __version__
+from ..errors import OutOfMemory, WeightsmithError
+from . import chat, convert, edit, find, measure, show
+
+BUG = 70
+COULD_NOT_TELL = 2
+
+app = typer.Typer(
+    name="weightsmith",
+    help="Check, understand, edit, measure and rebuild open-weight language models.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"weightsmith {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Check, understand, edit, measure and rebuild open-weight language models."""
+
+
+app.command("show")(show.command)
+app.command("convert")(convert.command)
+app.command("find")(find.command)
+app.command("edit")(edit.command)
+app.command("measure")(measure.command)
+app.command("chat")(chat.command)
+
+
+class Terminated(BaseException):
+    """SIGTERM: unwinds like Ctrl-C, so that half-written outputs are removed."""
+
+
+def _terminate(_signal: int, _frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:] if argv is None else argv))
+
+
+def run(argv: list[str]) -> int:
+    """Run one command and return its exit code."""
+    as_json = "--json" in argv
+    try:
+        return _invoke(argv)
+    except WeightsmithError as error:
+        return _complain(error, as_json)
+    except (KeyboardInterrupt, Terminated):
+        sys.stderr.write("\ninterrupted; nothing half-written was left behind\n")
+        return COULD_NOT_TELL
+    except MemoryError:
+        return _complain(OutOfMemory("not enough memory", hint="try a smaller --batch or --dtype bfloat16"), as_json)
+    except BrokenPipeError:
+        # the reader of our output went away: nobody is left to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        text = WeightsmithError(error.strerror or str(error), where=error.filename)
+        return _complain(text, as_json)
+    except Exception:  # noqa: BLE001 - the one place where anything unforeseen becomes exit code 70
+        import traceback
+
+        traceback.print_exc()
+        sys.stderr.write(
+            f"\nThis is a bug in weightsmith {__version__}, not in your input. Please report the lines above.\n"
+        )
+        return BUG
+
+
+def _invoke(argv: list[str]) -> int:
+    import click
+
+    try:
+        result: Any = typer.main.get_command(app).main(argv, prog_name="weightsmith", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        sys.stdout.write(error.format_message() + "\n")
+        return COULD_NOT_TELL
+    except click.ClickException as error:
+        error.show()
+        return COULD_NOT_TELL
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.exceptions.Abort:
+        raise KeyboardInterrupt from None
+    return result if isinstance(result, int) else 0
+
+
+def _complain(error: WeightsmithError, as_json: bool) -> int:
+    from .common import safe
+
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(error.as_record()) + "\n")
+    lines = safe(str(error)).split("\n")
+    sys.stderr.write(f"error[{error.code}]: {lines[0]}\n" + "".join(f"{line}\n" for line in lines[1:]))
+    return error.exit_code
+
+
+__all__ = ["app", "main", "run"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The report of a measurement as one HTML file: no script, no network, nothing to load.
+
+Everything that a model or a prompt file said is untrusted. Three layers keep it text: every value that the template
+prints passes :func:`~weightsmith.report.text.visible` first and Jinja2's escaping second, whatever the template's
+author remembered; and the page's own policy allows no script, no connection and only the one style sheet it carries.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import yaml
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from ..errors import RecipeError
+from ..records import DirectionMeta, EditSpec, MeasureRecord
+from . import charts, intervals, text, view
+from .view import NARROW, WIDE, Variant
+
+T = TypeVar("T")
+
+
+def _asset(name: str) -> str:
+    return files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def chart_styles() -> str:
+    """The classes of the charts; their colours are custom properties, which the place that shows them defines."""
+    return _asset("charts.css")
+
+
+def _printable(value: Any) -> Any:
+    """Every value on its way into the page; only our own drawings and style sheet come as markup."""
+    return value if isinstance(value, Markup) or not isinstance(value, str) else text.visible(value)
+
+
+@cache
+def _template() -> Template:
+    env = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True)
+    env.filters.update(
+        compact=text.compact,
+        duration=text.duration,
+        num=lambda value, places=3, signed=False: text.number(value, places, signed=signed),
+        spans=text.spans,
+        pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
+        steps=edit_text,
+    )
+    return env.from_string(_asset("report.html.j2"))
+
+
+def edit_text(edit: EditSpec) -> str:
+    """An edit as the YAML file that would ask for it."""
+    data = edit.model_dump(by_alias=True, exclude_none=True)
+    kept = {k: v for k, v in data.items() if v not in ("", [])}
+    return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100))
+
+
+def _pair(draw: Callable[[int, str], str], uid: str) -> tuple[Markup, Markup]:
+    """A chart twice, drawn for a desktop and for a phone, since text in a scaled drawing can't be read on both."""
+    return Markup(draw(WIDE, f"{uid}-wide")), Markup(draw(NARROW, f"{uid}-narrow"))
+
+
+def _direction_charts(found: Sequence[DirectionMeta]) -> list[dict[str, Any]]:
+    drawn = []
+    for i, meta in enumerate(found):
+        drawn.append({
+            "meta": meta,
+            "pareto": _pair(lambda w, uid, m=meta: charts.pareto(m.candidates, w, uid), f"pareto{i}"),
+            "layers": _pair(lambda w, uid, m=meta: charts.layer_curve(m, w, uid), f"layers{i}"),
+        })  # fmt: skip
+    return drawn
+
+
+def _grouped(seen: Sequence[Variant], value: Callable[[MeasureRecord], T]) -> list[tuple[list[Variant], T]]:
+    """What the records say, each distinct answer once, with the variants that say it."""
+    groups: list[tuple[list[Variant], T]] = []
+    for v in seen:
+        mine = value(v.record)
+        for owners, theirs in groups:
+            if theirs == mine:
+                owners.append(v)
+                break
+        else:
+            groups.append(([v], mine))
+    return groups
+
+
+def _title(records: Sequence[MeasureRecord], seen: Sequence[Variant]) -> str:
+    if len({r.title for r in records}) == 1:
+        return records[0].title
+    features = " and ".join(dict.fromkeys(r.feature for r in records))
+    return f"{features}, {' and '.join(v.label for v in seen)}"
+
+
+def _context(records: Sequence[MeasureRecord], title: str | None) -> dict[str, Any]:
+    seen = view.variants(records)
+    compared = view.comparisons(seen)
+    forest_wide, forest_narrow = view.forests(compared, len(seen) > 1)
+    # the page's policy names the style sheet by its digest, so an injected style would not apply either
+    css = _asset("report.css") + chart_styles()
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    seconds = [(v, v.record.seconds, _pair(lambda w, uid, s=v.record.seconds: intervals.time_bar(s, w, uid), f"time{i}"))
+               for i, v in enumerate(seen) if v.record.seconds]  # fmt: skip
+    tiles = [(t, Markup(t.chart)) for t in view.tiles(seen, compared)]
+    return {
+        "css": Markup(css),
+        "css_digest": digest,
+        "title": title or _title(records, seen),
+        "variants": seen,
+        "several": len(seen) > 1,
+        "records": records,
+        "features": _grouped(seen, lambda r: (r.feature, r.feature_description)),
+        "tiles": tiles,
+        "comparisons": compared,
+        "comparison_count": sum(len(c.changes) for c in compared),
+        "forest": (Markup(forest_wide), Markup(forest_narrow)),
+        "conditions": view.exchanges(seen),
+        "open_answers": view.OPEN_ANSWERS,
+        "tallies": [(v, view.tally(v)) for v in seen],
+        "directions": _direction_charts(view.directions(seen)),
+        "damage": view.damage(seen),
+        "scorers": _grouped(seen, lambda r: r.scorers),
+        "options": _grouped(seen, lambda r: r.options),
+        "ran": _grouped(seen, lambda r: r.ran),
+        "notes": _grouped(seen, lambda r: r.notes),
+        "seconds": seconds,
+        "versions": view.merged([r.versions for r in records]),
+        "schema": records[0].schema_id,
+        "cannot_tell": text.CANNOT_TELL,
+    }
+
+
+def render_report(record: MeasureRecord | list[MeasureRecord], *, title: str | None = None) -> str:
+    """One self-contained HTML page of ``record``; of several, one page with the edited models side by side.
+
+    ``title`` replaces the record's own. The page loads nothing and runs nothing, so it may be mailed or archived as is.
+
+    Raises:
+        RecipeError: the list is empty.
+    """
+    records = record if isinstance(record, list) else [record]
+    if not records:
+        raise RecipeError("a report needs at least one measurement", hint="run `weightsmith measure` first")
+    return _template().render(_context(records, title))
