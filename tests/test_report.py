@@ -136,7 +136,7 @@ def make_record(enhanced: bool = True) -> MeasureRecord:
     differences = [
         compared("sentiment", NEUTRAL, vader, 0.22, s, 0.094 if enhanced else 0.061, 0.00009 if enhanced else 0.11, flip),
         compared("sentiment", ASKED, vader, -0.34, t, 0.088, 0.0004, flip),
-        compared("phrases", NEUTRAL, "share of answers", 0.0625, 0.5833 if enhanced else 0.0417, 0.073, 0.62, mcnemar),
+        compared("phrases", NEUTRAL, "share of answers", 0.0625, 0.5833 if enhanced else 0.0417, 0.073, 0.00002 if enhanced else 0.62, mcnemar),
         compared("continuations", NEUTRAL, "nats per token", -2.31, -1.12 if enhanced else -2.78, 0.143, 0.0001, flip, 40),
         compared("probe", ASKED, "0 lacks, 1 shows", 0.913, 1.204 if enhanced else 0.218, 0.052, 0.0001, flip, 44),
     ]  # fmt: skip

@@ -66,7 +66,7 @@ class Family:
     block: str
     embed: tuple[str, ...]
     unembed: str
-    keys: Mapping[str, str]
+    keys: Mapping[str, str | list[str]]
     gain_offset: int
     writers: tuple[Mapping[str, Any], ...]
     constant: Mapping[str, Any] | None
@@ -147,6 +147,11 @@ class Architecture:
         """Name prefix of one layer's tensors on disk."""
         return f"{self.prefix}{self.family.block.format(i=layer)}."
 
+    @property
+    def embedding(self) -> str:
+        """The tensor that holds the tokens' embeddings (and the unembedding, where the two are tied)."""
+        return self.prefix + self.family.embed[0]
+
     def constant_site(self, layer: int) -> ConstantSite | None:
         """Where a constant can be added exactly in ``layer``, or ``None`` where no output bias can exist."""
         data = self.family.constant
@@ -181,20 +186,24 @@ def resolve(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], where:
     prefix = _prefix(family, tensors, d_model, where)
     writers: list[Writer] = []
     for name in family.embed:
-        if prefix + name in tensors:
-            writers.append(Writer("embed", None, prefix + name, -1, (prefix + name).removesuffix(".weight")))
-    if not writers:
-        raise UnsupportedModel(f"the embedding {prefix + family.embed[0]!r} is missing", where=where)
-    for layer in range(n_layers):
-        writers += _layer_writers(family, tensors, f"{prefix}{family.block.format(i=layer)}.", layer, text, where)
-    _check_shapes(writers, tensors, d_model, where)
+        if prefix + name not in tensors:
+            raise UnsupportedModel(f"the embedding {prefix + name!r} is missing", where=where)
+        writers.append(Writer("embed", None, prefix + name, -1, (prefix + name).removesuffix(".weight")))
     unembed = next((n for n in (family.unembed, prefix + family.unembed, _sibling(prefix, family.unembed))
                     if n in tensors), None)  # fmt: skip
     tied = unembed is None or bool(text.get("tie_word_embeddings", config.get("tie_word_embeddings", False)))
+    if tied and unembed is not None:  # stored twice: loaders untie two copies that differ, so they change together
+        writers.append(Writer("embed", None, unembed, -1, writers[0].module))
+    for layer in range(n_layers):
+        writers += _layer_writers(family, tensors, f"{prefix}{family.block.format(i=layer)}.", layer, text, where)
+    _check_shapes(writers, tensors, d_model, where)
     return Architecture(family, n_layers, d_model, prefix, tuple(writers), tied, unembed)
 
 
-def _number(config: Mapping[str, Any], key: str, where: object) -> int:
+def _number(config: Mapping[str, Any], key: str | list[str], where: object) -> int:
+    """A count of the config, under whichever of its names is there."""
+    names = [key] if isinstance(key, str) else key
+    key = next((n for n in names if n in config), names[0])
     value = config.get(key)
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise UnsupportedModel(f"the config has no usable {key!r} (it holds {value!r})", where=where)
@@ -239,12 +248,19 @@ def _layer_writers(
         offset = family.gain_offset
         found += [Writer(data["role"], layer, name, axis, module, False, gain, offset) for name in names]
         biases = [block + data["bias"]] if "bias" in data else [n.removesuffix("weight") + "bias" for n in names]
+        if data.get("bias_always") and biases[0] not in tensors:
+            raise UnsupportedModel(f"the bias {biases[0]!r} is missing", where=where)
         found += [Writer(data["role"], layer, b, -1, module, True, gain, offset) for b in biases if b in tensors]
     roles = {w.role for w in found}
-    if "attn_out" not in roles or roles <= {"attn_out"}:
-        missing = "attention output" if "attn_out" not in roles else "MLP or expert output"
-        raise UnsupportedModel(f"layer {layer} has no {missing} of the {family.name} family", where=where,
-                               hint=f"looked under {block!r}")  # fmt: skip
+    for needed in (("attn_out",), ("shared_experts",) if "experts" in roles else ("mlp_down", "experts")):
+        expected = [block + (data.get("weight") or data["fused"]) for data in family.writers if data["role"] in needed]
+        if expected and not roles.intersection(needed):
+            quantised = any(f"{name}_blocks" in tensors for name in expected)
+            raise UnsupportedModel(
+                f"layer {layer} of this {family.name} model lacks {' and '.join(expected)}", where=where,
+                hint="it is there as quantised blocks: use an unquantised copy of the model" if quantised
+                else "`weightsmith show` lists the names that are there",
+            )  # fmt: skip
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -68,9 +69,13 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code."""
-    as_json = "--json" in argv
+    return run_guarded(lambda: _invoke(argv), as_json="--json" in argv)
+
+
+def run_guarded(job: Callable[[], int], *, as_json: bool = False) -> int:
+    """Run ``job`` and turn whatever it raises into one clear message and an exit code."""
     try:
-        return _invoke(argv)
+        return job()
     except WeightsmithError as error:
         return _complain(error, as_json)
     except (KeyboardInterrupt, Terminated):
@@ -89,9 +94,7 @@ def run(argv: list[str]) -> int:
         import traceback
 
         traceback.print_exc()
-        sys.stderr.write(
-            f"\nThis is a bug in weightsmith {__version__}, not in your input. Please report the lines above.\n"
-        )
+        sys.stderr.write(f"\nThis is a bug in weightsmith {__version__}, not in your input. Please report the lines above.\n")
         return BUG
 
 

@@ -52,8 +52,8 @@ class ScaleComponent:
         """The tensor with its component along u scaled by ``factor``."""
         along = component(values, self.u, self.out_axis) * (self.factor - 1.0)
         moved = np.moveaxis(values, self.out_axis, 0).copy()
-        for row, weight in zip(moved, self.u, strict=True):
-            row += along * weight
+        for index, weight in enumerate(self.u):
+            moved[index] += along * weight  # by index: a bias has scalars for rows
         return np.ascontiguousarray(np.moveaxis(moved, 0, self.out_axis))
 
     def describe(self) -> str:
@@ -73,7 +73,7 @@ def _scale(step: EditStep, context: Context, factor: float) -> None:
         u = context.written(writer, context.vector(step, 0 if writer.layer is None else writer.layer))
         context.compiled.operations.append(ScaleComponent(writer.tensor, u, writer.out_axis, factor))
         hooks[writer.module] = ScaleOutput(writer.module, u, factor)
-        if writer.role == "embed" and context.architecture.tied and not writer.is_bias:
+        if context.architecture.tied and writer.tensor == context.architecture.embedding:
             context.compiled.notes.append(f"{writer.tensor} is tied: the unembedding changed with it")
     context.compiled.hooks += hooks.values()
 

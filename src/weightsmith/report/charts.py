@@ -9,6 +9,10 @@ from ..records import Candidate, DirectionMeta, LayerQuality
 from .svg import Labels, Scale, fit, line, log_ticks, mark, path, put, rect, svg, text_width, tick_words, ticks
 from .text import number, runs, spans
 
+Place = Callable[[Candidate], tuple[float, float]]
+Values = list[tuple[int, float]]
+Bands = list[tuple[int, float, float]]
+
 # Kind of edit -> (tone, shape, said as). Up adds, down takes away: the shape alone tells them apart.
 KINDS: dict[str, tuple[str, str, str]] = {"add": ("warm", "up", "adding"), "remove": ("cool", "down", "removing")}
 
@@ -45,7 +49,7 @@ def _damage_scale(shown: list[Candidate], start: float, end: float) -> tuple[Sca
         return scale, log_ticks(scale.low, scale.high)
     high = high * 1.08 if high > 0 else 1.0
     scale = Scale(min(0.0, low * 1.08), high, start, end)
-    return scale, ticks(scale.low, scale.high, 5 if end - start > 420 else 3)
+    return scale, ticks(scale.low, scale.high, 5 if end - start > 420 else 4)
 
 
 def _effect_scale(shown: list[Candidate], start: float, end: float) -> tuple[Scale, list[float]]:
@@ -78,19 +82,20 @@ def _pareto_axes(xs: Scale, ys: Scale, xt: list[float], yt: list[float], width: 
     return parts
 
 
-def _pareto_labels(shown: list[Candidate], labels: Labels, place: Callable[[Candidate], tuple[float, float]]) -> list[str]:
+def _pareto_labels(shown: list[Candidate], labels: Labels, place: Place) -> list[str]:
     """The chosen candidates with two lines of words each, tied to their mark when they had to move away."""
     parts = []
     room = labels.right - labels.left
     for c in (c for c in shown if c.chosen):
         tone = KINDS[c.kind][0]
         first = f"chosen to {c.kind}"
-        second = fit(f"{c.amount:g} at {spans(c.layers)}, from layer {c.source}", 12, room)
+        second = f"amount {c.amount:g}, layers {spans(c.layers)}" + (f", from layer {c.source}" if room > 500 else "")
+        second = fit(second, 12, room * 0.7)
         wide = max(text_width(first, 13), text_width(second, 12))
         x, y = place(c)
-        left, top, right, bottom = labels.place(x, y, wide, 32, 13)
+        left, top, right, bottom = labels.place(x, y, wide, 32, 17)
         nearest = (min(max(x, left), right), min(max(y, top), bottom))
-        if math.dist(nearest, (x, y)) > 24:
+        if math.dist(nearest, (x, y)) > 30:
             parts.append(line(x, y, *nearest, "leader"))
         anchor, at = ("end", right) if right < x else ("start", left)
         parts.append(put(at, top + 12, first, f"strong {tone}-text", anchor))
@@ -112,18 +117,22 @@ def pareto(candidates: Sequence[Candidate], width: int, uid: str) -> str:
     def place(c: Candidate) -> tuple[float, float]:
         return xs(c.kl), ys(c.effect)
 
-    marks, names = [], []
+    parts.append(put(xs.start + 8, 42, "↖ more effect for less damage", "tick"))
+    labels.taken.append((xs.start, 28, xs.start + 8 + text_width("↖ more effect for less damage", 12), 48))
     for c in shown:
-        labels.block(*place(c), 11 if c.chosen else 8)
+        labels.block(*place(c), 15 if c.chosen else 8)
+    marks = []
     for kind, (tone, shape, _) in KINDS.items():
         mine = [c for c in shown if c.kind == kind]
-        edge = front(mine)
-        marks.append(path([place(c) for c in edge], f"{tone}-line {'dashed' if kind == 'remove' else ''}"))
+        best = [place(c) for c in front(mine)]
+        labels.block_line(best)
+        marks.append(path(best, f"{tone}-line{' dashed' if kind == 'remove' else ''}"))
         for c in sorted(mine, key=lambda c: c.chosen):
             x, y = place(c)
             if c.chosen:
                 marks.append(mark("dot", x, y, 14, f"{tone}-ring"))
-            marks.append(mark(shape, x, y, 7.5 if c.chosen else 5.5, f"{tone}-{'fill' if c.chosen else 'open'}", _tip(c)))
+            size, look = (7.5, "fill") if c.chosen else (5.5, "open")
+            marks.append(mark(shape, x, y, size, f"{tone}-{look}", _tip(c)))
     names = _pareto_labels(shown, labels, place)
     for kind, (tone, _, said) in KINDS.items():
         edge = front([c for c in shown if c.kind == kind])
@@ -138,9 +147,7 @@ def pareto(candidates: Sequence[Candidate], width: int, uid: str) -> str:
     return svg(width, height, title, desc, [*parts, *marks, *names], uid)
 
 
-def _panel(
-    values: list[tuple[int, float]], band: list[tuple[int, float, float]], xs: Scale, ys: Scale, tone: str, fixed: list[float]
-) -> list[str]:
+def _panel(values: Values, band: Bands, xs: Scale, ys: Scale, tone: str, fixed: list[float]) -> list[str]:
     parts = []
     for value, words in zip(fixed, tick_words(fixed), strict=True):
         parts.append(line(xs.start - 6, ys(value), xs.end + 6, ys(value), "grid"))
@@ -166,13 +173,12 @@ def _layer_panels(quality: list[LayerQuality], xs: Scale, top: float, heights: t
     rows = [
         ("AUROC on held-out prompts, with its 95% band", auroc, band, floor, 1.0, "ink"),
         ("Split-half cosine of the direction", halves, [], max(-1.0, least), 1.0, "cool"),
-        ("Length of the direction / mean length of the residual stream", norms, [], 0.0, most * 1.08, "warm"),
+        ("Length relative to the residual stream", norms, [], 0.0, most * 1.08, "warm"),
     ]
     for (name, values, limits, low, high, tone), tall in zip(rows, heights, strict=True):
         ys = Scale(low, high, top + 22 + tall, top + 22)
-        fixed = ticks(low, high, 3 if tall > 90 else 2)
-        if tone == "ink" and low < 0.5 < high and not any(abs(t - 0.5) < 1e-9 for t in fixed):
-            fixed.append(0.5)
+        # chance has to be among the ticks of AUROC
+        fixed = [t for t in (0.0, 0.25, 0.5, 0.75, 1.0) if t >= low] if tone == "ink" else ticks(low, high, 2)
         parts.append(put(xs.start - 40, top + 10, fit(name, 13, xs.end - xs.start + 50), "strong"))
         parts.extend(_panel(values, limits, xs, ys, tone, fixed))
         if tone == "ink" and low <= 0.5:
@@ -199,16 +205,12 @@ def _chosen_marks(chosen: list[Candidate], xs: Scale, top: float, foot: float) -
 def _edited_bars(chosen: list[Candidate], xs: Scale, top: float, step: float) -> list[str]:
     parts = []
     for i, c in enumerate(chosen):
-        tone, shape, _ = KINDS[c.kind]
-        y = top + 20 * i
+        tone = KINDS[c.kind][0]
+        y = top + 34 * i
         for a, b in runs(c.layers):
             parts.append(rect(xs(a) - step * 0.4, y, xs(b) - xs(a) + step * 0.8, 8, f"{tone}-fill", 2))
-        words = f"{c.kind}: {spans(c.layers)}"
-        after = xs(max(c.layers)) + step
-        if after + text_width(words, 12) < xs.end + 8:
-            parts.append(put(after, y + 8, words, "tick"))
-        else:
-            parts.append(put(xs(min(c.layers)) - step, y + 8, words, "tick", "end"))
+        words = f"{'▲' if c.kind == 'add' else '▼'} layers edited to {c.kind}: {spans(c.layers)}"
+        parts.append(put(xs.start - 40, y - 6, fit(words, 12, xs.end - xs.start + 40), f"small-strong {tone}-text"))
     return parts
 
 
@@ -232,11 +234,10 @@ def layer_curve(meta: DirectionMeta, width: int, uid: str, extra: str = "") -> s
         parts.append(line(xs(value), foot, xs(value), foot + 5, "axis"))
         parts.append(put(xs(value), foot + 20, str(value), "tick", "middle"))
     parts.append(put(xs.end + 6, foot + 40, "layer →", "name", "end"))
-    parts.append(put(xs.start - 40, foot + 40, "layers that each choice edits" if chosen else "", "name"))
-    parts += _edited_bars(chosen, xs, foot + 54, step)
+    parts += _edited_bars(chosen, xs, foot + 66, step)
     best = max(quality, key=lambda q: q.auroc if math.isfinite(q.auroc) else -1)
     desc = f"Best AUROC {number(best.auroc, 3)} at layer {best.layer}. "
     desc += " ".join(f"Chosen to {c.kind}: layer {c.source}, applied at layers {spans(c.layers)}." for c in chosen)
-    height = foot + 48 + (20 * len(chosen) + 6 if chosen else 0)
+    height = foot + 48 + (34 * len(chosen) - 4 if chosen else 0)
     title = f"{meta.feature} in {meta.model.ref}, layer by layer"
     return svg(width, height, title, desc, parts, uid, extra)

@@ -11,7 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.resources import files
 from typing import Any, TypeVar
 
@@ -43,7 +43,9 @@ def _printable(value: Any) -> Any:
 
 @cache
 def _template() -> Template:
-    env = Environment(autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(
+        autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
+    )
     env.filters.update(
         compact=text.compact,
         duration=text.duration,
@@ -68,14 +70,14 @@ def _pair(draw: Callable[[int, str], str], uid: str) -> tuple[Markup, Markup]:
 
 
 def _direction_charts(found: Sequence[DirectionMeta]) -> list[dict[str, Any]]:
-    drawn = []
-    for i, meta in enumerate(found):
-        drawn.append({
+    return [
+        {
             "meta": meta,
-            "pareto": _pair(lambda w, uid, m=meta: charts.pareto(m.candidates, w, uid), f"pareto{i}"),
-            "layers": _pair(lambda w, uid, m=meta: charts.layer_curve(m, w, uid), f"layers{i}"),
-        })  # fmt: skip
-    return drawn
+            "pareto": _pair(partial(charts.pareto, meta.candidates), f"pareto{i}"),
+            "layers": _pair(partial(charts.layer_curve, meta), f"layers{i}"),
+        }
+        for i, meta in enumerate(found)
+    ]
 
 
 def _grouped(seen: Sequence[Variant], value: Callable[[MeasureRecord], T]) -> list[tuple[list[Variant], T]]:
@@ -106,7 +108,7 @@ def _context(records: Sequence[MeasureRecord], title: str | None) -> dict[str, A
     # the page's policy names the style sheet by its digest, so an injected style would not apply either
     css = _asset("report.css") + chart_styles()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    seconds = [(v, v.record.seconds, _pair(lambda w, uid, s=v.record.seconds: intervals.time_bar(s, w, uid), f"time{i}"))
+    seconds = [(v, v.record.seconds, _pair(partial(intervals.time_bar, v.record.seconds), f"time{i}"))
                for i, v in enumerate(seen) if v.record.seconds]  # fmt: skip
     tiles = [(t, Markup(t.chart)) for t in view.tiles(seen, compared)]
     return {
@@ -129,7 +131,7 @@ def _context(records: Sequence[MeasureRecord], title: str | None) -> dict[str, A
         "scorers": _grouped(seen, lambda r: r.scorers),
         "options": _grouped(seen, lambda r: r.options),
         "ran": _grouped(seen, lambda r: r.ran),
-        "notes": _grouped(seen, lambda r: r.notes),
+        "remarks": _grouped(seen, lambda r: r.notes),
         "seconds": seconds,
         "versions": view.merged([r.versions for r in records]),
         "schema": records[0].schema_id,

@@ -57,7 +57,8 @@ def _dot(d: Dot, xs: Scale, y: float, size: float) -> list[str]:
     if d.high > d.low:
         parts.append(line(xs(d.low), y, xs(d.high), y, f"{d.tone}-whisker"))
         parts.extend(line(xs(v), y - 3.5, xs(v), y + 3.5, f"{d.tone}-whisker") for v in (d.low, d.high))
-    parts.append(mark(d.shape, xs(d.value), y, size, f"{d.tone}-{'fill' if d.settled else 'open'}", f"{d.label}: {d.words}"))
+    look = f"{d.tone}-{'fill' if d.settled else 'open'}"
+    parts.append(mark(d.shape, xs(d.value), y, size, look, f"{d.label}: {d.words}"))
     return parts
 
 
@@ -89,7 +90,8 @@ def _forest_group(lines: Sequence[Line], xs: Scale, top: float, width: int, narr
     bottoms: list[float] = []
     for row in lines:
         if narrow:
-            parts.append(put(0, y + 12, fit(f"{row.name} · {row.condition}" if row.condition else row.name, 13, width), "strong"))
+            whole = f"{row.name} · {row.condition}" if row.condition else row.name
+            parts.append(put(0, y + 12, fit(whole, 13, width), "strong"))
             y += 24
         else:
             parts.append(put(0, y + 10, fit(row.name, 13, xs.start - 22), "strong"))
@@ -107,7 +109,7 @@ def _forest_group(lines: Sequence[Line], xs: Scale, top: float, width: int, narr
     foot = y
     parts.insert(0, line(xs(0), top - 6, xs(0), foot, "zero"))
     parts.append(line(xs.start, foot, xs.end, foot, "axis"))
-    wanted = ticks(xs.low, xs.high, 4 if not narrow else 3)
+    wanted = ticks(xs.low, xs.high, 3 if narrow else 5)
     for value, words in zip(wanted, tick_words(wanted, signed=True), strict=True):
         parts.append(line(xs(value), foot, xs(value), foot + 4, "axis"))
         parts.append(put(xs(value), foot + 18, words, "tick-small", "middle"))
@@ -115,7 +117,7 @@ def _forest_group(lines: Sequence[Line], xs: Scale, top: float, width: int, narr
     if narrow:
         parts.append(put(xs.end, foot + 34, fit(unit, 12, width), "name", "end"))
         return parts, foot + 62
-    parts.append(put(xs.end + 16, foot + 18, fit(unit, 12, width - xs.end - 16), "name"))
+    parts.append(put(0, foot + 18, fit(unit, 12, xs.start - 22), "name"))
     return parts, foot + 50
 
 
@@ -133,9 +135,11 @@ def forest(lines: Sequence[Line], width: int, uid: str) -> str:
     left = max(max(-low / (high - low) for low, high in ranges.values()), 0.0)
     right = max(max(high / (high - low) for low, high in ranges.values()), 0.0)
     cut = min(0.92, max(0.08, left / (left + right)))
-    start, end = (8.0, width - 8.0) if narrow else (width * 0.23, width * 0.64)
-    parts = [put(start + (end - start) * cut - 12, 14, "← less", "name", "end"),
-             put(start + (end - start) * cut + 12, 14, "more →", "name")]
+    start, end = (8.0, width - 8.0) if narrow else (width * 0.23, width * 0.61)
+    parts = [
+        put(start + (end - start) * cut - 12, 14, "← less", "name", "end"),
+        put(start + (end - start) * cut + 12, 14, "more →", "name"),
+    ]
     y = 36.0
     for unit, rows in groups.items():
         low, high = ranges[unit]
@@ -156,9 +160,8 @@ def time_bar(parts: dict[str, float], width: int, uid: str) -> str:
     drawn, x = [], 0.0
     for i, (name, seconds) in enumerate(real.items()):
         wide = width * seconds / total
-        drawn.append(
-            f'<g><title>{esc(name)}: {esc(duration(seconds))}</title>{rect(x, 0, wide - 1.5, 26, f"step-{i % 4}", 2)}</g>'
-        )
+        block = rect(x, 0, wide - 1.5, 26, f"step-{i % 4}", 2)
+        drawn.append(f"<g><title>{esc(name)}: {esc(duration(seconds))}</title>{block}</g>")
         if text_width(name, 12) + 12 < wide:
             drawn.append(put(x + 8, 17, name, f"step-text-{i % 4}"))
         x += wide

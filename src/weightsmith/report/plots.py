@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import warnings
 from typing import Any
 
 from ..errors import MissingExtra, RecipeError
@@ -14,7 +15,8 @@ from .html import chart_styles
 from .text import number, spans, visible
 
 PAPER = {
-    "paper": "#ffffff", "ink": "#1f1d1a", "quiet": "#6a655c", "rule": "#e4ded3", "soft": "#d9d1c3", "warm": "#ad4a1c", "cool": "#1f5f86",
+    "paper": "#ffffff", "ink": "#1f1d1a", "quiet": "#6a655c", "rule": "#e4ded3", "soft": "#d9d1c3",
+    "warm": "#ad4a1c", "cool": "#1f5f86",
     "sans": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif",
 }  # fmt: skip
 _BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -26,6 +28,10 @@ def _quality(meta: DirectionMeta) -> list[LayerQuality]:
         raise RecipeError("the direction has no quality figures to draw", where=visible(meta.feature),
                           hint="a combination of directions has none; find the feature itself")  # fmt: skip
     return quality
+
+
+def _lowest(values: list[float]) -> float:
+    return min((v for v in values if math.isfinite(v)), default=1.0)
 
 
 def _chosen(meta: DirectionMeta) -> list[Candidate]:
@@ -76,7 +82,8 @@ def layer_curve_png(meta: DirectionMeta) -> bytes:
     figure = Figure(figsize=(7.6, 5.6), dpi=160, facecolor=PAPER["paper"], layout="constrained")
     top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[2, 1.1, 1.1])
     layers = [q.layer for q in quality]
-    top.fill_between(layers, [q.auroc_low for q in quality], [q.auroc_high for q in quality], color=PAPER["ink"], alpha=0.12, linewidth=0)
+    low, high = [q.auroc_low for q in quality], [q.auroc_high for q in quality]
+    top.fill_between(layers, low, high, color=PAPER["ink"], alpha=0.12, linewidth=0)
     top.plot(layers, [q.auroc for q in quality], color=PAPER["ink"], marker=".", linewidth=1.4)
     top.axhline(0.5, color=PAPER["quiet"], linewidth=0.8, linestyle=":")
     middle.plot(layers, [q.split_half for q in quality], color=PAPER["cool"], marker=".", linewidth=1.4)
@@ -85,19 +92,25 @@ def layer_curve_png(meta: DirectionMeta) -> bytes:
     bottom.set_ylim(bottom=0)
     _axes(top, "AUROC on held-out prompts, with its 95% band")
     _axes(middle, "Split-half cosine of the direction")
-    _axes(bottom, "Length of the direction / mean length of the residual stream")
+    _axes(bottom, "Length relative to the residual stream")
     bottom.set_xlabel("layer", color=PAPER["quiet"], fontsize=9)
     for i, c in enumerate(_chosen(meta)):
         tone = PAPER[KINDS[c.kind][0]]
         for axis in (top, middle, bottom):
             axis.axvline(c.source, color=tone, linewidth=1.1, linestyle="-" if c.kind == "add" else "--", alpha=0.8)
-        top.annotate(f"layer {c.source} to {c.kind}", (c.source, 0), (5, 6 + 13 * i), xycoords=("data", "axes fraction"),
-                     textcoords="offset points", color=tone, fontsize=9, fontweight="bold")  # fmt: skip
+        last = c.source > layers[0] + 0.72 * (layers[-1] - layers[0])
+        # a white box keeps the words apart from the lines that they would lie on
+        top.annotate(f"layer {c.source} to {c.kind}", (c.source, 0), (-6 if last else 6, 8 + 15 * i),
+                     xycoords=("data", "axes fraction"), textcoords="offset points", ha="right" if last else "left", color=tone, fontsize=9,
+                     fontweight="bold", bbox={"facecolor": PAPER["paper"], "edgecolor": "none", "pad": 1.5}, zorder=5)  # fmt: skip
     # dollar signs would start a formula
     name = f"{visible(meta.feature)} in {visible(meta.model.ref)}".replace("$", r"\$")
     figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", color=PAPER["ink"])
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # names in scripts that matplotlib's font lacks are drawn as boxes; that needs no warning to the caller
+        warnings.simplefilter("ignore", UserWarning)
+        figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
 
 
@@ -143,22 +156,18 @@ def _ruler(bins: list[list[LayerQuality]], cell: int) -> list[str]:
 
 
 def _pointers(chosen: list[Candidate], bins: list[list[LayerQuality]], cell: int, width: int) -> list[str]:
-    """A line per chosen layer: a mark under its column, and words on the side with room."""
-    lines = []
+    """Marks under the columns of the chosen layers, and a line of words for each."""
+    signs = {c.source: "▲" if c.kind == "add" else "▼" for c in chosen}
+    if len(signs) < len(chosen):
+        # one layer chosen for both
+        signs = dict.fromkeys(signs, "◆")
+    marks = ["".join(next((signs[q.layer] for q in b if q.layer in signs), " ").ljust(cell) for b in bins).rstrip()]
+    lines = [" " * 7 + marks[0]] if marks[0] else []
     for c in chosen:
-        column = next((i for i, b in enumerate(bins) if any(q.layer == c.source for q in b)), None)
-        sign = "▲" if c.kind == "add" else "▼"
         quality = next((q for b in bins for q in b if q.layer == c.source), None)
-        words = f"layer {c.source} to {c.kind}, applied at {spans(c.layers)}"
-        if quality is not None:
-            words += f" (AUROC {number(quality.auroc, 2)})"
-        at = 7 + column * cell if column is not None else 7
-        if at + 2 + len(words) <= width:
-            lines.append(" " * at + f"{sign} {words}")
-        elif len(words) + 1 <= at:
-            lines.append(" " * (at - len(words) - 1) + f"{words} {sign}")
-        else:
-            lines += [" " * at + sign, ("       " + words)[:width]]
+        words = f"{signs[c.source]} layer {c.source} to {c.kind}, applied at {spans(c.layers)}"
+        words += f", AUROC {number(quality.auroc, 2)}" if quality is not None else ""
+        lines.append(" " * 7 + (words if len(words) <= width - 7 else words[: width - 8] + "…"))
     return lines
 
 
@@ -175,12 +184,11 @@ def layer_curve_text(meta: DirectionMeta, width: int) -> str:
     bins, cell = _bins(quality, width - 8)
     auroc = [max(q.auroc for q in b) for b in bins]
     halves = [max(q.split_half for q in b) for b in bins]
-    floor = 0.5 if min((v for v in auroc if math.isfinite(v)), default=1.0) >= 0.45 else 0.0
-    least = min((v for v in halves if math.isfinite(v)), default=0.0)
-    lines = ["AUROC on held-out prompts (0.5 is chance)"]
+    floor = 0.5 if _lowest(auroc) >= 0.45 else 0.0
+    lines = ["AUROC, held out (0.5 is chance)"]
     lines += _plot(auroc, floor, 1.0, 6, cell)
     lines += ["", "split-half cosine"]
-    lines += _plot(halves, -1.0 if least < 0 else 0.0, 1.0, 4, cell)
+    lines += _plot(halves, -1.0 if _lowest(halves) < 0 else 0.0, 1.0, 4, cell)
     lines += _ruler(bins, cell)
     lines += _pointers(_chosen(meta), bins, cell, width)
-    return "\n".join(line[:width] for line in lines)
+    return "\n".join(lines)

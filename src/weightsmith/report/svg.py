@@ -10,11 +10,12 @@ import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from .text import number, visible
 
 # Widths of text are guessed, since nothing here can ask a browser; a little too wide is the safe side.
-_EM = 0.56
+_EM = 0.53
 
 
 def esc(text: object) -> str:
@@ -153,6 +154,13 @@ class Labels:
     def block(self, x: float, y: float, radius: float) -> None:
         """Keep labels off a mark."""
         self.taken.append((x - radius, y - radius, x + radius, y + radius))
+
+    def block_line(self, points: Sequence[tuple[float, float]]) -> None:
+        """Keep labels off a polyline."""
+        for (x1, y1), (x2, y2) in pairwise(points):
+            steps = max(1, round(math.dist((x1, y1), (x2, y2)) / 8))
+            for i in range(steps):
+                self.block(x1 + (x2 - x1) * (i + 0.5) / steps, y1 + (y2 - y1) * (i + 0.5) / steps, 3)
 
     def _cost(self, box: Box) -> float:
         out = max(0, self.left - box[0]) + max(0, box[2] - self.right)

@@ -102,15 +102,20 @@ def is_share(unit: str) -> bool:
 
 
 def show(
-    value: float, low: float, high: float, unit: str, *, signed: bool = False, change: bool = False, bounded: bool = True
-) -> Shown:
-    """Print a figure; shares become per cent, and a change of a share becomes percentage points."""
+    value: float, low: float, high: float, unit: str, *, signed: bool = False, change: bool = False, bounded: bool = True,
+    places: int | None = None,
+) -> Shown:  # fmt: skip
+    """Print a figure; shares become per cent, and a change of a share becomes percentage points.
+
+    ``places`` are the decimals if it must match its neighbours; otherwise its own interval decides.
+    """
     of_what = unit.partition(" ")[2]
     share = is_share(unit)
     if share:
         value, low, high = value * 100, low * 100, high * 100
     bounded = bounded and math.isfinite(low) and math.isfinite(high)
-    places = decimals_for(value, low, high) if bounded else decimals_for(value, value, value)
+    if places is None:
+        places = decimals_for(value, low, high) if bounded else decimals_for(value, value, value)
     tail = "%" if share and not change else ""
     parts = [number(v, places, signed=signed or change) for v in (value, low, high)]
     words = [p + tail if p != "\u2013" else p for p in parts]
@@ -196,8 +201,14 @@ def words(text: str) -> list[str]:
 
 
 def _merge(marked: Iterable[tuple[str, bool]]) -> list[Piece]:
+    """Neighbouring words of one kind as one piece; white space is marked only between two marked words."""
+    tokens = list(marked)
+    for i, (word, _) in enumerate(tokens):
+        if word.isspace():
+            inside = 0 < i < len(tokens) - 1 and tokens[i - 1][1] and tokens[i + 1][1]
+            tokens[i] = (word, inside and "\n" not in word)
     pieces: list[Piece] = []
-    for text, changed in marked:
+    for text, changed in tokens:
         if pieces and pieces[-1].changed == changed:
             pieces[-1] = Piece(pieces[-1].text + text, changed)
         elif text:

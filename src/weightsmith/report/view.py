@@ -61,9 +61,22 @@ def variants(records: Sequence[MeasureRecord]) -> list[Variant]:
     return [Variant(a, tone, shape, r) for a, (tone, shape), r in zip(labels, chosen, records, strict=True)]
 
 
-def printed(m: Measurement, *, signed: bool = False) -> Shown:
+def printed(m: Measurement, *, signed: bool = False, places: int | None = None) -> Shown:
     """A measurement in print."""
-    return show(m.value, m.low, m.high, m.unit, signed=signed, bounded=m.interval != "none")
+    return show(m.value, m.low, m.high, m.unit, signed=signed, bounded=m.interval != "none", places=places)
+
+
+def _style(found: Sequence[Difference]) -> tuple[bool, int | None]:
+    """Whether a scorer's values need signs, and decimals that suit all of its intervals, so that its figures line up."""
+    sides = [m for d in found for m in (d.base, d.edited)]
+    share = text.is_share(found[0].unit)
+    bounds = [(m.low, m.high) for m in sides] + [(d.low, d.high) for d in found]
+    widths = [high - low for low, high in bounds if math.isfinite(high - low) and high > low]
+    signed = not share and any(min(m.value, m.low) < 0 for m in sides)
+    if not widths:
+        return signed, None
+    typical = math.exp(sum(math.log(w) for w in widths) / len(widths)) * (100 if share else 1)
+    return signed, text.decimals_for(0.0, 0.0, typical)
 
 
 @dataclass(frozen=True)
@@ -101,21 +114,26 @@ class Comparison:
     changes: list[Change]
 
 
-def _change(v: Variant, d: Difference) -> Change:
-    signed = min(d.base.low, d.base.value, d.edited.low, d.edited.value) < 0
+def _change(v: Variant, d: Difference, style: tuple[bool, int | None]) -> Change:
+    signed, places = style
     return Change(
-        variant=v, base=printed(d.base, signed=signed), edited=printed(d.edited, signed=signed),
-        change=show(d.value, d.low, d.high, d.unit, change=True), n=d.n, p=text.probability(d.p), test=d.test,
+        variant=v, base=printed(d.base, signed=signed, places=places), edited=printed(d.edited, signed=signed, places=places),
+        change=show(d.value, d.low, d.high, d.unit, change=True, places=places), n=d.n, p=text.probability(d.p), test=d.test,
         verdict=text.verdict(d.low, d.high), difference=d,
     )  # fmt: skip
 
 
 def comparisons(seen: Sequence[Variant]) -> list[Comparison]:
     """All differences, the same scorer and condition of several variants together, in the order of the records."""
+    scorers: dict[tuple[str, str], list[Difference]] = {}
+    for v in seen:
+        for d in v.record.differences:
+            scorers.setdefault((d.name, d.unit), []).append(d)
+    styles = {key: _style(mine) for key, mine in scorers.items()}
     found: dict[tuple[str, str, str], list[Change]] = {}
     for v in seen:
         for d in v.record.differences:
-            found.setdefault((d.name, d.condition, d.unit), []).append(_change(v, d))
+            found.setdefault((d.name, d.condition, d.unit), []).append(_change(v, d, styles[d.name, d.unit]))
     return [Comparison(*key, changes) for key, changes in found.items()]
 
 
@@ -135,13 +153,20 @@ class Tile:
     changes: list[Change]
     chart: str
 
+    @property
+    def n_words(self) -> str:
+        """``n = 48`` if that holds for every figure of the tile; otherwise empty, and each figure says its own."""
+        found = {n for *_, n in self.rows} | {c.n for c in self.changes}
+        return f"n = {found.pop()}" if len(found) == 1 else ""
+
 
 def _effect_tiles(all_of: Sequence[Comparison]) -> list[Tile]:
     main = [c for c in all_of if (c.name, c.unit) == (all_of[0].name, all_of[0].unit)][:2] if all_of else []
     dots: list[list[Dot]] = []
     for c in main:
         mine = [_dot(c.changes[0].difference.base, "base", c.changes[0].base.value, "ink", "dot")]
-        mine += [_dot(g.difference.edited, g.variant.label, g.edited.value, g.variant.tone, g.variant.shape) for g in c.changes]
+        for g in c.changes:
+            mine.append(_dot(g.difference.edited, g.variant.label, g.edited.value, g.variant.tone, g.variant.shape))
         dots.append(mine)
     domain = extent([d for row in dots for d in row])
     tiles = []
@@ -150,7 +175,8 @@ def _effect_tiles(all_of: Sequence[Comparison]) -> list[Tile]:
         rows = [("base", "ink", "●", first.base, first.base_n)]
         rows += [(g.variant.label, g.variant.tone, g.variant.sign, g.edited, g.edited_n) for g in c.changes]
         title = f"{c.name}, {c.condition}: base and edited values with 95% intervals"
-        tiles.append(Tile(c.name, c.condition, first.base.unit, rows, c.changes, strip(mine, domain, 300, title, f"tile{i}")))
+        chart = strip(mine, domain, 300, title, f"tile{i}")
+        tiles.append(Tile(c.name, c.condition, first.base.unit, rows, c.changes, chart))
     return tiles
 
 
@@ -244,15 +270,17 @@ def forests(all_of: Sequence[Comparison], several: bool) -> list[str]:
     rows = []
     for c in all_of:
         scale = 100 if text.is_share(c.unit) else 1
+        one_n = len({g.n for g in c.changes}) == 1
         dots = []
         for g in c.changes:
             d, v = g.difference, g.variant
-            words = f"{g.change.value} ({g.change.interval}), n = {g.n}"
-            words += f": {text.CANNOT_TELL}" if g.verdict == text.CANNOT_TELL else ""
+            words = f"{g.change.value} ({g.change.interval})" + ("" if one_n else f", n = {g.n}")
+            words += f", {text.CANNOT_TELL}" if g.verdict == text.CANNOT_TELL else ""
             label = f"{v.sign} {v.label}" if several else ""
             dots.append(Dot(d.value * scale, d.low * scale, d.high * scale, v.tone, v.shape, label, words,
                             g.verdict != text.CANNOT_TELL))  # fmt: skip
-        rows.append(Line(c.name, c.condition, c.changes[0].change.unit, dots))
+        where = [c.condition] * bool(c.condition) + [f"n = {c.changes[0].n}"] * one_n
+        rows.append(Line(c.name, " · ".join(where), c.changes[0].change.unit, dots))
     return [forest(rows, 1036, "forest-wide"), forest(rows, NARROW, "forest-narrow")]
 
 
@@ -262,20 +290,21 @@ class DamageRow:
 
     name: str
     condition: str
+    unit: str
     figures: list[tuple[Shown, Measurement] | None]
 
 
 def damage(seen: Sequence[Variant]) -> list[DamageRow]:
     """Damage figures, one row for each name and condition."""
-    rows: dict[tuple[str, str, int], list[tuple[Shown, Measurement] | None]] = {}
+    rows: dict[tuple[str, str, str, int], list[tuple[Shown, Measurement] | None]] = {}
     for column, v in enumerate(seen):
-        times: Counter[tuple[str, str]] = Counter()
+        times: Counter[tuple[str, str, str]] = Counter()
         for m in v.record.damage:
-            key = (m.name, m.condition)
+            key = (m.name, m.condition, m.unit)
             row = rows.setdefault((*key, times[key]), [None] * len(seen))
             row[column] = (printed(m), m)
             times[key] += 1
-    return [DamageRow(name, condition, row) for (name, condition, _), row in rows.items()]
+    return [DamageRow(name, condition, unit, row) for (name, condition, unit, _), row in rows.items()]
 
 
 def directions(seen: Sequence[Variant]) -> list[DirectionMeta]:
@@ -296,8 +325,3 @@ def merged(parts: Iterable[dict[str, str]]) -> dict[str, str]:
             if version not in found.setdefault(name, []):
                 found[name].append(version)
     return {name: " / ".join(values) for name, values in found.items()}
-
-
-def finite(value: float) -> bool:
-    """For the template, which has no such test."""
-    return math.isfinite(value)

@@ -1,12 +1,14 @@
 """Forward passes that compute only what is asked for.
 
 Sequences are batched by length and padded on the right: with causal attention no real token sees the padding, so no
-mask is needed and the fast attention path is taken. Capture stops at the last wanted layer and never reaches the
+mask is needed and the fast attention path is taken. What all sequences of a call begin with (a template's head, a
+persona) is passed once and its key-value cache is shared. Capture stops at the last wanted layer and never reaches the
 ``lm_head``; log-probabilities run the ``lm_head`` on the answer's positions only.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -63,6 +65,55 @@ def padded(rows: Seq[Seq[int]], device: str, fill: int = 0) -> torch.Tensor:
     return torch.tensor([[*r, *[fill] * (longest - len(r))] for r in rows], dtype=torch.long, device=device)
 
 
+MIN_SHARED = 8  # a shorter common beginning is not worth a pass of its own
+
+
+def shared_prefix(rows: Seq[Seq[int]], before: Seq[int]) -> int:
+    """Length of the beginning that all ``rows`` share, at most ``min(before)`` and shorter than every row; 0 when it
+    is too short to pay."""
+    if len(rows) < 2:
+        return 0
+    limit = min(min(before), min(len(r) for r in rows) - 1)
+    ordered = sorted(tuple(r) for r in rows)
+    first, last = ordered[0], ordered[-1]  # in sorted order the extremes share the least
+    n = next((i for i in range(limit) if first[i] != last[i]), limit)
+    return n if n >= MIN_SHARED else 0
+
+
+@dataclass
+class Prefix:
+    """A beginning that was passed once: its ids, and how to continue it with a batch of suffixes."""
+
+    model: RunningModel
+    ids: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        self._cache: Any = None
+        if self.ids:
+            from transformers import DynamicCache
+
+            self._cache = DynamicCache(config=self.model.model.config)
+            row = torch.tensor([self.ids], device=self.model.device)
+            self.model.stack(input_ids=row, past_key_values=self._cache, use_cache=True)
+
+    def cache(self, rows: int) -> Any:
+        """A fresh cache of the prefix, repeated for ``rows`` suffixes; empty without a prefix."""
+        if self._cache is None:
+            from transformers import DynamicCache
+
+            return DynamicCache(config=self.model.model.config)
+        fresh = copy.deepcopy(self._cache)
+        fresh.batch_repeat_interleave(rows)
+        return fresh
+
+    def run(self, suffixes: Seq[Seq[int]]) -> Any:
+        """The stack's output over ``suffixes`` (padded on the right), after the prefix."""
+        ids = padded(suffixes, self.model.device)
+        if self._cache is None:
+            return self.model.stack(input_ids=ids, use_cache=False)
+        return self.model.stack(input_ids=ids, past_key_values=self.cache(len(suffixes)), use_cache=True)
+
+
 def check_length(model: RunningModel, ids: Seq[int]) -> None:
     """Raise :class:`RecipeError` for a sequence that the model's context can't hold."""
     if len(ids) > model.context_length:
@@ -93,11 +144,14 @@ def capture(
     norms = np.empty((len(sequences), len(layers)), np.float32)
     rows = {layer: k for k, layer in enumerate(layers)}
     current: list[int] = []
+    shared = shared_prefix([s.ids for s in sequences], [s.start for s in sequences])
+    prefix = Prefix(model, sequences[0].ids[:shared] if sequences else ())
 
     def take(layer: int, hidden: torch.Tensor) -> None:
         weights = torch.zeros(hidden.shape[:2], device=hidden.device)
         for b, i in enumerate(current):
-            weights[b, sequences[i].start : sequences[i].stop] = 1.0 / (sequences[i].stop - sequences[i].start)
+            start, stop = sequences[i].start - shared, sequences[i].stop - shared
+            weights[b, start:stop] = 1.0 / (stop - start)
         wide = hidden.float()
         out[current, rows[layer]] = torch.einsum("bt,btd->bd", weights, wide).cpu().numpy()
         norms[current, rows[layer]] = (weights * wide.norm(dim=-1)).sum(1).cpu().numpy()
@@ -107,10 +161,11 @@ def capture(
     handles = _capture_hooks(model, layers, point, take)
     try:
         done = 0
-        for batch in batches([len(s.ids) for s in sequences], model.options.batch_tokens, model.options.batch_size):
+        lengths = [len(s.ids) - shared for s in sequences]
+        for batch in batches(lengths, model.options.batch_tokens, model.options.batch_size):
             current[:] = batch
             try:
-                model.stack(input_ids=padded([sequences[i].ids for i in batch], model.device), use_cache=False)
+                prefix.run([sequences[i].ids[shared:] for i in batch])
             except _Stop:
                 pass
             except torch.OutOfMemoryError as error:
@@ -158,11 +213,12 @@ def answer_states(model: RunningModel, items: Seq[Continuation], step: str = "re
         if not item.answer:
             raise RecipeError("an answer came to no tokens at all")
     done = 0
-    for batch in batches([len(r) for r in rows], model.options.batch_tokens, model.options.batch_size):
-        hidden = model.stack(input_ids=padded([rows[i] for i in batch], model.device), use_cache=False)
-        states = hidden.last_hidden_state
+    shared = shared_prefix(rows, [len(item.prompt) - 1 for item in items])
+    prefix = Prefix(model, rows[0][:shared] if rows else ())
+    for batch in batches([len(r) - shared for r in rows], model.options.batch_tokens, model.options.batch_size):
+        states = prefix.run([rows[i][shared:] for i in batch]).last_hidden_state
         for b, i in enumerate(batch):
-            first = len(items[i].prompt) - 1
+            first = len(items[i].prompt) - 1 - shared
             out[i] = states[b, first : first + len(items[i].answer)].clone()
         done += len(batch)
         model.options.report(step, done, len(items))
@@ -187,28 +243,52 @@ def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "sc
         for i, (item, state) in enumerate(zip(items, states, strict=True)):
             out[i] = _mean_logprob(model, state, item.answer)
         return out
-    for done, (prompt, members) in enumerate(groups.items(), 1):
+    shared = shared_prefix(list(groups), [len(p) - 1 for p in groups])
+    prefix = Prefix(model, next(iter(groups))[:shared])
+    prompts, width = list(groups), max(len(m) for m in groups.values())
+    done = 0
+    for prompt in prompts:
         check_length(model, prompt)
-        for i, value in zip(members, _score_group(model, prompt, [items[i].answer for i in members]), strict=True):
-            out[i] = value
+    rows = max(1, model.options.batch_size * 4 // width)  # prompts in one batch; each becomes `width` short rows
+    for batch in batches([len(p) for p in prompts], model.options.batch_tokens, rows):
+        members = [groups[prompts[i]] for i in batch]
+        answers = [[items[i].answer for i in m] for m in members]
+        scores = _score_groups(model, prefix, [prompts[i][shared:] for i in batch], answers)
+        for m, values in zip(members, scores, strict=True):
+            for i, value in zip(m, values, strict=True):
+                out[i] = value
+        done += len(batch)
         model.options.report(step, done, len(groups))
     return out
 
 
-def _score_group(model: RunningModel, prompt: tuple[int, ...], answers: list[tuple[int, ...]]) -> list[float]:
-    """All answers to one prompt in one batch on a repeated cache of the prompt."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache(config=model.model.config)
-    first = model.stack(input_ids=torch.tensor([prompt], device=model.device), past_key_values=cache, use_cache=True)
+def _score_groups(
+    model: RunningModel, prefix: Prefix, prompts: list[tuple[int, ...]], answers: list[list[tuple[int, ...]]]
+) -> list[list[float]]:
+    """Answers to several prompts: the prompts (padded on the left) pass once, then all answers on their repeated cache."""
+    shared, device = len(prefix.ids), model.device
+    longest, width = max(len(p) for p in prompts), max(len(a) for a in answers)
+    ids = torch.tensor([[*[0] * (longest - len(p)), *p] for p in prompts], device=device)
+    pads = [[1] * shared + [0] * (longest - len(p)) + [1] * len(p) for p in prompts]
+    mask = torch.tensor(pads, device=device)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = prefix.cache(len(prompts))
+    first = model.stack(input_ids=ids, attention_mask=mask, position_ids=positions[:, shared:], past_key_values=cache,
+                        use_cache=True)  # fmt: skip
     last = first.last_hidden_state[:, -1]
-    cache.batch_repeat_interleave(len(answers))
-    rows = [a[:-1] or a for a in answers]
-    rest = model.stack(input_ids=padded(rows, model.device), past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(width)
+    # a prompt with fewer answers than the widest repeats its own last one; the copies are not read
+    rows = [(a[k] if k < len(a) else a[-1]) for a in answers for k in range(width)]
+    short = padded([r[:-1] or r for r in rows], device)
+    mask = torch.cat([mask.repeat_interleave(width, 0), mask.new_ones(short.shape)], 1)
+    starts = positions[:, -1:].repeat_interleave(width, 0) + 1
+    steps = torch.arange(short.shape[1], device=device)[None]
+    rest = model.stack(input_ids=short, attention_mask=mask, position_ids=starts + steps, past_key_values=cache,
+                       use_cache=True)  # fmt: skip
     scores = []
-    for b, answer in enumerate(answers):
-        state = torch.cat([last, rest.last_hidden_state[b, : len(answer) - 1]])
-        scores.append(_mean_logprob(model, state, answer))
+    for b, own in enumerate(answers):
+        tails = [rest.last_hidden_state[b * width + k, : len(a) - 1] for k, a in enumerate(own)]
+        scores.append([_mean_logprob(model, torch.cat([last[b : b + 1], t]), a) for t, a in zip(tails, own, strict=True)])
     return scores
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import NonFinite, OutOfMemory
-from .forward import batches, check_length
+from .forward import Prefix, batches, check_length, shared_prefix
 
 if TYPE_CHECKING:
     from .load import RunningModel
@@ -33,11 +33,13 @@ def generate(
         check_length(model, prompt)
     stops = torch.tensor(sorted(model.stop_tokens), device=model.device)
     done = 0
-    lengths = [len(p) + max_new_tokens for p in prompts]
+    shared = shared_prefix(prompts, [len(p) - 1 for p in prompts])
+    prefix = Prefix(model, tuple(prompts[0][:shared]) if prompts else ())
+    lengths = [len(p) - shared + max_new_tokens for p in prompts]
     # decoding reads all weights once a step whatever the batch, so rows are cheap: only memory bounds them
-    for batch in batches(lengths, model.options.batch_tokens * 4, model.options.batch_size):
+    for batch in batches(lengths, model.options.batch_tokens * 4, model.options.batch_size * 2):
         try:
-            _generate_batch(model, prompts, batch, answers, max_new_tokens, stops)
+            _generate_batch(model, prefix, prompts, batch, answers, max_new_tokens, stops)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory("a batch does not fit", hint="use a smaller --batch") from error
         done += len(batch)
@@ -46,19 +48,21 @@ def generate(
 
 
 def _generate_batch(
-    model: RunningModel, prompts: Seq[Seq[int]], batch: list[int], answers: list[list[int]], limit: int, stops: Any
-) -> None:
-    from transformers import DynamicCache
-
-    longest = max(len(prompts[i]) for i in batch)
+    model: RunningModel, prefix: Prefix, prompts: Seq[Seq[int]], batch: list[int], answers: list[list[int]], limit: int,
+    stops: Any,
+) -> None:  # fmt: skip
+    shared = len(prefix.ids)
+    suffixes = [list(prompts[i][shared:]) for i in batch]
+    longest = max(len(x) for x in suffixes)
     ids = torch.zeros((len(batch), longest), dtype=torch.long)
-    mask = torch.zeros((len(batch), longest), dtype=torch.long)
-    for row, i in enumerate(batch):
-        ids[row, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
-        mask[row, longest - len(prompts[i]) :] = 1
+    mask = torch.zeros((len(batch), shared + longest), dtype=torch.long)
+    mask[:, :shared] = 1
+    for row, suffix in enumerate(suffixes):
+        ids[row, longest - len(suffix) :] = torch.tensor(suffix)
+        mask[row, shared + longest - len(suffix) :] = 1
     ids, mask = ids.to(model.device), mask.to(model.device)
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    cache: Any = DynamicCache(config=model.model.config)
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
+    cache = prefix.cache(len(batch))
     alive = list(batch)
     for _ in range(limit):
         out = model.stack(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
