@@ -234,43 +234,52 @@ def test_a_sliding_window_is_not_rewritten(models: Pico, tmp_path: Path) -> None
         edit(base, pico.a_direction(base), tmp_path / "out", add=0.5, constant="as-llama")
 
 
-@pytest.mark.parametrize("family", ["mistral", "phi3", "qwen2", "llama"])
-def test_a_fitted_constant_reports_what_it_delivers(models: Pico, tmp_path: Path, family: str) -> None:
-    base = models(family)
+@pytest.mark.parametrize(("family", "layers"), [("mistral", [0, 1]), ("phi3", [1]), ("qwen2", [1]), ("llama", [1])])
+def test_a_fitted_constant_reports_what_it_delivers(
+    models: Pico, tmp_path: Path, family: str, layers: list[int]
+) -> None:
+    base = models(family, intermediate_size=1024)  # wide enough for its MLP to express a constant
     direction = pico.a_direction(base)
     form = "fitted" if family == "llama" else None
-    record = edit(base, direction, tmp_path / "out", add=0.5, layers=[1], source=1, constant=form, options=pico.CPU)
+    record = edit(base, direction, tmp_path / "out", add=0.8, layers=layers, source=1, constant=form, options=pico.CPU)
     audit(base, tmp_path / "out", record)
     loads_cleanly(tmp_path / "out")
-    assert [t.tensor for t in record.tensors] == ["model.layers.1.mlp.down_proj.weight"]
+    assert [t.tensor for t in record.tensors] == [f"model.layers.{x}.mlp.down_proj.weight" for x in layers]
     assert not record.config_changes
-    (report,) = record.fitted
-    assert report.layer == 1
-    assert report.n_tokens > 200
-    assert report.mean_dose == pytest.approx(1.0, abs=0.02)
+    assert [f.layer for f in record.fitted] == layers
+    for report in record.fitted:
+        assert report.n_tokens > 200
+        assert report.mean_dose == pytest.approx(1.0, abs=0.02)
+        assert report.spread < 0.3
     # measured on the weights that were written: what the linear's output gained, in units of the constant
-    (hook,) = compile_edit(open_checkpoint(str(base)), an_addition(direction, [1], 0.5, constant=form),
-                           {direction.digest(): direction}, hooks_only=True).hooks  # fmt: skip
-    assert isinstance(hook, AddOutput)
-    gained = delivered(base, tmp_path / "out", "model.layers.1.mlp.down_proj", hook.vector)
-    assert abs(float(gained.mean()) - 1.0) < 0.2
-    again = edit(base, direction, tmp_path / "again", add=0.5, layers=[1], source=1, constant=form, options=pico.CPU)
-    assert again.digest == record.digest
+    hooks = compile_edit(open_checkpoint(str(base)), an_addition(direction, layers, constant=form),
+                         {direction.digest(): direction}, hooks_only=True).hooks  # fmt: skip
+    for layer, hook in zip(layers, hooks, strict=True):
+        assert isinstance(hook, AddOutput)
+        gained = delivered(base, tmp_path / "out", f"model.layers.{layer}.mlp.down_proj", hook.vector)
+        assert float(gained.mean()) == pytest.approx(1.0, abs=0.1)
 
 
 @torch.no_grad()
 def delivered(base: Path, out: Path, module: str, vector: np.ndarray) -> torch.Tensor:
-    """(y′ − y)·v/‖v‖² of every token but the first, for prompts in the shape in which the fit saw them."""
+    """(W′ − W)x·v/‖v‖² of every token but the first, for other prompts in the shape in which the fit saw them."""
     old, new = running(base), running(out)
     shares: list[torch.Tensor] = []
     seen: dict[str, torch.Tensor] = {}
-    old.model.get_submodule(module).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
+    new.model.get_submodule(module).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
     step = new.model.get_submodule(module).weight - old.model.get_submodule(module).weight
     v = torch.from_numpy(vector).float()
     for text in ("How do I water a fern?", "What is a good name for a boat", "Tell me about the old harbour."):
-        old.model(input_ids=torch.tensor([old.encode([{"role": "user", "content": text}])]))
+        new.model(input_ids=torch.tensor([new.encode([{"role": "user", "content": text}])]))
         shares.append((seen["x"][0, 1:] @ step.T) @ v / (v @ v))
     return torch.cat(shares)
+
+
+def test_a_fit_gives_the_same_bytes_again(models: Pico, tmp_path: Path) -> None:
+    base = models("mistral")
+    direction = pico.a_direction(base)
+    one, two = (edit(base, direction, tmp_path / x, add=0.5, feature="melancholy", options=pico.CPU) for x in "ab")
+    assert one == two
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gemma3", "gemma3_images", "olmo2"])
@@ -341,9 +350,10 @@ def test_the_record_says_exactly_what_differs(models: Pico, tmp_path: Path, fami
     audit(base, tmp_path / "out", record)
     writers = [w.tensor for w in open_checkpoint(str(base)).architecture.writers if w.role != "embed"]
     assert sorted(t.tensor for t in record.tensors) == sorted(writers)
-    worst = {torch.float32: 2e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
-    left = {t.tensor: t.left for t in record.tensors}
+    worst = {torch.float32: 5e-7, torch.bfloat16: 1e-2, torch.float16: 2e-3}[dtype]
+    left = {t.tensor: t.left for t in record.tensors if not t.tensor.endswith("bias")}
     assert all(x is not None and x < worst for x in left.values()), left
+    assert not record.notes  # a bias may have had next to nothing along u: the share left of it is no news
     assert not record.config_changes
     assert record.base_tensors == len(pico.tensors(base))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import math
 import random
@@ -9,7 +11,8 @@ import re
 import sys
 import unicodedata
 import xml.etree.ElementTree as ET
-from typing import Any
+from html.parser import HTMLParser
+from typing import Any, ClassVar
 
 import pytest
 
@@ -30,13 +33,16 @@ from weightsmith.records import (
     ScorerNote,
     TensorRecord,
 )
-from weightsmith.report import charts, intervals, text
+from weightsmith.report import charts, intervals, text, view
 from weightsmith.report.html import render_report
 from weightsmith.report.plots import layer_curve_png, layer_curve_svg, layer_curve_text
 
 NEUTRAL, ASKED = "nothing asks for it", "asked to be melancholy"
 REF = "HuggingFaceTB/SmolLM2-135M-Instruct"
-HOSTILE = "<script>alert(1)</script>{{7*7}}{% raw %}\"'><img src=x onerror=y>\u202etxt.exe\u2066\x1b[31mred\x1b[0m\x00\u200b\U000e0041"
+HOSTILE = (
+    "<script>alert(1)</script>{{7*7}}{% raw %}\"'><img src=x onerror=y></style></svg>"
+    "\u202etxt.exe\u2066\x1b[31mred\x1b[0m\x00\u200b\U000e0041\u2028\ud800"
+)
 
 SAID = [
     ("What should I pack for a weekend at the lake?",
@@ -67,20 +73,23 @@ SAID = [
 ]  # fmt: skip
 
 
+# fmt: off
 def identity(ref: str, seed: str) -> ModelIdentity:
     return ModelIdentity(ref=ref, digest=(seed * 64)[:64], family="llama", n_layers=30, d_model=576)
 
 
-def measured(name: str, value: float, half: float, unit: str, n: int, condition: str, kind: Any = "bootstrap") -> Measurement:
-    return Measurement(name=name, value=value, unit=unit, low=value - half, high=value + half, n=n, interval=kind,
-                       condition=condition)  # fmt: skip
+def measured(name: str, value: float, half: float, unit: str, n: int, condition: str, kind: Any = "bootstrap") -> Any:
+    low = max(0.0, value - half) if unit.startswith("share") else value - half
+    return Measurement(name=name, value=value, unit=unit, low=low, high=value + half, n=n, interval=kind,
+                       condition=condition)
 
 
-def compared(name: str, condition: str, unit: str, base: float, edited: float, half: float, p: float, test: str, n: int = 48) -> Difference:
-    change = edited - base
-    return Difference(name=name, condition=condition, unit=unit, value=change, low=change - half, high=change + half, p=p,
-                      test=test, n=n, base=measured(name, base, half * 0.8, unit, n, condition),
-                      edited=measured(name, edited, half * 0.9, unit, n, condition))  # fmt: skip
+def compared(name: str, condition: str, unit: str, before: float, after: float, half: float, p: float,
+             test: str = "sign-flip permutation", n: int = 48) -> Difference:
+    change = after - before
+    return Difference(name=name, condition=condition, unit=unit, value=change, low=change - half, high=change + half,
+                      p=p, test=test, n=n, base=measured(name, before, half * 0.8, unit, n, condition),
+                      edited=measured(name, after, half * 0.9, unit, n, condition))
 
 
 def make_direction() -> DirectionMeta:
@@ -90,75 +99,378 @@ def make_direction() -> DirectionMeta:
         rise = 1 / (1 + math.exp(-(layer - 8) / 2.4))
         auroc = min(0.998, 0.56 + 0.43 * rise - 0.0022 * max(0, layer - 20) + rng.uniform(-0.012, 0.012))
         half = 0.11 * (1 - rise) + 0.012
-        quality.append(LayerQuality(layer=layer, auroc=auroc, auroc_low=max(0.38, auroc - half),
-                                    auroc_high=min(1.0, auroc + half * 0.7), split_half=0.42 + 0.53 * rise + rng.uniform(-0.02, 0.02),
-                                    relative_norm=0.08 + 0.34 * math.exp(-((layer - 19) ** 2) / 60)))  # fmt: skip
+        quality.append(LayerQuality(
+            layer=layer, auroc=auroc, auroc_low=max(0.38, auroc - half), auroc_high=min(1.0, auroc + half * 0.7),
+            split_half=0.42 + 0.53 * rise + rng.uniform(-0.02, 0.02),
+            relative_norm=0.08 + 0.34 * math.exp(-((layer - 19) ** 2) / 60)))
     for source in (12, 15, 18, 21):
         for amount in (0.3, 0.6, 0.9):
             effect = 2.6 * amount * (1 - abs(source - 17) / 14) - 0.9 * amount**2
-            candidates.append(Candidate(kind="add", source=source, layers=list(range(source - 4, source + 3)), amount=amount,
-                                        effect=effect, kl=0.09 * amount**2 * (1 + abs(source - 16) / 5) + 0.004, n=48,
-                                        chosen=source == 18 and amount == 0.6))  # fmt: skip
+            candidates.append(Candidate(
+                kind="add", source=source, layers=list(range(source - 4, source + 3)), amount=amount, effect=effect,
+                kl=0.09 * amount**2 * (1 + abs(source - 16) / 5) + 0.004, n=48, chosen=(source, amount) == (18, 0.6)))
     for source, effect, kl in ((10, 0.21, 0.012), (14, 0.47, 0.019), (18, 0.52, 0.061), (22, 0.33, 0.105)):
-        candidates.append(Candidate(kind="remove", source=source, layers=list(range(30)), amount=1, effect=effect, kl=kl, n=48,
-                                    chosen=source == 14))  # fmt: skip
+        candidates.append(Candidate(kind="remove", source=source, layers=list(range(30)), amount=1, effect=effect,
+                                    kl=kl, n=48, chosen=source == 14))
     return DirectionMeta(
         feature="melancholy", feature_digest="ab" * 32, description="A sad, wistful tone.", model=identity(REF, "5e81f"),
-        method="difference in means", site="response_mean", point="resid_post", layers=list(range(30)), prompts_digest="cd" * 32,
-        n={"extract": 96, "select": 48, "report": 48}, quality=quality, candidates=candidates,
+        method="difference in means", site="response_mean", point="resid_post", layers=list(range(30)),
+        prompts_digest="cd" * 32, n={"extract": 96, "select": 48, "report": 48}, quality=quality, candidates=candidates,
         rule="greatest effect minus damage, both in nats per token", ran={"device": "cpu", "dtype": "float32"},
-        versions={"torch": "2.9.1"},
-    )  # fmt: skip
+        versions={"torch": "2.9.1"})
 
 
 def make_derivation(enhanced: bool, direction: DirectionMeta) -> Derivation:
     chosen = direction.best("add" if enhanced else "remove")
     assert chosen is not None
-    step = EditStep(kind=chosen.kind, direction="9f" * 32, source=chosen.source, layers=chosen.layers, amount=chosen.amount,
-                    roles=[] if enhanced else ["attn_out", "mlp_down"], constant="fitted" if enhanced else None)  # fmt: skip
-    tensors = [TensorRecord(tensor=f"model.layers.{n}.{t}.weight", dtype="BF16", left=None if enhanced else 0.0021 + n * 1e-5,
+    step = EditStep(kind=chosen.kind, direction="9f" * 32, source=chosen.source, layers=chosen.layers,
+                    amount=chosen.amount, roles=[] if enhanced else ["attn_out", "mlp_down"],
+                    constant="fitted" if enhanced else None)
+    tensors = [TensorRecord(tensor=f"model.layers.{n}.{t}.weight", dtype="BF16", left=None if enhanced else 0.0021,
                             operations=["add rank 1" if enhanced else "remove the direction"])
-               for n in chosen.layers for t in ("self_attn.o_proj", "mlp.down_proj")]  # fmt: skip
+               for n in chosen.layers for t in ("self_attn.o_proj", "mlp.down_proj")]
+    fitted = [FittedConstant(layer=n, mean_dose=0.59, spread=0.041, n_tokens=5120) for n in chosen.layers]
     return Derivation(
-        base=identity(REF, "5e81f"), base_source={"hub": REF, "revision": "12fd25f77366fa6b3b4b768ec3050bf629380bac"}, base_tensors=272,
+        base=identity(REF, "5e81f"), base_source={"hub": REF, "revision": "12fd25f77366"}, base_tensors=272,
         edit=EditSpec(name="melancholy", steps=[step]), directions={"9f" * 32: direction},
         compute={"edit": "numpy fp64, elementwise, fixed order", "cast": "round to nearest even"}, tensors=tensors,
-        fitted=[FittedConstant(layer=n, mean_dose=0.59, spread=0.041, n_tokens=5120) for n in chosen.layers] if enhanced else [],
-        notes=["the output head is tied to the embedding, which stays as it is"], outputs={"model.safetensors": "e7" * 32, "config.json": "a1" * 32},
-        digest="e3" * 32, versions={"weightsmith": "0.1.0", "numpy": "2.3.1"},
-    )  # fmt: skip
+        fitted=fitted if enhanced else [], notes=["the output head is tied to the embedding, which stays as it is"],
+        outputs={"model.safetensors": "e7" * 32, "config.json": "a1" * 32}, digest="e3" * 32,
+        versions={"weightsmith": "0.1.0", "numpy": "2.3.1"})
 
 
 def make_record(enhanced: bool = True) -> MeasureRecord:
-    direction, word = make_direction(), "enhanced" if enhanced else "removed"
-    flip, mcnemar, vader = "sign-flip permutation", "McNemar, exact", "VADER compound, −1 to 1"
-    s, t = (-0.52, -0.61) if enhanced else (0.27, 0.11)
+    def of(up: Any, down: Any) -> Any:
+        return up if enhanced else down
+
+    direction, word, vader = make_direction(), of("enhanced", "removed"), "VADER compound, −1 to 1"
     differences = [
-        compared("sentiment", NEUTRAL, vader, 0.22, s, 0.094 if enhanced else 0.061, 0.00009 if enhanced else 0.11, flip),
-        compared("sentiment", ASKED, vader, -0.34, t, 0.088, 0.0004, flip),
-        compared("phrases", NEUTRAL, "share of answers", 0.0625, 0.5833 if enhanced else 0.0417, 0.073, 0.00002 if enhanced else 0.62, mcnemar),
-        compared("continuations", NEUTRAL, "nats per token", -2.31, -1.12 if enhanced else -2.78, 0.143, 0.0001, flip, 40),
-        compared("probe", ASKED, "0 lacks, 1 shows", 0.913, 1.204 if enhanced else 0.218, 0.052, 0.0001, flip, 44),
-    ]  # fmt: skip
-    damage = [
-        measured("KL first token", 0.041 if enhanced else 0.011, 0.006, "nats", 48, NEUTRAL),
-        measured("KL over response tokens", 0.0382 if enhanced else 0.0194, 0.0031, "nats per token", 48, NEUTRAL),
-        measured("perplexity, base", 18.42, 0.71, "", 32, "held-out text"),
-        measured("perplexity, edited", 19.07 if enhanced else 18.55, 0.76, "", 32, "held-out text"),
-        measured("degenerate", 0.0208 if enhanced else 0.0104, 0.0104, "share of answers", 96, "", "wilson"),
+        compared("sentiment", NEUTRAL, vader, 0.22, of(-0.52, 0.27), of(0.094, 0.061), of(0.00009, 0.11)),
+        compared("sentiment", ASKED, vader, -0.34, of(-0.61, 0.11), 0.088, 0.0004),
+        compared("phrases", NEUTRAL, "share of answers", 0.0625, of(0.5833, 0.0417), 0.073, of(0.00002, 0.62),
+                 "McNemar, exact"),
+        compared("continuations", NEUTRAL, "nats per token", -2.31, of(-1.12, -2.78), 0.143, 0.0001, n=40),
+        compared("probe", ASKED, "0 lacks, 1 shows", 0.913, of(1.204, 0.218), 0.052, 0.0001, n=44),
     ]
-    answers = [Answer(prompt=p, condition=c, base=b, edited=up if enhanced else down, degenerate_edited=enhanced and "sea the sea" in up)
-               for c in (NEUTRAL, ASKED) for p, b, up, down in SAID]  # fmt: skip
-    did = "The melancholy direction of layer 18 was added at layers 14–20" if enhanced else "The melancholy direction of layer 14 was taken out of all 30 layers"
-    after = "the mean sentiment of its everyday answers fell from +0.22 to −0.52" if enhanced else "answers asked to be melancholy rose from −0.34 to +0.11"
+    damage = [
+        measured("KL first token", of(0.041, 0.011), 0.006, "nats", 48, NEUTRAL),
+        measured("KL over response tokens", of(0.0382, 0.0194), 0.0031, "nats per token", 48, NEUTRAL),
+        measured("perplexity, base", 18.42, 0.71, "", 32, "held-out text"),
+        measured("perplexity, edited", of(19.07, 18.55), 0.76, "", 32, "held-out text"),
+        measured("degenerate", of(0.0208, 0.0104), 0.0104, "share of answers", 96, "", "wilson"),
+    ]
+    answers = [Answer(prompt=p, condition=c, base=b, edited=of(up, down), degenerate_edited="sea the sea" in of(up, ""))
+               for c in (NEUTRAL, ASKED) for p, b, up, down in SAID]
+    sentence = of("The melancholy direction of layer 18 was added at layers 14–20; the mean sentiment of its everyday "
+                  "answers fell from +0.22 to −0.52.",
+                  "The melancholy direction of layer 14 was taken out of all 30 layers; the sentiment of answers asked "
+                  "to be melancholy rose from −0.34 to +0.11.")
     return MeasureRecord(
-        title=f"Melancholy {word} in SmolLM2-135M", sentence=f"{did}; {after}.", feature="melancholy",
-        feature_description="A sad, wistful tone: answers dwell on loss, loneliness and the passing of time whatever the subject.",
-        base=identity(REF, "5e81f"), edited=identity(f"out/melancholy-{word}", "77c0a" if enhanced else "31b9d"), differences=differences, damage=damage,
-        answers=answers, direction=direction, derivation=make_derivation(enhanced, direction),
-        scorers=[ScorerNote(name="sentiment", reads="a lexicon of 7,500 English words and five rules, on the whole answer", error="blind to irony and to languages but English"),
-                 ScorerNote(name="phrases", reads="34 phrases of the recipe, whole words", error="misses every other wording")],
-        options={"max_new_tokens": 96, "greedy": True, "prompts": "report", "layers": [14, 20]}, ran={"device": "cpu, 2 threads", "dtype": "float32", "attention": "sdpa"},
-        seconds={"loading": 3.1, "answers of the base": 96.4, "answers of the edited": 101.2, "divergences": 22.8, "scorers": 9.4},
-        notes=["The report prompts were used neither for finding nor for choosing."], versions={"weightsmith": "0.1.0", "torch": "2.9.1", "transformers": "5.0.0"},
+        title=f"Melancholy {word} in SmolLM2-135M", sentence=sentence, feature="melancholy",
+        feature_description="A sad, wistful tone: answers dwell on loss and the passing of time whatever the subject.",
+        base=identity(REF, "5e81f"), edited=identity(f"out/melancholy-{word}", of("77c0a", "31b9d")),
+        differences=differences, damage=damage, answers=answers, direction=direction,
+        derivation=make_derivation(enhanced, direction),
+        scorers=[ScorerNote(name="sentiment", reads="a lexicon of 7,500 English words", error="blind to irony"),
+                 ScorerNote(name="phrases", reads="34 phrases, whole words", error="misses every other wording")],
+        options={"max_new_tokens": 96, "greedy": True, "prompts": "report", "layers": [14, 20]},
+        ran={"device": "cpu, 2 threads", "dtype": "float32", "attention": "sdpa"},
+        seconds={"loading": 3.1, "answers of the base": 96.4, "answers of the edited": 101.2, "divergences": 22.8,
+                 "scorers": 9.4},
+        notes=["The report prompts were used neither for finding nor for choosing."],
+        versions={"weightsmith": "0.1.0", "torch": "2.9.1", "transformers": "5.0.0"})
+# fmt: on
+
+
+def every_svg(page: str) -> list[ET.Element]:
+    return [ET.fromstring(found) for found in re.findall(r"<svg .*?</svg>", page, re.DOTALL)]
+
+
+def plain(page: str) -> str:
+    """What a reader sees: no style sheet, no tags, single spaces."""
+    body = re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+@pytest.fixture(scope="module")
+def one() -> str:
+    return render_report(make_record())
+
+
+@pytest.fixture(scope="module")
+def two() -> str:
+    return render_report([make_record(True), make_record(False)], title="Both")
+
+
+class Parsed(HTMLParser):
+    """The page as a browser's parser would take it: which elements there are, and whether they nest."""
+
+    VOID: ClassVar[set[str]] = {"meta", "link", "br", "img", "hr", "input"}
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: set[str] = set()
+        self.attributes: set[str] = set()
+        self.ids: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.add(tag)
+        self.attributes |= {name for name, _ in attrs}
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def poisoned(value: Any) -> Any:
+    """A record's data with hostile text in every place that takes any text, keys included."""
+    fixed = {"schema", "kind", "test_", "interval", "point", "constant"}
+    if isinstance(value, dict):
+        return {
+            k if k in fixed or k.isidentifier() else k + HOSTILE: v if k in fixed and k != "kind" else poisoned(v)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [poisoned(v) for v in value]
+    return value + HOSTILE if isinstance(value, str) and value not in {"add", "remove"} else value
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_hostile_text_stays_text(many: bool) -> None:
+    record = MeasureRecord.model_validate(poisoned(make_record().model_dump(by_alias=True)))
+    page = render_report([record, record] if many else record)
+    parsed = Parsed(page)
+    assert not parsed.open
+    assert not parsed.tags & {"script", "img", "iframe", "object", "link", "base", "form"}
+    assert not {a for a in parsed.attributes if a.startswith("on")} | parsed.attributes & {"src", "href", "style"}
+    assert "{{7*7}}{% raw %}" in page
+    for char in "\u202e\u2066\x1b\x00\u200b\U000e0041\u2028\ud800":
+        assert char not in page
+    assert "⟨U+202E⟩" in page
+    assert "␛[31m" in page
+    page.encode("utf-8")
+    assert len(every_svg(page)) >= 8
+
+
+def test_the_page_may_load_and_run_nothing(two: str) -> None:
+    assert "default-src 'none'" in two
+    assert not re.findall(r"(?:https?:)?//[a-z]", two.split("<body>")[0])
+    assert not re.findall(r"url\(|@import|\\bsrc=|href=", two)
+    css = re.findall(r"<style>(.*?)</style>", two, re.DOTALL)[0]
+    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in two
+
+
+def test_a_page_is_well_formed(one: str, two: str) -> None:
+    for page in (one, two):
+        parsed = Parsed(page)
+        assert not parsed.open
+        assert len(parsed.ids) == len(set(parsed.ids))
+        for chart in every_svg(page):
+            assert chart.findtext("title")
+            assert chart.findtext("desc")
+            assert not [v for e in chart.iter() for v in e.attrib.values() if "nan" in v or "inf" in v]
+
+
+def test_every_figure_is_told_with_its_interval_and_n(two: str) -> None:
+    seen = plain(two)
+    variants = view.variants([make_record(True), make_record(False)])
+    for comparison in view.comparisons(variants):
+        for change in comparison.changes:
+            row = [change.base.value, change.base.interval, change.edited.value, change.edited.interval]
+            row += [change.change.value, change.change.interval, str(change.n), change.p, change.test, change.verdict]
+            assert " ".join(row) in seen
+    for line in view.damage(variants):
+        for found in line.figures:
+            assert found is not None
+            assert f"{found[0].value} {found[0].interval} {found[1].n}" in seen
+
+
+def test_figures_are_printed_as_a_reader_expects(one: str) -> None:
+    seen = plain(one)
+    assert (
+        "+0.22 +0.14 to +0.30 −0.52 −0.60 to −0.44 −0.74 −0.83 to −0.65 48 < 0.0001 sign-flip permutation lower" in seen
+    )
+    assert "6% 0% to 12% 58% 52% to 65% +52 +45 to +59" in seen
+    assert "0.0382 0.0351 to 0.0413 48 bootstrap" in seen
+
+
+def test_every_candidate_and_layer_is_in_a_table(one: str) -> None:
+    seen, direction = plain(one), make_direction()
+    for c in direction.candidates:
+        assert f"{text.number(c.effect, 3, signed=True)} {text.number(c.kl, 4)} {c.n}" in seen
+    for q in direction.quality:
+        assert f"{q.layer} {q.auroc:.3f} {q.auroc_low:.3f} to {q.auroc_high:.3f} {text.number(q.split_half, 3)}" in seen
+
+
+def test_the_record_is_whole(one: str) -> None:
+    record, seen = make_record(), plain(one)
+    derivation = record.derivation
+    assert derivation is not None
+    for told in (
+        record.base.digest, record.edited.digest, derivation.digest, *derivation.outputs.values(), derivation.notes[0],
+        "14 of 272 tensors changed", "constant: fitted", "layers: [14, 15, 16, 17, 18, 19, 20]", "weightsmith/measurements/1",
+        "transformers 5.0.0", "1 min 41 s", "misses every other wording", "12fd25f77366", "greatest effect minus damage",
+    ):  # fmt: skip
+        assert told in seen
+
+
+def test_an_interval_that_holds_zero_is_said_to_tell_nothing(two: str) -> None:
+    assert text.verdict(-0.01, 0.11) == text.verdict(0.0, 0.0) == text.verdict(math.nan, math.nan) == "cannot tell"
+    assert (text.verdict(0.01, 0.2), text.verdict(-0.2, -0.01)) == ("higher", "lower")
+    assert "+0.05 (−0.01 to +0.11), cannot tell" in two
+
+
+def test_two_records_stand_side_by_side(two: str) -> None:
+    assert two.count('class="replies of-3"') == 8
+    seen = plain(two)
+    assert "▲ enhanced" in seen
+    assert "▼ removed" in seen
+    assert "2 degenerate after the edit, 0 before" in seen
+    # one direction behind both edits is drawn once
+    assert seen.count("All 16 tried edits as a table") == 1
+
+
+def test_answers_beside_another_base_answer_get_rows_of_their_own() -> None:
+    other = make_record(False)
+    other.answers[0].base = "The base said something else."
+    groups = view.exchanges(view.variants([make_record(True), other]))
+    assert [len(rows) for _, rows in groups] == [5, 4]
+    assert [reply is None for reply in groups[0][1][0].replies] == [False, True]
+
+
+def test_variants_never_share_a_name() -> None:
+    same = view.variants([make_record(True)] * 3)
+    assert len({v.label for v in same}) == 3
+    assert len({(v.tone, v.shape) for v in same}) == 3
+    assert [v.label for v in view.variants([make_record(True), make_record(False)])] == ["enhanced", "removed"]
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_bare_record_still_renders(many: bool) -> None:
+    bare = make_record().model_copy(
+        update={"differences": [], "damage": [], "answers": [], "scorers": [], "direction": None, "derivation": None,
+                "options": {}, "ran": {}, "seconds": {}, "notes": [], "versions": {}, "feature_description": ""}
     )  # fmt: skip
+    page = render_report([bare, bare] if many else bare)
+    assert not Parsed(page).open
+    for said in ("No answers are on record", "no search to show", "No paired differences", "No damage figures"):
+        assert said in page
+
+
+@pytest.mark.parametrize("left_out", ["candidates", "quality"])
+def test_half_a_direction_still_renders(left_out: str) -> None:
+    record = make_record()
+    direction = make_direction().model_copy(update={left_out: []})
+    record = record.model_copy(update={"direction": direction, "derivation": None})
+    assert not Parsed(render_report(record)).open
+
+
+def test_single_prompts_have_no_interval() -> None:
+    alone = measured("sentiment", 0.3, 0.0, "", 1, "", "none")
+    pair = Difference(name="sentiment", condition="", unit="", base=alone, edited=alone, value=0.0, low=-math.inf,
+                      high=math.inf, p=1.0, test="sign-flip permutation", n=1)  # fmt: skip
+    page = render_report(make_record().model_copy(update={"differences": [pair], "damage": [alone]}))
+    assert "no interval" in page
+    assert "cannot tell" in page
+    assert not [v for c in every_svg(page) for e in c.iter() for v in e.attrib.values() if "nan" in v or "inf" in v]
+
+
+def test_no_record_is_an_error() -> None:
+    with pytest.raises(errors.RecipeError, match="at least one"):
+        render_report([])
+
+
+def test_visible_keeps_what_scripts_and_emoji_need() -> None:
+    kept = "naïve, العربية, 👩\u200d👩\u200d👧, می\u200cخواهم, two\nlines\tand a tab"
+    assert text.visible(kept) == kept
+    assert text.visible("a\u200db") == "a⟨U+200D⟩b"
+    assert text.visible("a\r\nb\rc") == "a\nb␍c"
+    hidden = {"Cc", "Cf", "Cs"}
+    shown = text.visible("".join(map(chr, range(0x11000))))
+    assert {c for c in shown if unicodedata.category(c) in hidden} <= {"\n", "\t"}
+
+
+def test_word_diffs_mark_what_is_new() -> None:
+    found = text.word_diff("the quick brown fox sat down", "the quick red fox sat down")
+    assert [p.text for p in found.pieces if p.changed] == ["red"]
+    assert "".join(p.text for p in found.pieces) == "the quick red fox sat down"
+    assert [text.words("the quick brown fox sat down")[i] for i in found.gone] == ["brown"]
+    assert text.word_diff("all of this", "nothing alike here").rewritten
+    assert text.word_diff("a" * 5 + " b" * 4000, "c " * 4000).rewritten
+    assert text.word_diff("same", "same").same
+    assert text.word_diff("", "").pieces == []
+
+
+@pytest.mark.parametrize("width", [342, 760])
+def test_pareto_labels_do_not_overlap(width: int) -> None:
+    chart = ET.fromstring(charts.pareto(make_direction().candidates, width, "x"))
+    boxes = []
+    for t in chart.iter("text"):
+        wide, x, y = len(t.text or "") * 6.2, float(t.attrib["x"]), float(t.attrib["y"])
+        left = {"start": x, "middle": x - wide / 2, "end": x - wide}[t.attrib["text-anchor"]]
+        assert left >= -1
+        assert left + wide <= width + 24
+        boxes.append((left, y - 10, left + wide, y + 2))
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
+def test_charts_survive_odd_numbers() -> None:
+    one_point = [Candidate(kind="add", source=1, layers=[1], amount=1, effect=0.0, kl=0.0, n=1)]
+    assert ET.fromstring(charts.pareto(one_point, 760, "x")) is not None
+    lost = [c.model_copy(update={"kl": math.nan}) for c in one_point]
+    assert charts.pareto(lost, 760, "x") == ""
+    spread = [c.model_copy(update={"kl": 10.0**-i, "effect": i / 3}) for i, c in enumerate(one_point * 6)]
+    assert "log scale" in charts.pareto(spread, 760, "x")
+    assert intervals.time_bar({"a": 0.0}, 300, "x") == ""
+    assert intervals.forest([], 300, "x") == ""
+
+
+def test_the_layer_curve_is_a_file_of_its_own() -> None:
+    drawing = layer_curve_svg(make_direction())
+    root = ET.fromstring(drawing)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "var(" not in drawing
+    assert "layer 18 to add" in drawing
+    hostile = make_direction().model_copy(update={"feature": HOSTILE})
+    assert ET.fromstring(layer_curve_svg(hostile)) is not None
+
+
+def test_the_layer_curve_as_png(monkeypatch: pytest.MonkeyPatch) -> None:
+    hostile = make_direction().model_copy(update={"feature": "$\\frac$ 憂鬱" + HOSTILE})
+    pytest.importorskip("matplotlib")
+    assert layer_curve_png(hostile).startswith(b"\x89PNG")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(errors.MissingExtra) as caught:
+        layer_curve_png(make_direction())
+    assert caught.value.hint == "pip install 'weightsmith[plot]'"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_layer_curve_in_a_terminal(width: int) -> None:
+    shown = layer_curve_text(make_direction(), width)
+    lines = shown.splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any(line != line.rstrip() for line in lines)
+    marks = next(line for line in lines if line.split() == ["▼", "▲"])
+    cell = (marks.index("▲") - marks.index("▼")) // 4
+    assert marks.index("▼") == 7 + 14 * cell
+
+
+def test_many_layers_share_columns_and_none_is_an_error() -> None:
+    quality = [make_direction().quality[i % 30].model_copy(update={"layer": i}) for i in range(126)]
+    deep = make_direction().model_copy(update={"quality": quality})
+    assert max(map(len, layer_curve_text(deep, 80).splitlines())) <= 80
+    with pytest.raises(errors.RecipeError):
+        layer_curve_text(make_direction().model_copy(update={"quality": []}), 80)

@@ -148,9 +148,10 @@ def _edited(
         raise NonFinite(f"the base's {spec.name!r} holds NaN or infinity", where=spec.file)
     values = before
     operations = plan.operations.get(spec.name, [])
-    for operation in operations:
-        values = operation.apply(values)
-    data = encode(values, spec.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
+        for operation in operations:
+            values = operation.apply(values)
+        data = encode(values, spec.dtype)
     after = _decode(data, spec)
     if not np.isfinite(after).all():
         raise NonFinite(f"{spec.name!r} would overflow {spec.dtype}", where=plan.spec.name or "edit",
@@ -212,7 +213,9 @@ def _record(
     old = plan.checkpoint.path / RECORD
     notes = list(plan.compiled.notes)
     tensors = [t for w in written for t in w.tensors]
-    if coarse := [t for t in tensors if t.left is not None and t.left > 0.01]:
+    shapes = {n: shape for w in written for n, (_, shape) in w.shapes.items()}
+    # a single bias may have had next to nothing along u, so the share that rounding leaves of it says little
+    if coarse := [t for t in tensors if t.left is not None and t.left > 0.01 and len(shapes[t.tensor]) > 1]:
         worst = max(coarse, key=lambda t: t.left or 0.0)
         notes.append(f"rounding to {worst.dtype} leaves more than 1% of the direction in {len(coarse)} tensors, "
                      f"at most {worst.left:.1%} in {worst.tensor}")  # fmt: skip

@@ -70,7 +70,7 @@ def demo(out: Path) -> int:
             screen.print(f"  {out / name}: {len(record.tensors) - added} tensors changed, {added} added")
         timed("editing", start)
 
-        screen.print(f"[bold]4. Measure all three[/]  {REPORT_PROMPTS} report prompts × 2 conditions, {ANSWER_TOKENS} tokens, greedy")
+        screen.print(f"[bold]4. Measure all three[/]  {REPORT_PROMPTS} report prompts, twice, {ANSWER_TOKENS} tokens, greedy")
         start = time.perf_counter()
         session = Session(MODEL, FEATURE, direction=direction, n=REPORT_PROMPTS, tokens=ANSWER_TOKENS, options=run)
         records = [session.compare(out / name, title=name) for name in wishes]

@@ -28,6 +28,7 @@ def command(
     ] = True,
     tokens: Annotated[int, typer.Option(help="Length of generated answers, in tokens.", min=1)] = 24,
     trials: Annotated[int, typer.Option(help="Select prompts that each candidate is tried on.", min=2)] = 16,
+    budget: Annotated[float, typer.Option(help="KL that an addition may cost, in nats per token.")] = 1.0,
     json: Json = False,
 ) -> None:
     """Find a feature: one direction per layer, with held-out quality, and the layer and amount to use."""
@@ -37,7 +38,7 @@ def command(
     from ..jobs.find import find
 
     direction = find(model, feature, out, method=method, site=site, point=point, layers=parse_layers(layers),
-                     choose=choose, response_tokens=tokens, trial_prompts=trials, options=run)  # fmt: skip
+                     choose=choose, response_tokens=tokens, trial_prompts=trials, budget=budget, options=run)  # fmt: skip
     if json:
         print_json(describe_direction(direction))
         return

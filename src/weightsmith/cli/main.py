@@ -98,20 +98,22 @@ def run_guarded(job: Callable[[], int], *, as_json: bool = False) -> int:
         return BUG
 
 
-def _invoke(argv: list[str]) -> int:
-    import click
+#: typer's own base of usage errors: newer versions carry their own copy of click, older ones use the package
+_USAGE: type[Any] = next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
+
+def _invoke(argv: list[str]) -> int:
     try:
         result: Any = typer.main.get_command(app).main(argv, prog_name="weightsmith", standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        sys.stdout.write(error.format_message() + "\n")
+    except _USAGE as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.stdout.write(error.format_message() + "\n")
+        else:
+            error.show()
         return COULD_NOT_TELL
-    except click.ClickException as error:
-        error.show()
-        return COULD_NOT_TELL
-    except click.exceptions.Exit as error:
+    except typer.Exit as error:
         return error.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         raise KeyboardInterrupt from None
     return result if isinstance(result, int) else 0
 

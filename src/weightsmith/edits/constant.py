@@ -22,6 +22,10 @@ from ..errors import EditError, RecipeError
 from ..records import EditStep
 from . import F64, AddOutput, Context, NewTensor
 
+#: what Qwen 2's code assumes where a config is silent and Llama's assumes something else
+_QWEN2_DEFAULTS = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "bos_token_id": None,
+                   "eos_token_id": None}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class AddConstant:
@@ -176,7 +180,8 @@ def _rewrite_as_llama(context: Context) -> None:
             _bias(context, f"{context.architecture.block(layer)}self_attn.{name}", None)
     changes: dict[str, Any] = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "attention_bias": True,
                                "mlp_bias": False}  # fmt: skip
-    context.compiled.config.update(changes)
+    absent = {k: v for k, v in _QWEN2_DEFAULTS.items() if k not in context.config}
+    context.compiled.config.update(changes | absent)
     context.compiled.notes.append("rewritten as Llama with attention_bias, which computes the same and can hold a bias")
 
 

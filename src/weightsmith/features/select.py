@@ -6,9 +6,9 @@ teacher-forced: the rise on neutral prompts for an addition, the fall where the 
 answers to neutral prompts.
 
 The rules. An addition's effect grows with its dose and its damage with the dose's square, so windows are compared by
-effect / √KL, which no dose can flatter, and the dose is then the greatest whose KL stays within a budget: what the
-feature's own persona prompt costs on the same answers (prompting is the bar that steering has to beat), at most one nat
-per token, and half a nat where there is no persona. A removal has no dose: the greatest effect − KL is taken.
+effect / √KL, which no dose can flatter, and the dose is then the one with the greatest effect whose KL stays within a
+budget (one nat per token unless asked otherwise; what the feature's own persona prompt costs on the same answers stands
+beside it, since prompting is the bar that steering has to beat). A removal has no dose: the greatest effect − KL.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ from .recipe import FeatureSpec
 
 RULE = (
     "add: best window by effect / √KL, then the greatest effect with KL within the budget of {budget:.2f} nats per token "
-    "({why}); remove: greatest effect − KL"
+    "{why}; remove: greatest effect − KL"
 )
-MAX_BUDGET = 1.0
-PLAIN_BUDGET = 0.5
+BUDGET = 1.0  # nats per token
 COARSE_DOSE = 0.25
 
 
@@ -74,8 +73,9 @@ def kl_rows(model: RunningModel, base: Seq[torch.Tensor], edited: Seq[torch.Tens
 
 
 def prepare(
-    model: RunningModel, spec: FeatureSpec, sets: PromptSets, select: Activations, n: int, tokens: int
-) -> Trials:
+    model: RunningModel, spec: FeatureSpec, sets: PromptSets, select: Activations, n: int, tokens: int,
+    budget: float = BUDGET,
+) -> Trials:  # fmt: skip
     """Build the material from the first ``n`` select prompts, answers of ``tokens`` tokens."""
     part = sets.select
     if spec.contrast.kind == "texts":
@@ -92,10 +92,10 @@ def prepare(
         said = generate(model, where_add, tokens, "answering neutral prompts")
         neutral = [Continuation(tuple(p), tuple(a)) for p, a in zip(where_add, said, strict=True) if a]
     states = answer_states(model, neutral, "reading neutral answers")
-    budget, why = PLAIN_BUDGET, "there is no persona prompt to compare with"
+    why = ""
     if spec.contrast.kind == "personas":
         cost = _persona_cost(model, spec, part.lacks[:n], neutral, states)
-        budget, why = min(cost, MAX_BUDGET), f"the persona prompt itself costs {cost:.2f}"
+        why = f"(the persona prompt itself costs {cost:.2f})"
     return Trials(add, remove, neutral, states, log_odds(model, add, "comparing answers of the base"),
                   log_odds(model, remove, "comparing answers of the base"), budget, why)  # fmt: skip
 

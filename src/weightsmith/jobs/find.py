@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from ..direction import Direction
 from ..errors import RecipeError, UsageError
 from ..options import RunOptions
 from ..records import DirectionMeta
+from ..storage import refuse_existing
 from .files import as_checkpoint
 
 
@@ -27,33 +29,22 @@ def find(
     choose: bool = True,
     response_tokens: int = 24,
     trial_prompts: int = 16,
+    budget: float = 1.0,
     options: RunOptions | None = None,
 ) -> Direction:
     """Find ``feature`` in ``model``.
 
     ``method`` is an extractor plug-in, ``site`` one of the recipe's sites, ``point`` ``resid_pre`` or ``resid_post``,
     ``layers`` the blocks to read (all by default). With ``choose`` layer and amount are chosen on *select* by effect
-    against KL, from ``trial_prompts`` prompts. With ``out`` the direction is written there.
+    against KL, from ``trial_prompts`` prompts, an addition within a ``budget`` of KL in nats per token. With ``out`` the
+    direction is written there.
 
     Raises:
         RecipeError: a bad recipe; UnsupportedModel, RemoteCode: a model that can't be run; NonFinite: NaN.
     """
     options = options or RunOptions()
-    from ..features.methods import EXTRACTORS
-    from ..features.prompts import prompt_sets
-    from ..features.recipe import SITES, load_feature
-
-    EXTRACTORS.load(method)
-    spec, folder = load_feature(feature)
-    sets = prompt_sets(spec, folder)
-    site = site or spec.site
-    if site not in SITES or (site == "text_mean") != (spec.contrast.kind == "texts"):
-        raise UsageError(f"the site {site!r} does not fit this feature", hint=f"one of {', '.join(SITES)}")
-    if point not in ("resid_pre", "resid_post"):
-        raise UsageError(f"unknown point {point!r}", hint="resid_pre or resid_post")
-    if out is not None and Path(out).exists():
-        from ..storage import refuse_existing
-
+    spec, sets, site = _asked(feature, method, site, point, budget)
+    if out is not None:
         refuse_existing(Path(out))
     checkpoint = as_checkpoint(model, options)
     from ..runtime.load import load
@@ -81,10 +72,28 @@ def find(
         ),
     )  # fmt: skip
     if choose:
-        trials = select.prepare(running, spec, sets, held_out, trial_prompts, response_tokens)
+        trials = select.prepare(running, spec, sets, held_out, trial_prompts, response_tokens, budget)
         chosen = select.choose(running, direction, trials)
         meta = direction.meta.model_copy(update={"candidates": chosen, "rule": trials.rule})
         direction = Direction(direction.vectors, direction.resid_norm, direction.mean_shows, direction.mean_lacks, meta)
     if out is not None:
         direction.save(Path(out))
     return direction
+
+def _asked(feature: str, method: str, site: str | None, point: str, budget: float) -> tuple[Any, Any, str]:
+    """The recipe, its prompts and the site, all checked before a model is opened."""
+    from ..features.methods import EXTRACTORS
+    from ..features.prompts import prompt_sets
+    from ..features.recipe import SITES, load_feature
+
+    EXTRACTORS.load(method)
+    spec, folder = load_feature(feature)
+    sets = prompt_sets(spec, folder)
+    site = site or spec.site
+    if site not in SITES or (site == "text_mean") != (spec.contrast.kind == "texts"):
+        raise UsageError(f"the site {site!r} does not fit this feature", hint=f"one of {', '.join(SITES)}")
+    if point not in ("resid_pre", "resid_post"):
+        raise UsageError(f"unknown point {point!r}", hint="resid_pre or resid_post")
+    if not 0 < budget < 100:
+        raise UsageError(f"a budget of {budget:g} nats per token makes no sense", hint="0.1 to 2 is usual")
+    return spec, sets, site

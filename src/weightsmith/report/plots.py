@@ -100,9 +100,19 @@ def layer_curve_png(meta: DirectionMeta) -> bytes:
             axis.axvline(c.source, color=tone, linewidth=1.1, linestyle="-" if c.kind == "add" else "--", alpha=0.8)
         last = c.source > layers[0] + 0.72 * (layers[-1] - layers[0])
         # a white box keeps the words apart from the lines that they would lie on
-        top.annotate(f"layer {c.source} to {c.kind}", (c.source, 0), (-6 if last else 6, 8 + 15 * i),
-                     xycoords=("data", "axes fraction"), textcoords="offset points", ha="right" if last else "left", color=tone, fontsize=9,
-                     fontweight="bold", bbox={"facecolor": PAPER["paper"], "edgecolor": "none", "pad": 1.5}, zorder=5)  # fmt: skip
+        top.annotate(
+            f"layer {c.source} to {c.kind}",
+            (c.source, 0),
+            (-6 if last else 6, 8 + 15 * i),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right" if last else "left",
+            color=tone,
+            fontsize=9,
+            fontweight="bold",
+            bbox={"facecolor": PAPER["paper"], "edgecolor": "none", "pad": 1.5},
+            zorder=5,
+        )
     # dollar signs would start a formula
     name = f"{visible(meta.feature)} in {visible(meta.model.ref)}".replace("$", r"\$")
     figure.suptitle(name, x=0.01, ha="left", fontsize=12, fontweight="bold", color=PAPER["ink"])

@@ -25,7 +25,7 @@ def esc(text: object) -> str:
 
 def text_width(text: str, size: float) -> float:
     """A guess at the width of ``text``, in pixels."""
-    return sum(1.0 if ord(c) > 0x2E80 else _EM for c in visible(text)) * size
+    return sum(1.0 if ord(c) > 0x2E80 else 0.74 if c.isupper() else _EM for c in visible(text)) * size
 
 
 def fit(text: str, size: float, room: float) -> str:
