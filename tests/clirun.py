@@ -8,6 +8,9 @@ import io
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from typing import Any
 from weightsmith.cli.main import run
 from weightsmith.storage import cache_dir
 
+#: read at the last token of the prompt, so that nothing has to be generated
 FEATURE = """\
 schema: weightsmith/feature/1
 name: tiny
@@ -29,6 +33,38 @@ scorers:
   - {kind: phrases, phrases: [alas]}
   - {kind: probe}
 """
+
+
+@dataclass(frozen=True)
+class World:
+    """A small model, a direction found on it, the model edited with it, a feature file and a GGUF file."""
+
+    folder: Path
+    model: Path
+    direction: Path
+    edited: Path
+    feature: Path
+    gguf: Path
+
+    def copy(self, target: Path, what: str = "model") -> Path:
+        """A model folder of one's own to damage."""
+        shutil.copytree(getattr(self, what), target)
+        return target
+
+
+def make_world(folder: Path) -> World:
+    """Build it."""
+    import pico
+    from test_gguf_convert import tiny
+
+    world = World(folder, *(folder / n for n in ("model", "tiny.safetensors", "edited")), feature_file(folder),
+                  folder / "tiny.gguf")  # fmt: skip
+    pico.build("llama", world.model)
+    pico.a_direction(world.model, feature="tiny").save(world.direction)
+    done = cli("edit", world.model, world.direction, "--remove", "1", "-o", world.edited)
+    assert done.code == 0, done.err
+    tiny(world.gguf, "llama", "output")
+    return world
 
 
 @dataclass(frozen=True)
@@ -124,7 +160,7 @@ def edit_json(file: Path, change: Callable[[Any], Any]) -> None:
 
 
 def feature_file(folder: Path, text: str = FEATURE, **changes: str) -> Path:
-    """A feature file; ``changes`` replace whole lines, given by how they begin (``None`` is never needed)."""
+    """A feature file; ``changes`` replace whole lines, given by how they begin."""
     lines = text.splitlines()
     for key, line in changes.items():
         hits = [i for i, old in enumerate(lines) if old.startswith(key)]
@@ -133,3 +169,10 @@ def feature_file(folder: Path, text: str = FEATURE, **changes: str) -> Path:
     path = folder / "feature.yaml"
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def python(script: str, *argv: object, **environment: str) -> subprocess.Popen[str]:
+    """A real process that runs ``script`` with the arguments, in a session of its own."""
+    known = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.Popen([sys.executable, "-c", script, *map(str, argv)], env=known, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip

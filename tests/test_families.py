@@ -21,7 +21,7 @@ import torch
 import pico
 from weightsmith.architecture import families, resolve
 from weightsmith.checkpoint import Checkpoint, open_checkpoint
-from weightsmith.direction import Direction
+from weightsmith.direction import Direction, load_direction
 from weightsmith.edits import Context
 from weightsmith.errors import RecipeError, ShapeMismatch, UnsupportedModel
 from weightsmith.formats.safetensors import TensorSpec
@@ -488,22 +488,22 @@ def test_the_embedding_belongs_to_no_layer(models: Pico, tmp_path: Path) -> None
 # Refusals name what is missing.
 
 
-def refused(folder: Path, match: str, kind: type[Exception] = UnsupportedModel) -> None:
+def refused(folder: Path, match: str) -> None:
+    """Neither resolved nor edited; the direction is one that was found before the files were damaged."""
     checkpoint = open_checkpoint(str(folder))
-    with pytest.raises(kind, match=match):
+    with pytest.raises(UnsupportedModel, match=match):
         _ = checkpoint.architecture
-    with pytest.raises(kind, match=match):
-        edit(folder, pico.a_direction(PRISTINE[0]), folder.parent / "refused", remove=1.0)
+    with pytest.raises(UnsupportedModel, match=match):
+        edit(folder, load_direction(folder.parent / "d.safetensors"), folder.parent / "refused", remove=1.0)
     assert not (folder.parent / "refused").exists()
-
-
-PRISTINE: list[Path] = []
 
 
 @pytest.fixture
 def copy(models: Pico, tmp_path: Path) -> Callable[[str], Path]:
+    """A copy of a pico model to damage, with a direction beside it."""
+
     def make(family: str) -> Path:
-        PRISTINE[:] = [models(family)]
+        pico.a_direction(models(family)).save(tmp_path / "d.safetensors")
         return Path(shutil.copytree(models(family), tmp_path / "copy"))
 
     return make

@@ -17,6 +17,7 @@ import pico
 from weightsmith.checkpoint import INDEX, RECORD, open_checkpoint
 from weightsmith.direction import Direction
 from weightsmith.edits import AddOutput
+from weightsmith.edits.constant import fit_writer
 from weightsmith.errors import DigestMismatch, EditError, NonFinite, OutputExists, RecipeError, UsageError
 from weightsmith.jobs.edit import edit
 from weightsmith.plan import compile_edit
@@ -234,17 +235,20 @@ def test_a_sliding_window_is_not_rewritten(models: Pico, tmp_path: Path) -> None
         edit(base, pico.a_direction(base), tmp_path / "out", add=0.5, constant="as-llama")
 
 
-@pytest.mark.parametrize(("family", "layers"), [("mistral", [0, 1]), ("phi3", [1]), ("qwen2", [1]), ("llama", [1])])
+@pytest.mark.parametrize(("family", "layers"), [("mistral", [0, 1]), ("phi3", [1]), ("qwen2", [1]), ("gpt2", [1])])
 def test_a_fitted_constant_reports_what_it_delivers(
     models: Pico, tmp_path: Path, family: str, layers: list[int]
 ) -> None:
-    base = models(family, intermediate_size=1024)  # wide enough for its MLP to express a constant
+    width = "n_inner" if family == "gpt2" else "intermediate_size"
+    base = models(family, **{width: 1024})  # wide enough for its MLP to express a constant
     direction = pico.a_direction(base)
-    form = "fitted" if family == "llama" else None
+    form = "fitted" if family == "gpt2" else None
+    modules = [w.module for w in open_checkpoint(str(base)).architecture.writers
+               if w.role == "mlp_down" and not w.is_bias and w.layer in layers]  # fmt: skip
     record = edit(base, direction, tmp_path / "out", add=0.8, layers=layers, source=1, constant=form, options=pico.CPU)
     audit(base, tmp_path / "out", record)
     loads_cleanly(tmp_path / "out")
-    assert [t.tensor for t in record.tensors] == [f"model.layers.{x}.mlp.down_proj.weight" for x in layers]
+    assert [t.tensor for t in record.tensors] == [f"{m}.weight" for m in modules]
     assert not record.config_changes
     assert [f.layer for f in record.fitted] == layers
     for report in record.fitted:
@@ -254,9 +258,9 @@ def test_a_fitted_constant_reports_what_it_delivers(
     # measured on the weights that were written: what the linear's output gained, in units of the constant
     hooks = compile_edit(open_checkpoint(str(base)), an_addition(direction, layers, constant=form),
                          {direction.digest(): direction}, hooks_only=True).hooks  # fmt: skip
-    for layer, hook in zip(layers, hooks, strict=True):
+    for module, hook in zip(modules, hooks, strict=True):
         assert isinstance(hook, AddOutput)
-        gained = delivered(base, tmp_path / "out", f"model.layers.{layer}.mlp.down_proj", hook.vector)
+        gained = delivered(base, tmp_path / "out", module, hook.vector)
         assert float(gained.mean()) == pytest.approx(1.0, abs=0.1)
 
 
@@ -268,6 +272,7 @@ def delivered(base: Path, out: Path, module: str, vector: np.ndarray) -> torch.T
     seen: dict[str, torch.Tensor] = {}
     new.model.get_submodule(module).register_forward_pre_hook(lambda _m, args: seen.update(x=args[0]))
     step = new.model.get_submodule(module).weight - old.model.get_submodule(module).weight
+    step = step.T if ".c_proj" in module else step  # Conv1D
     v = torch.from_numpy(vector).float()
     for text in ("How do I water a fern?", "What is a good name for a boat", "Tell me about the old harbour."):
         new.model(input_ids=torch.tensor([new.encode([{"role": "user", "content": text}])]))
@@ -294,21 +299,32 @@ def test_post_norm_families_cannot_hold_a_constant(models: Pico, tmp_path: Path,
     assert apart(hooked(base, an_addition(direction, [1]), direction), before) > 0.02  # as a hook it works
 
 
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 def test_routed_experts_cannot_hold_a_constant(models: Pico, tmp_path: Path, family: str) -> None:
     base = models(family)
     direction = pico.a_direction(base)
-    with pytest.raises(EditError, match="only routed experts"):
-        edit(base, direction, tmp_path / "out", add=0.5, options=pico.CPU)
     with pytest.raises(EditError, match="no output bias can exist"):
         edit(base, direction, tmp_path / "out", add=0.5, constant="exact")
+    assert not (tmp_path / "out").exists()
     assert apart(hooked(base, an_addition(direction, [1]), direction), logits_of(running(base))) > 0.02
 
 
-def test_a_fit_into_routed_experts_is_refused_before_the_model_runs(models: Pico, tmp_path: Path) -> None:
-    base = models("qwen3_moe")
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_a_fit_into_routed_experts_is_refused(models: Pico, tmp_path: Path, family: str) -> None:
+    base = models(family)
+    form = "fitted" if family == "qwen3_moe" else None
     with pytest.raises(EditError, match="only routed experts"):
-        edit(base, pico.a_direction(base), tmp_path / "out", add=0.5, constant="fitted")
+        edit(base, pico.a_direction(base), tmp_path / "out", add=0.5, constant=form, options=pico.CPU)
+
+
+def test_the_weights_that_a_fit_goes_into(models: Pico) -> None:
+    for family in ("mixtral", "qwen2_moe", "gpt_oss"):
+        with pytest.raises(EditError, match="layer 1 has only routed experts"):
+            fit_writer(open_checkpoint(str(models(family))).architecture, 1)
+    mixed = open_checkpoint(str(models("qwen3_moe_mixed"))).architecture
+    assert fit_writer(mixed, 0).tensor == "model.layers.0.mlp.down_proj.weight"
 
 
 def test_forms_that_a_family_lacks_are_refused(models: Pico, tmp_path: Path) -> None:
@@ -342,8 +358,10 @@ def test_overflow_is_refused_and_leaves_nothing(models: Pico, tmp_path: Path, dt
 # Files.
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("family", list(pico.CONFIGS))
+@pytest.mark.parametrize(("family", "dtype"), [
+    *((f, d) for f in pico.CONFIGS for d in (torch.float32, torch.bfloat16)), ("llama_bias", torch.float16),
+    ("gemma2", torch.float16), ("gpt_oss", torch.float16),
+])  # fmt: skip
 def test_the_record_says_exactly_what_differs(models: Pico, tmp_path: Path, family: str, dtype: torch.dtype) -> None:
     base = models(family, dtype)
     record = edit(base, pico.a_direction(base, seed=3), tmp_path / "out", remove=1.0)

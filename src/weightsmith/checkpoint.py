@@ -5,7 +5,6 @@ Opening reads headers and small JSON files only: no weight is touched, no model 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -15,10 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from . import architecture
-from .errors import DigestMismatch, FormatError, ManifestMismatch, NonFinite, PickleOnly, UsageError
+from .errors import DigestMismatch, FormatError, ManifestMismatch, NonFinite, PickleOnly, RemoteCode, UsageError
 from .formats.safetensors import SafetensorsHeader, TensorSpec, digest_and_check, read_header
 from .hub import Progress, locate
-from .storage import cache_dir, cached_json, digest_of, parallel_map, sha256_range, stat_key, whole_folder, write_whole
+from .options import RunOptions
+from .storage import (
+    cache_dir,
+    cached_json,
+    digest_of,
+    parallel_map,
+    remembered_sha256,
+    stat_key,
+    strict_json,
+    whole_folder,
+    write_cache,
+)
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
@@ -101,8 +111,8 @@ class Checkpoint:
         """(SHA-256, all values finite) of every tensor, in one parallel pass, or as remembered."""
         key = {"files": [stat_key(f) for f in self.weight_files], "tensors": len(self.tensors), "pass": 2}
         path, known = cached_json("digests", key)
-        if isinstance(known, dict) and known.keys() == self.tensors.keys():
-            return {n: (str(row[0]), bool(row[1])) for n, row in known.items()}
+        if isinstance(known, dict) and known.keys() == self.tensors.keys() and all(map(_is_row, known.values())):
+            return {n: (row[0], row[1]) for n, row in known.items()}
         done = 0
 
         def read(spec: TensorSpec) -> tuple[str, bool]:
@@ -114,7 +124,7 @@ class Checkpoint:
             return row
 
         rows = dict(zip(self.tensors, parallel_map(read, self.tensors.values()), strict=True))
-        write_whole(path, json.dumps(rows).encode(), replace=True)
+        write_cache(path, json.dumps(rows).encode())
         return rows
 
     def digest(self, progress: Progress | None = None) -> str:
@@ -133,19 +143,27 @@ class Checkpoint:
         record = self.path / RECORD
         if self.kind != "folder" or not record.is_file():
             return
-        outputs = read_json(record).get("outputs", {})
+        outputs = read_json(record).get("outputs")
+        if not isinstance(outputs, dict) or not all(
+            isinstance(v, str) and Path(n).name == n for n, v in outputs.items()
+        ):
+            raise FormatError("`outputs` must map the folder's files to their digests", where=record)
+        if extra := [f.name for f in self.weight_files if f.name not in outputs]:
+            raise ManifestMismatch(f"{extra[0]!r} is there and stands not in the record", where=self.path)
         for name, expected in outputs.items():
             file = self.path / name
             if not file.is_file():
                 raise ManifestMismatch(f"{name!r} stands in the record and is not there", where=self.path)
-            path, known = cached_json("file-digests", stat_key(file))
-            if known is None:
-                known = sha256_range(file)
-                write_whole(path, json.dumps(known).encode(), replace=True)
+            known = remembered_sha256(file)
             if known != expected:
                 raise DigestMismatch(f"{name!r} is not the file that was written: {known[:16]}… instead of "
                                      f"{expected[:16]}…", where=self.path,
                                      hint="the file was changed or damaged after the edit; rebuild it")  # fmt: skip
+
+
+def _is_row(row: Any) -> bool:
+    """Whether a cached value is the (SHA-256, finite) of a tensor."""
+    return isinstance(row, list) and [type(v) for v in row] == [str, bool] and len(row[0]) == 64
 
 
 class TensorStream:
@@ -184,6 +202,8 @@ def open_checkpoint(ref: str, *, offline: bool = False, progress: Progress | Non
     path = located.path
     if path.is_dir():
         return _open_folder(ref, path, located.source)
+    if not path.is_file():
+        raise UsageError("neither a folder nor a plain file", where=path)
     if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
         return _open_gguf(ref, path, located.source)
     if path.suffix == ".safetensors":
@@ -205,7 +225,7 @@ def read_json(path: Path) -> Any:
         FormatError: not UTF-8, not JSON, or not an object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = strict_json(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise FormatError(f"not valid JSON ({error})", where=path) from error
     if not isinstance(value, dict):
@@ -238,7 +258,7 @@ def _open_folder(ref: str, folder: Path, source: Mapping[str, str], only: Path |
         raise FormatError("config.json is missing", where=folder, hint="copy it from the model's own repository")
     config = read_json(config_file)
     index_file = folder / INDEX
-    index = read_json(index_file).get("weight_map") if index_file.is_file() and only is None else None
+    index = read_json(index_file).get("weight_map", {}) if index_file.is_file() and only is None else None
     if index is not None:
         shards = _indexed_shards(folder, index, index_file)
     headers = tuple(read_header(shard) for shard in shards)
@@ -252,7 +272,7 @@ def _open_folder(ref: str, folder: Path, source: Mapping[str, str], only: Path |
 
 
 def _indexed_shards(folder: Path, index: Any, where: Path) -> list[Path]:
-    if not isinstance(index, dict) or not all(isinstance(v, str) for v in index.values()):
+    if not isinstance(index, dict) or not index or not all(isinstance(v, str) for v in index.values()):
         raise FormatError("weight_map must map tensor names to file names", where=where)
     shards = [folder / name for name in sorted(set(index.values()))]
     for shard in shards:
@@ -294,8 +314,9 @@ def _template(folder: Path) -> str | None:
         return jinja.read_text(encoding="utf-8", errors="replace")
     template = _optional_json(folder / "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        template = next(
+            (t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None
+        )
     return template if isinstance(template, str) else None
 
 
@@ -330,10 +351,7 @@ def runnable(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Che
     """
     if checkpoint.kind == "folder":
         return checkpoint
-    path, known = cached_json("gguf-digests", stat_key(checkpoint.path))
-    if known is None:
-        known = sha256_range(checkpoint.path)
-        write_whole(path, json.dumps(known).encode(), replace=True)
+    known = remembered_sha256(checkpoint.path)
     from .formats.gguf_convert import CONVERSION
 
     folder = cache_dir() / "converted" / f"{known[:40]}-v{CONVERSION}"
@@ -366,6 +384,18 @@ def convert(checkpoint: Checkpoint, folder: Path, *, progress: Progress | None =
             raise
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of one small file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def refuse_remote_code(checkpoint: Checkpoint, options: RunOptions) -> None:
+    """Refuse a model whose config makes loaders import code that comes with it.
+
+    Raises:
+        RemoteCode: unless ``options.ignore_remote_code``, which loads with the library's built-in class.
+    """
+    if options.ignore_remote_code or checkpoint.kind != "folder":
+        return
+    for name in ("config.json", "tokenizer_config.json", "processor_config.json", "generation_config.json"):
+        data = _optional_json(checkpoint.path / name)
+        if data.get("auto_map") or data.get("custom_generate"):
+            raise RemoteCode(
+                f"{name} asks the loader to run code that comes with the model; it was not run", where=checkpoint.path,
+                hint="if its family is built into transformers, --ignore-remote-code loads it with the built-in class",
+            )  # fmt: skip

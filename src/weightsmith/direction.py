@@ -12,7 +12,6 @@ and the metadata key ``weightsmith``: canonical JSON of :class:`~weightsmith.rec
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ import numpy as np
 from .errors import DirectionModelMismatch, FormatError, NonFinite, RecipeError, ShapeMismatch
 from .formats.safetensors import build_header, read_header, read_tensor
 from .records import DIRECTION, DirectionMeta, ModelIdentity, parse
-from .storage import cache_dir, canonical_json, write_whole
+from .storage import cache_dir, canonical_json, strict_json, write_cache, write_whole
 
 Array = np.ndarray[Any, np.dtype[np.float32]]
 _TENSORS = ("vectors", "resid_norm", "mean_shows", "mean_lacks")
@@ -66,6 +65,8 @@ class Direction:
         return np.asarray(vector / norm, np.float64)
 
     def _with(self, vectors: np.ndarray[Any, Any], expression: str) -> Direction:
+        if not np.isfinite(vectors).all():
+            raise NonFinite("the result holds NaN or infinity", where=expression)
         # quality and candidates described the old vectors
         meta = self.meta.model_copy(update={"expression": expression, "quality": [], "candidates": [], "rule": ""})
         return replace(self, vectors=np.ascontiguousarray(vectors, np.float32), meta=meta)
@@ -91,7 +92,8 @@ class Direction:
         return self._with(self.vectors - other.vectors, f"({self._name} - {other._name})")
 
     def __mul__(self, factor: float) -> Direction:
-        return self._with(self.vectors * np.float32(factor), f"{factor:g}·{self._name}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._with(self.vectors * np.float32(factor), f"{factor:g}·{self._name}")
 
     __rmul__ = __mul__
 
@@ -159,7 +161,7 @@ class Direction:
         write_whole(path, data, replace=replace)
         kept = cache_dir() / "directions" / f"{digest}.safetensors"
         if not kept.exists():
-            write_whole(kept, data, replace=True)
+            write_cache(kept, data)
         return digest
 
 
@@ -180,11 +182,17 @@ def load_direction(path: Path) -> Direction:
     if missing := [n for n in _TENSORS if n not in specs]:
         raise FormatError(f"the tensor {missing[0]!r} is missing", where=path)
     try:
-        data = json.loads(header.metadata["weightsmith"])
-    except ValueError as error:
-        raise FormatError("the metadata is not JSON", where=path) from error
+        data = strict_json(header.metadata["weightsmith"].encode())
+        canonical_json(data)  # neither NaN nor infinity among the figures
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"the metadata is not JSON ({error})", where=path) from error
     meta: DirectionMeta = parse(DirectionMeta, data, path, DIRECTION)
-    arrays = [np.array(read_tensor(specs[n]), np.float32) for n in _TENSORS]
+    rows = meta.layers
+    if not rows or rows != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= meta.model.n_layers:
+        raise FormatError(f"its layers are not in order among 0 to {meta.model.n_layers - 1}", where=path)
+    if odd := [specs[n] for n in _TENSORS if specs[n].dtype != "F32"]:
+        raise FormatError(f"{odd[0].name} is {odd[0].dtype}, not F32", where=path)
+    arrays = [np.array(read_tensor(specs[n])) for n in _TENSORS]
     shape = (len(meta.layers), meta.model.d_model)
     for name, array in zip(_TENSORS, arrays, strict=True):
         if array.shape != (shape[:1] if name == "resid_norm" else shape):
@@ -196,7 +204,7 @@ def load_direction(path: Path) -> Direction:
 
 def is_direction(path: Path) -> bool:
     """Whether ``path`` is a direction file (by content)."""
-    if not path.is_file() or path.suffix != ".safetensors":
+    if not path.is_file():
         return False
     try:
         return "weightsmith" in read_header(path).metadata

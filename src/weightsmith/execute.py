@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,13 +45,16 @@ class _Written:
 
 
 class _Tee:
-    """A file that digests what is written to it."""
+    """A file that digests what is written to it, and takes no more once ``stop`` is set."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, stop: threading.Event) -> None:
         self.file = file
+        self.stop = stop
         self.sha = hashlib.sha256()
 
     def write(self, data: bytes | memoryview) -> None:
+        if self.stop.is_set():
+            raise RuntimeError("stopped: another shard failed, or the user interrupted")
         self.file.write(data)
         self.sha.update(data)
 
@@ -72,20 +77,21 @@ def execute(
     """
     options = options or RunOptions()
     checkpoint = plan.checkpoint
-    if checkpoint.path.resolve() in (out.resolve(), *out.resolve().parents):
+    real = Path(os.path.realpath(out))  # Path.resolve raises on a loop of links
+    if checkpoint.path.resolve() in (real, *real.parents):
         raise UsageError("the output lies inside the base model", where=out, hint="choose another place with -o")
     require_space(out.absolute().parent, plan.bytes_written + (16 << 20))
     with whole_folder(out) as scratch:
-        done = 0
+        done, stop = 0, threading.Event()
 
         def write(header: SafetensorsHeader) -> _Written:
             nonlocal done
-            written = _write_shard(plan, header, scratch / header.path.name)
+            written = _write_shard(plan, header, scratch / header.path.name, stop)
             done += 1
             options.report("writing weights", done, len(checkpoint.headers))
             return written
 
-        written = parallel_map(write, checkpoint.headers)
+        written = parallel_map(write, checkpoint.headers, stop=stop)
         _copy_rest(checkpoint, scratch)
         _apply_config(checkpoint, plan, scratch)
         record = _record(plan, written, base, directions, transferred, scratch)
@@ -94,7 +100,7 @@ def execute(
     return record
 
 
-def _write_shard(plan: EditPlan, header: SafetensorsHeader, target: Path) -> _Written:
+def _write_shard(plan: EditPlan, header: SafetensorsHeader, target: Path, stop: threading.Event) -> _Written:
     new = [t for t in plan.new.values() if plan.checkpoint.tensors[t.beside].file == header.path]
     created = [(t.name, plan.checkpoint.tensors[t.beside].dtype, (t.length,)) for t in new]
     raw = header.raw
@@ -104,7 +110,7 @@ def _write_shard(plan: EditPlan, header: SafetensorsHeader, target: Path) -> _Wr
         prefix = build_header([*entries, *created], header.metadata)
     result = _Written(target.name, "")
     with target.open("wb") as file, header.path.open("rb", buffering=0) as source:
-        out = _Tee(file)
+        out = _Tee(file, stop)
         out.write(prefix)
         for spec in header.tensors:
             result.shapes[spec.name] = (spec.dtype, spec.shape)
@@ -196,7 +202,7 @@ def _apply_config(checkpoint: Checkpoint, plan: EditPlan, scratch: Path) -> None
     data = read_json(index)
     for tensor in plan.new.values():
         data["weight_map"][tensor.name] = checkpoint.tensors[tensor.beside].file.name
-    if isinstance(data.get("metadata"), dict) and "total_size" in data["metadata"]:
+    if isinstance(data.get("metadata"), dict) and isinstance(data["metadata"].get("total_size"), int):
         data["metadata"]["total_size"] += plan.bytes_written - plan.bytes_read
     (scratch / INDEX).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 

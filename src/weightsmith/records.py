@@ -97,7 +97,8 @@ class Candidate(Strict):
     """One tried edit on the *select* prompts: what it does and what it costs, both in nats per token.
 
     ``effect`` is the rise (add) or fall (remove) of the log-odds of feature-showing over feature-lacking answers;
-    ``kl`` is KL(base ‖ edited) over the base's own neutral answers.
+    ``kl`` is KL(base ‖ edited) over the base's own neutral answers. ``degenerate`` is the share of its answers to the
+    same prompts that are empty, garbage or loops, for the few candidates that were generated from.
     """
 
     kind: Literal["add", "remove"]
@@ -107,6 +108,7 @@ class Candidate(Strict):
     effect: float
     kl: float
     n: int
+    degenerate: float | None = None
     chosen: bool = False
 
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
+import secrets
 import shutil
-import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,11 +23,25 @@ from typing import Any
 from .errors import DiskFull, OutputExists, ResourceError, Truncated, UsageError
 
 BLOCK = 1 << 22
+#: scratch names of this very process; what has its number and is not here was left by a dead one
+_LIVE: set[str] = set()
 
 
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys, no spaces and no NaN: equal values have equal bytes."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def strict_json(raw: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """A value from JSON that must be UTF-8 and hold no half of a surrogate pair, which could not be written again.
+
+    Raises:
+        ValueError, RecursionError: anything else.
+    """
+    value = json.loads(raw.decode(), object_pairs_hook=pairs)
+    if b"\\ud" in raw or b"\\uD" in raw:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def digest_of(value: Any) -> str:
@@ -54,10 +70,21 @@ def sha256_range(path: Path, start: int = 0, length: int | None = None) -> str:
     return digest.hexdigest()
 
 
-def parallel_map(function: Callable[[Any], Any], items: Iterable[Any], workers: int | None = None) -> list[Any]:
-    """``[function(x) for x in items]`` on threads, in order; hashing and numpy release the lock."""
+def parallel_map(
+    function: Callable[[Any], Any], items: Iterable[Any], workers: int | None = None,
+    stop: threading.Event | None = None,
+) -> list[Any]:  # fmt: skip
+    """``[function(x) for x in items]`` on threads, in order; hashing and numpy release the lock.
+
+    ``stop`` is set as soon as one of them fails or the user interrupts, so that long ones can end early.
+    """
     with ThreadPoolExecutor(max_workers=workers or usable_cores()) as pool:
-        return list(pool.map(function, items))
+        try:
+            return list(pool.map(function, items))
+        except BaseException:
+            if stop is not None:
+                stop.set()
+            raise
 
 
 def usable_cores() -> int:
@@ -92,9 +119,10 @@ def disk_errors(where: object) -> Iterator[None]:
         raise
 
 
-def refuse_existing(path: Path) -> None:
-    """Raise :class:`OutputExists` when ``path`` is taken (an empty folder is not)."""
-    if path.is_symlink() or (path.exists() and not (path.is_dir() and not any(path.iterdir()))):
+def refuse_existing(path: Path, *, folder: bool = True) -> None:
+    """Raise :class:`OutputExists` when ``path`` is taken (where a ``folder`` is to stand, an empty one is not)."""
+    empty = folder and path.is_dir() and not any(path.iterdir())
+    if path.is_symlink() or (path.exists() and not empty):
         raise OutputExists(
             "the output exists already; it was left alone",
             where=path,
@@ -114,41 +142,72 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target = Path(os.path.abspath(target))
     refuse_existing(target)
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep_partials(target)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent))
+    with _scratch(target) as scratch:
+        scratch.mkdir(0o700)
+        yield scratch
+        for path in sorted(scratch.rglob("*")):
+            if path.is_file():
+                fsync(path)
+        scratch.chmod(0o777 & ~_umask())
+        try:
+            scratch.rename(target)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                refuse_existing(target)
+            raise
+        fsync(target.parent)
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A free name beside ``target``; whatever stands there at the end is removed, and after an error the parent
+    folders that were made for it as well."""
+    scratch = target.parent / f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
+    made: list[Path] = []
     try:
         with disk_errors(target):
+            for folder in reversed([target.parent, *target.parent.parents]):
+                if not folder.is_dir():
+                    if folder.exists():
+                        raise UsageError("a file, not a folder", where=folder, hint="choose another place with -o")
+                    made.append(folder)
+                    folder.mkdir(exist_ok=True)
+            sweep_partials(target)
+            _LIVE.add(scratch.name)
             yield scratch
-            for path in sorted(scratch.rglob("*")):
-                if path.is_file():
-                    fsync(path)
-            scratch.chmod(0o777 & ~_umask())
-            try:
-                scratch.rename(target)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                    refuse_existing(target)
-                raise
-            fsync(target.parent)
     except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
+        _remove(scratch)
+        for folder in reversed(made):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
         raise
+    finally:
+        try:
+            _remove(scratch)
+        finally:  # an interrupt may have struck in there as well
+            _remove(scratch)
+            _LIVE.discard(scratch.name)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def sweep_partials(target: Path) -> None:
     """Remove what killed runs left for ``target``: partial folders whose process is gone."""
-    for left in target.parent.glob(f".{target.name}.partial-*"):
+    for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
         owner = left.name.rsplit(".partial-", 1)[1].split("-")[0]
-        if owner.isdigit() and not _alive(int(owner)):
-            if left.is_dir():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        if owner.isdecimal() and left.name not in _LIVE and not _alive(int(owner)):
+            _remove(left)
 
 
 def _alive(pid: int) -> bool:
+    if pid == os.getpid():  # in a container every run may have the same number
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -184,29 +243,17 @@ def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
         DiskFull: no space left.
     """
     target = Path(os.path.abspath(target))
-    if not replace and (target.exists() or target.is_symlink()):
-        raise OutputExists(
-            "the output exists already; it was left alone",
-            where=target,
-            hint="remove it or choose another name with -o",
-        )
-    with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep_partials(target)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.partial-{os.getpid()}-", dir=target.parent)
-        os.close(handle)
-    scratch = Path(name)
-    try:
-        with disk_errors(target):
-            yield scratch
-            fsync(scratch)
-            scratch.chmod(0o666 & ~_umask())
-            if replace:
-                scratch.replace(target)
-            else:
-                _rename_new(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
+    if not replace:
+        refuse_existing(target, folder=False)
+    with _scratch(target) as scratch:
+        scratch.touch(0o600, exist_ok=False)
+        yield scratch
+        fsync(scratch)
+        scratch.chmod(0o666 & ~_umask())
+        if replace:
+            scratch.replace(target)
+        else:
+            _rename_new(scratch, target)
 
 
 def _rename_new(scratch: Path, target: Path) -> None:
@@ -214,7 +261,7 @@ def _rename_new(scratch: Path, target: Path) -> None:
     try:
         os.link(scratch, target)
     except FileExistsError:
-        refuse_existing(target)
+        refuse_existing(target, folder=False)
         raise
     except OSError:  # no hard links on this file system
         scratch.rename(target)
@@ -224,6 +271,12 @@ def write_whole(target: Path, data: bytes, *, replace: bool = False) -> None:
     """Write ``data`` to ``target`` whole or not at all."""
     with whole_file(target, replace=replace) as scratch:
         scratch.write_bytes(data)
+
+
+def write_cache(target: Path, data: bytes) -> None:
+    """Write a cache entry whole, or not at all: a cache that can't be written costs time, never a result."""
+    with contextlib.suppress(OSError, DiskFull, UsageError):
+        write_whole(target, data, replace=True)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -248,8 +301,17 @@ def cached_json(kind: str, key: Any) -> tuple[Path, Any | None]:
     path = cache_dir() / kind / f"{digest_of(key)[:40]}.json"
     try:
         return path, json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return path, None
+
+
+def remembered_sha256(path: Path) -> str:
+    """SHA-256 of a large file, remembered while it does not change (size, times, inode)."""
+    entry, known = cached_json("file-digests", stat_key(path))
+    if not (isinstance(known, str) and len(known) == 64):
+        known = sha256_range(path)
+        write_cache(entry, json.dumps(known).encode())
+    return known
 
 
 def stat_key(path: Path) -> list[Any]:

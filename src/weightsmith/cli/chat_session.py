@@ -194,12 +194,15 @@ def _compare(session: Session, text: str, screen: Any) -> None:
 
     if not session.hooks:
         raise UsageError("there is nothing to compare with: start the chat with --direction")
-    messages = [m for m in session.messages if m["role"] == "system"]
-    last = next((m["content"] for m in reversed(session.messages) if m["role"] == "user"), None)
-    asked = text or last
-    if asked is None:
+    turns = session.messages
+    last = max((i for i, m in enumerate(turns) if m["role"] == "user"), default=None)
+    if text:
+        messages = [*turns, {"role": "user", "content": text}]
+    elif last is not None:
+        messages = turns[: last + 1]
+    else:
         raise RecipeError("say something first, or /compare MESSAGE")
-    messages.append({"role": "user", "content": asked})
+    asked = messages[-1]["content"]
     base, edited = ("".join(session.pieces(messages, s)) for s in (0.0, session.strength or 1.0))
     table = Table(title=plain(asked), title_justify="left", expand=True, show_lines=False)
     table.add_column("base", ratio=1)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -123,12 +124,14 @@ def console() -> Console:
 
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
-    sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n")
+    text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")  # a file name may hold stray bytes
 
 
 def safe(text: str) -> str:
     """Text that came with a model, for a terminal: control and direction-changing characters become visible escapes."""
-    hidden = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x7F, *range(0x80, 0xA0)}
+    hidden = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x7F, *range(0x80, 0xA0),
+              *range(0xD800, 0xE000)}  # fmt: skip
     return "".join(c if c in "\n\t" or (ord(c) >= 32 and ord(c) not in hidden) else f"\\x{ord(c):02x}" for c in text)
 
 
@@ -149,10 +152,11 @@ def parse_layers(text: str | None) -> list[int] | None:
         return None
     found: list[int] = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        span = re.fullmatch(r"(\d{1,5})(?:-(\d{1,5}))?", part.strip(), re.ASCII)
+        first, last = (int(span[1]), int(span[2] or span[1])) if span else (1, 0)
+        if first > last:
             raise UsageError(f"can't read the layers {text!r}", hint="for example 14, 10-20 or 3,7,10-12")
-        found += range(int(first), int(last or first) + 1)
+        found += range(first, last + 1)
     return sorted(set(found))
 
 

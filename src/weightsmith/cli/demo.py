@@ -111,7 +111,7 @@ def _show(screen: Any, records: list[Any]) -> None:
                              f"(change {d.value:+.2f} \\[{d.low:+.2f}, {d.high:+.2f}], n = {d.n})")  # fmt: skip
             if d.name == "degenerate":
                 screen.print(f"  degenerate answers {d.base.value:.0%} → {d.edited.value:.0%}")
-        kl = next(m for m in record.damage if "answer tokens" in m.name)
+        kl = next(m for m in record.damage if "response tokens" in m.name)
         screen.print(f"  {kl.name}: {kl.value:.3f} \\[{kl.low:.3f}, {kl.high:.3f}] {kl.unit}")
 
 

@@ -35,6 +35,8 @@ def command(
 ) -> None:
     """Edit a model: remove a feature, add it, or scale it; the output appears whole or not at all."""
     from ..jobs import edit as job
+    from ..jobs.edit import save_edit as save
+    from ..storage import refuse_existing
 
     if out is None and not dry_run:
         raise UsageError("say where to write the new model", hint="-o OUT, or --dry-run")
@@ -45,11 +47,14 @@ def command(
         "layers": parse_layers(layers), "source": _source(source), "roles": roles.split(",") if roles else None,
         "constant": constant, "directions": [Path(d) for d in direction or []],
     }  # fmt: skip
-    if dry_run or save_edit:
-        _plan(model, what, wishes, run, transfer, feature, save_edit, json and dry_run, dry_run)
-        if dry_run:
-            return
+    if save_edit:
+        refuse_existing(Path(save_edit), folder=False)
+    if dry_run:
+        _plan(model, what, wishes, run, transfer, feature, save_edit, json)
+        return
     record = job(model, what, out or "", transfer=transfer, feature=feature, options=run, **wishes)
+    if save_edit:
+        save(record.edit, Path(save_edit))
     if json:
         print_json(record.model_dump(by_alias=True))
         return
@@ -68,14 +73,14 @@ def _amount(text: str | None, name: str) -> float | Literal["auto"] | None:
 def _source(text: str | None) -> int | Literal["each"] | None:
     if text is None or text == "each":
         return None if text is None else "each"
-    if not text.isdigit():
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
         raise UsageError(f"--source takes a layer or `each`, not {text!r}")
     return int(text)
 
 
 def _plan(
     model: str, what: str, wishes: dict[str, Any], run: RunOptions, transfer: bool, feature: str | None,
-    save: str | None, json: bool, dry_run: bool,
+    save: str | None, json: bool,
 ) -> None:  # fmt: skip
     from ..checkpoint import runnable
     from ..jobs.edit import prepare, resolve_edit, save_edit
@@ -83,11 +88,9 @@ def _plan(
 
     checkpoint = runnable(as_checkpoint(model, run), progress=run.progress)
     spec, found = resolve_edit(checkpoint, what, **wishes)
+    plan, _, _ = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=run)
     if save:
         save_edit(spec, Path(save))
-    if not dry_run:
-        return
-    plan, _, _ = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=run)
     record = plan.as_record()
     if json:
         print_json({"edit": spec.model_dump(by_alias=True), **record})

@@ -52,4 +52,6 @@ def command(
                  f"[{best.auroc_low:.3f}, {best.auroc_high:.3f}]")  # fmt: skip
     if direction.meta.candidates:
         print_candidates(screen, direction.meta)
+    if note := direction.meta.ran.get("notes"):
+        screen.print(f"[yellow]note[/] {plain(note)}")
     screen.print(f"[dim]next: weightsmith edit {plain(model)} {plain(out)} --add auto -o OUT   (or --remove auto)[/]")

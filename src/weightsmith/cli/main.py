@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -20,6 +22,7 @@ from . import chat, convert, edit, find, measure, show
 
 BUG = 70
 COULD_NOT_TELL = 2
+INTERRUPTED = 130  # what newer versions of typer make of Ctrl-C; no command returns it
 
 app = typer.Typer(
     name="weightsmith",
@@ -57,13 +60,20 @@ class Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that half-written outputs are removed."""
 
 
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
+def _terminate(number: int, _frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once is enough: a second one would stop the cleaning up
     raise Terminated
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line and exit with its code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # `nohup` ignores SIGHUP: leave it so
+            signal.signal(number, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal, or a file name of stray bytes
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 
@@ -75,7 +85,9 @@ def run(argv: list[str]) -> int:
 def run_guarded(job: Callable[[], int], *, as_json: bool = False) -> int:
     """Run ``job`` and turn whatever it raises into one clear message and an exit code."""
     try:
-        return job()
+        code = job()
+        sys.stdout.flush()
+        return code
     except WeightsmithError as error:
         return _complain(error, as_json)
     except (KeyboardInterrupt, Terminated):
@@ -84,18 +96,27 @@ def run_guarded(job: Callable[[], int], *, as_json: bool = False) -> int:
     except MemoryError:
         return _complain(OutOfMemory("not enough memory", hint="try a smaller --batch or --dtype bfloat16"), as_json)
     except BrokenPipeError:
-        # the reader of our output went away: nobody is left to tell
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # the reader of our output went away: nobody is left to tell
         return 0
     except OSError as error:
         text = WeightsmithError(error.strerror or str(error), where=error.filename)
-        return _complain(text, as_json)
+        code = _complain(text, as_json)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is the output that can't be written, and Python would try once more at its end
+            _drop_output()
+        return code
     except Exception:  # noqa: BLE001 - the one place where anything unforeseen becomes exit code 70
         import traceback
 
         traceback.print_exc()
         sys.stderr.write(f"\nThis is a bug in weightsmith {__version__}, not in your input. Please report the lines above.\n")
         return BUG
+
+
+def _drop_output() -> None:
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 #: typer's own base of usage errors: newer versions carry their own copy of click, older ones use the package
@@ -115,6 +136,12 @@ def _invoke(argv: list[str]) -> int:
         return error.exit_code
     except typer.Abort:
         raise KeyboardInterrupt from None
+    except SystemExit as error:  # what click makes of a reader that went away, with exit code 1
+        if isinstance(error.__context__, BrokenPipeError):
+            raise error.__context__ from None
+        raise
+    if result == INTERRUPTED:
+        raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
 
 

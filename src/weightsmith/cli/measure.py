@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,10 +34,13 @@ def command(
 
     targets = _targets(out)
     for target in targets:
-        refuse_existing(target)
+        refuse_existing(target, folder=False)
     record = measure(model, against, feature, direction=direction, n=n, tokens=tokens, options=run)
-    for target in targets:
-        (save_report([record], target) if target.suffix == ".html" else save_record(record, target))
+    with contextlib.ExitStack() as undo:  # both files or none
+        for target in targets:
+            (save_report([record], target) if target.suffix == ".html" else save_record(record, target))
+            undo.callback(target.unlink, missing_ok=True)
+        undo.pop_all()
     if json:
         print_json(record.model_dump(by_alias=True))
         return
@@ -49,6 +53,8 @@ def _targets(out: str | None) -> list[Path]:
     if out is None:
         return []
     path = Path(out)
+    if not path.name or path.is_dir():
+        raise UsageError("a folder, not the name of a file", where=out, hint="for example -o OUT/report.html")
     if path.suffix in (".html", ".json"):
         return [path]
     if path.suffix:

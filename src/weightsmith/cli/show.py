@@ -59,14 +59,14 @@ def _yaml(path: Path, json: bool) -> None:
     import yaml
 
     from ..errors import RecipeError
-    from ..features.recipe import load_feature
+    from ..features.recipe import load_feature, load_yaml
     from ..jobs.edit import load_edit
     from ..records import EDIT
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError("not a YAML text file", where=path) from error
+        data = load_yaml(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise RecipeError("not a UTF-8 text file", where=path) from error
     is_edit = isinstance(data, dict) and data.get("schema") == EDIT
     spec: Any = load_edit(path) if is_edit else load_feature(str(path))[0]
     if json:

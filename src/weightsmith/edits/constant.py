@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from ..architecture import Architecture, Writer
 from ..errors import EditError, RecipeError
 from ..records import EditStep
 from . import F64, AddOutput, Context, NewTensor
@@ -185,16 +186,25 @@ def _rewrite_as_llama(context: Context) -> None:
     context.compiled.notes.append("rewritten as Llama with attention_bias, which computes the same and can hold a bias")
 
 
+def fit_writer(architecture: Architecture, layer: int) -> Writer:
+    """The linear weight that a fitted constant goes into in ``layer``.
+
+    Raises:
+        EditError: the layer has only routed experts, which no one vector w can serve.
+    """
+    for writer in architecture.writers:
+        if writer.layer == layer and writer.role == "mlp_down" and not writer.is_bias:
+            return writer
+    raise EditError(f"layer {layer} has only routed experts: a constant can't be fitted into them",
+                    hint="choose other layers, or use the hook in `weightsmith chat`")  # fmt: skip
+
+
 def _fitted(context: Context, layer: int, vector: F64) -> None:
+    writer = fit_writer(context.architecture, layer)
     fit = context.fits.get(layer)
     if fit is None:
         raise EditError(f"a constant in layer {layer} has to be fitted, which needs the running model",
                         hint="install weightsmith[model]")  # fmt: skip
     w, report = fit
-    writer = next((w for w in context.architecture.writers
-                   if w.layer == layer and w.role == "mlp_down" and not w.is_bias), None)  # fmt: skip
-    if writer is None:
-        raise EditError(f"layer {layer} has only routed experts: a constant can't be fitted into them",
-                        hint="choose other layers, or use the hook in `weightsmith chat`")  # fmt: skip
     context.compiled.operations.append(AddRankOne(writer.tensor, vector, w, writer.out_axis))
     context.compiled.fitted.append(report)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 from ..errors import RecipeError
 from ..runtime import RunningModel, Sequence, capture, generate
 from ..runtime.load import Conversation
-from ..storage import cache_dir, digest_of, write_whole
+from ..storage import cache_dir, digest_of, write_cache
 from .prompts import PromptSets, PromptSplit
 from .recipe import FeatureSpec
 
@@ -97,15 +98,15 @@ def _read_side(
         buffer = io.BytesIO()
         text = np.frombuffer(json.dumps(answers).encode(), np.uint8)
         np.savez(buffer, means=means, norms=norms, answers=text)
-        write_whole(path, buffer.getvalue(), replace=True)
+        write_cache(path, buffer.getvalue())
     return result
 
 
 def _load(path: Any) -> Side | None:
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as data:
             return Side(data["means"], data["norms"], json.loads(data["answers"].tobytes()))
-    except (OSError, ValueError, KeyError, EOFError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, zipfile.BadZipFile):
         return None  # a damaged cache entry is made again
 
 

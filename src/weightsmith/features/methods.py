@@ -56,7 +56,7 @@ def logistic_probe(shows: F64, lacks: F64, paired: bool, penalty: float = 1.0) -
 
     fitted = minimize(loss, np.zeros(x.shape[1] + 1), jac=True, method="L-BFGS-B")
     axis = fitted.x[:-1] / scale
-    axis /= np.linalg.norm(axis)
+    axis /= np.linalg.norm(axis) or 1.0  # zero where both sides are the same
     return np.asarray(axis * float((shows.mean(0) - lacks.mean(0)) @ axis), np.float64)
 
 

@@ -1,13 +1,16 @@
 """Prompts from their sources, split three ways by construction.
 
-The split is by the prompt's own digest, so a prompt keeps its part when others are added. Near-duplicates in different
-parts are refused: a figure on *report* would otherwise be read off prompts that the direction came from.
+The split is by the prompt's own digest, so a prompt stays in its part, or falls out of use, when others are added: none
+moves to another part while every part is full of its own. A part that is short takes from what the others don't need.
+Near-duplicates in different parts are refused: a figure on *report* would otherwise be read off prompts that the
+direction came from.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import re
 from dataclasses import dataclass
@@ -15,7 +18,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from ..errors import FormatError, MissingExtra, NetworkError, RecipeError, UsageError
+from ..errors import FormatError, MissingExtra, RecipeError, UsageError
+from ..hub import hub_errors
 from ..storage import digest_of
 from .recipe import FeatureSpec, PromptSource, TwoSources
 
@@ -60,6 +64,11 @@ def _text(path: Path) -> str:
         raise UsageError(f"can't read the prompt file ({error.strerror})", where=path) from error
 
 
+def _lines(path: Path) -> list[str]:
+    """Lines as editors count them; ``str.splitlines`` would also cut at form feeds and at U+2028."""
+    return _text(path).split("\n")
+
+
 def _field(row: Any, column: str | None, where: object, line: int) -> str:
     if isinstance(row, str) and column is None:
         return row
@@ -98,6 +107,8 @@ def read_prompts(source: PromptSource, folder: Path | None) -> list[str]:
     cleaned = [p.strip() for p in found if p.strip()]
     if not cleaned:
         raise RecipeError("there is no prompt in it", where=where)
+    if broken := [p for p in cleaned if re.search("[\ud800-\udfff]", p)]:
+        raise RecipeError(f"a prompt holds half of a surrogate pair: {ascii(broken[0])[:80]}", where=where)
     return cleaned[: source.limit]
 
 
@@ -107,19 +118,23 @@ def _from_file(path: Path, column: str | None) -> list[str]:
     kind = path.suffix.lower()
     if kind in (".jsonl", ".ndjson"):
         rows: list[str] = []
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(_lines(path), 1):
             if line.strip():
                 try:
                     rows.append(_field(json.loads(line), column, path, number))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise FormatError(f"line {number} is not JSON ({error})", where=path) from error
         return rows
     if kind in (".csv", ".tsv"):
-        reader = csv.DictReader(_text(path).splitlines(), delimiter="\t" if kind == ".tsv" else ",")
-        return [_field(row, column, path, n) for n, row in enumerate(reader, 2)]
+        text = io.StringIO(_text(path), newline="")
+        reader = csv.DictReader(text, delimiter="\t" if kind == ".tsv" else ",", strict=True)
+        try:
+            return [_field(row, column, path, reader.line_num) for row in reader]
+        except csv.Error as error:
+            raise FormatError(f"line {reader.reader.line_num} is not {kind[1:].upper()} ({error})", where=path) from error
     if kind == ".parquet":
         return _from_parquet(path, column)
-    return _text(path).splitlines()
+    return _lines(path)
 
 
 def _from_parquet(path: Path, column: str | None) -> list[str]:
@@ -138,10 +153,9 @@ def _from_parquet(path: Path, column: str | None) -> list[str]:
 def _from_dataset(name: str, source: PromptSource) -> list[str]:
     """A hub dataset's files of one split; only data files are fetched, a dataset script is never run."""
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     repo, _, revision = name.partition("@")
-    try:
+    with hub_errors(name, "dataset"):
         names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
         kinds = (".parquet", ".jsonl", ".csv", ".txt")
         wanted = sorted(n for n in names if n.endswith(kinds) and source.split in Path(n).stem)
@@ -149,9 +163,6 @@ def _from_dataset(name: str, source: PromptSource) -> list[str]:
             raise RecipeError(f"no data file of the split {source.split!r}", where=name,
                               hint=f"files: {', '.join(n for n in names if n.endswith(kinds))[:300]}")  # fmt: skip
         paths = [hf_hub_download(repo, n, repo_type="dataset", revision=revision or None) for n in wanted]
-    except (HfHubHTTPError, OSError) as error:
-        raise NetworkError(f"the dataset can't be fetched ({type(error).__name__})", where=name,
-                           hint="check the name and the network, or give a local file") from error  # fmt: skip
     return [row for path in paths for row in _from_file(Path(path), source.column)]
 
 
@@ -179,8 +190,25 @@ def _sizes(spec: FeatureSpec) -> dict[str, int]:
     return {part: getattr(spec.split, part) for part in PARTS}
 
 
-def _order(prompts: list[str]) -> list[str]:
-    return sorted(prompts, key=lambda p: hashlib.sha256(_key(p).encode()).hexdigest())
+def _assign(prompts: list[str], sizes: dict[str, int]) -> dict[str, tuple[str, ...]]:
+    """The parts: each prompt's digest names its own part, in proportion to the sizes, and its place in it."""
+    total = sum(sizes.values())
+    own: dict[str, list[str]] = {part: [] for part in sizes}
+    ranked = sorted((hashlib.sha256(_key(p).encode()).digest(), p) for p in prompts)
+    for digest, prompt in ranked:
+        place = int.from_bytes(digest[-8:], "big") * total >> 64  # from other bits than the order
+        for part, size in sizes.items():
+            place -= size
+            if place < 0:
+                own[part].append(prompt)
+                break
+    spare = [p for part, size in sizes.items() for p in own[part][size:]]
+    parts: dict[str, tuple[str, ...]] = {}
+    for part, size in sizes.items():
+        short = size - len(own[part])
+        parts[part] = (*own[part][:size], *spare[: max(0, short)])
+        spare = spare[max(0, short) :]
+    return parts
 
 
 def _split(spec: FeatureSpec, prompts: list[str], side: str) -> dict[str, tuple[str, ...]]:
@@ -191,11 +219,7 @@ def _split(spec: FeatureSpec, prompts: list[str], side: str) -> dict[str, tuple[
             f"{side}: {len(unique)} different prompts, and the split needs {sum(sizes.values())}", where=spec.name,
             hint=f"add prompts, or set `split` lower than {sizes['extract']} / {sizes['select']} / {sizes['report']}",
         )  # fmt: skip
-    parts: dict[str, tuple[str, ...]] = {}
-    ordered, start = _order(unique), 0
-    for part, size in sizes.items():
-        parts[part] = tuple(ordered[start : start + size])
-        start += size
+    parts = _assign(unique, sizes)
     refuse_near_duplicates(parts, spec.name)
     return parts
 

@@ -15,7 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from ..errors import RecipeError
 from ..records import Strict, parse
-from ..storage import digest_of
+from ..storage import canonical_json, digest_of
 
 FEATURE = "weightsmith/feature/1"
 SITES = ("last_instruction_token", "last_template_token", "response_mean", "text_mean")
@@ -138,14 +138,40 @@ def _shipped() -> Any:
     return files("weightsmith").joinpath("features/shipped")
 
 
+def load_yaml(text: str, where: object) -> Any:
+    """Plain data from YAML: no tags that build objects, no aliases (which can stand for gigabytes), no key twice.
+
+    Raises:
+        RecipeError: anything else, with the line where YAML knows it.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.MarkedYAMLError(problem="aliases are not taken", problem_mark=self.get_mark())
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            found = super().construct_mapping(node, deep=True)
+            if len(found) != len(node.value):
+                raise yaml.MarkedYAMLError(problem="a key stands twice", problem_mark=node.start_mark)
+            return found
+
+    try:
+        data = yaml.load(text, Loader)
+        canonical_json(data)  # neither NaN nor halves of surrogate pairs nor dates: nothing that has no digest
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        raise RecipeError(f"not plain YAML data: {' '.join(str(error).split())[:300]}", where=where) from error
+    return data
+
+
 def load_feature(name: str) -> tuple[FeatureSpec, Path | None]:
     """A shipped recipe by name, or one from a YAML file; also the folder that its file paths are relative to.
 
     Raises:
         RecipeError: no such feature, or a malformed recipe.
     """
-    import yaml
-
     path = Path(name).expanduser()
     if name in shipped_features():
         text, where, folder = _shipped().joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name, None
@@ -157,9 +183,5 @@ def load_feature(name: str) -> tuple[FeatureSpec, Path | None]:
     else:
         raise RecipeError("no such feature", where=name,
                           hint=f"give a YAML file, or one of {', '.join(shipped_features())}")  # fmt: skip
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"not valid YAML: {' '.join(str(error).split())}", where=where) from error
-    spec: FeatureSpec = parse(FeatureSpec, data, where, FEATURE)
+    spec: FeatureSpec = parse(FeatureSpec, load_yaml(text, where), where, FEATURE)
     return spec, folder

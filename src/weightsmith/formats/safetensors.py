@@ -18,13 +18,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ..errors import BadOffsets, FormatError, HeaderTooLarge, Truncated
-from ..storage import BLOCK
+from ..storage import BLOCK, strict_json
 
 MAX_HEADER = 100_000_000  # the reference implementation's own limit, in bytes
 
 #: bits per element of every dtype that the specification names
 DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16,
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8, "I16": 16, "U16": 16, "F16": 16,
     "BF16": 16, "I32": 32, "U32": 32, "F32": 32, "F64": 64, "I64": 64, "U64": 64, "C64": 64, "F4": 4,
     "F6_E2M3": 6, "F6_E3M2": 6,
 }  # fmt: skip
@@ -63,11 +64,11 @@ class SafetensorsHeader:
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [k for k, _ in pairs]
-        twice = next(n for n in names if names.count(n) > 1)
-        raise FormatError(f"the header names {twice!r} twice", hint="two readers may pick different tensors")
+    seen: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in seen:
+            raise FormatError(f"the header names {name!r} twice", hint="two readers may pick different tensors")
+        seen[name] = value
     return seen
 
 
@@ -80,6 +81,8 @@ def read_header(path: Path) -> SafetensorsHeader:
         BadOffsets: overlaps, holes, trailing bytes, or a length that does not fit dtype and shape.
         FormatError: not JSON, duplicate names, unknown dtype, wrong types.
     """
+    if path.exists() and not path.is_file():
+        raise FormatError("not a plain file", where=path)
     size = path.stat().st_size
     with path.open("rb") as file:
         first = file.read(8)
@@ -98,7 +101,7 @@ def read_header(path: Path) -> SafetensorsHeader:
             raise Truncated(f"the header needs {8 + length} bytes and the file has {size}", where=path)
         raw = file.read(length)
     try:
-        header = json.loads(raw, object_pairs_hook=_no_duplicates)
+        header = strict_json(raw, _no_duplicates)
     except FormatError as error:
         error.where = str(path)
         raise
@@ -110,7 +113,8 @@ def read_header(path: Path) -> SafetensorsHeader:
 def _checked(path: Path, header: Any, raw: bytes, data_start: int, size: int) -> SafetensorsHeader:
     if not isinstance(header, dict):
         raise FormatError("the header is not a JSON object", where=path)
-    metadata = header.pop("__metadata__", {}) or {}
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise FormatError("__metadata__ must map strings to strings", where=path)
     specs = [_spec(path, name, entry, data_start) for name, entry in header.items()]
@@ -135,17 +139,20 @@ def _spec(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad("expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise bad(f"unknown dtype {dtype!r}")
     ints = [shape, offsets]
     if not all(isinstance(x, list) and all(type(v) is int and v >= 0 for v in x) for x in ints):
         raise bad("shape and data_offsets must be lists of non-negative integers")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise bad("data_offsets must be [begin, end]")
-    bits = math.prod(shape) * DTYPE_BITS[dtype]
-    nbytes = offsets[1] - offsets[0]
+    bits, nbytes = DTYPE_BITS[dtype], offsets[1] - offsets[0]
+    for size in shape:
+        bits *= size
+        if bits > 1 << 64:  # no file is that large, and a product of thousands of huge numbers would take hours
+            break
     if bits != nbytes * 8:
-        raise BadOffsets(f"tensor {name!r}: {nbytes} bytes for shape {shape} of {dtype}", where=path)
+        raise BadOffsets(f"tensor {name!r}: {nbytes} bytes for shape {str(shape)[:80]} of {dtype}", where=path)
     return TensorSpec(name, dtype, tuple(shape), path, data_start + offsets[0], nbytes)
 
 
@@ -196,6 +203,17 @@ def f32_to_bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return out
 
 
+def _to_odd(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """fp64 to fp32, inexact results with the last bit set: rounding those again gives what one rounding would
+    (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums")."""
+    with np.errstate(over="ignore"):
+        near = values.astype(np.float32)
+    bits = near.view(np.uint32)
+    bits -= np.abs(near.astype(np.float64)) > np.abs(values)  # towards zero
+    bits |= bits.view(np.float32).astype(np.float64) != values
+    return near
+
+
 def bf16_to_f32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Widen bfloat16 bits (``uint16``) to fp32, exactly."""
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
@@ -237,7 +255,7 @@ def encode(values: np.ndarray[Any, Any], dtype: str) -> bytes:
         FormatError: ``dtype`` is not one of :data:`FLOAT_DTYPES`.
     """
     if dtype == "BF16":
-        return f32_to_bf16(values).tobytes()
+        return f32_to_bf16(_to_odd(values) if values.dtype == np.float64 else values).tobytes()
     if dtype not in FLOAT_DTYPES:
         raise FormatError(f"can't cast to {dtype}")
     with np.errstate(over="ignore"):
@@ -260,7 +278,7 @@ def digest_and_check(spec: TensorSpec) -> tuple[str, bool]:
         file.seek(spec.start)
         while left:
             data = file.read(min(left, BLOCK))
-            if not data:
+            if len(data) < min(left, BLOCK):
                 raise Truncated(f"tensor {spec.name!r} ends early", where=spec.file)
             digest.update(data)
             if word and finite:

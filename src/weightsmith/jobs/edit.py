@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from ..checkpoint import Checkpoint, runnable
+from ..checkpoint import Checkpoint, refuse_remote_code, runnable
 from ..direction import Direction, is_direction, load_direction
-from ..errors import RecipeError, UsageError
+from ..errors import RecipeError, UsageError, WeightsmithError
 from ..execute import execute
 from ..options import RunOptions
 from ..plan import EditPlan, compile_edit, plan_edit
@@ -62,6 +64,7 @@ def prepare(
     """Check the directions against the model, fit constants where they have to be fitted, and plan."""
     options = options or RunOptions()
     arch = checkpoint.architecture
+    refuse_remote_code(checkpoint, options)
     checkpoint.check_record()
     base = ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest(options.progress), family=arch.family.name,
                          n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
@@ -82,13 +85,12 @@ def _fits(
              and (s.constant or ("exact" if arch.constant_site(s.layers[0]) else "fitted")) == "fitted"]  # fmt: skip
     if not steps:
         return {}
-    import dataclasses
-
-    from ..edits import AddOutput
-    from ..features.fit import fit_constants
     from ..runtime.load import load
 
-    running = load(checkpoint, dataclasses.replace(options, ignore_remote_code=options.ignore_remote_code))
+    running = load(checkpoint, options)
+    from ..edits import AddOutput
+    from ..features.fit import fit_constants
+
     fits: dict[int, Any] = {}
     prompts = [running.encode([{"role": "user", "content": p}]) for p in _fit_prompts(found, steps, feature)]
     for step in steps:
@@ -121,6 +123,7 @@ def resolve_edit(
         UsageError: amounts that are missing, doubled, or given beside an Edit file.
         RecipeError: a malformed Edit, or directions that can't be found.
     """
+    checkpoint.check_record()  # a bad verdict comes before everything else
     amounts = {k: v for k, v in (("remove", remove), ("amplify", amplify), ("add", add)) if v is not None}
     if isinstance(what, str | Path):
         path = Path(what).expanduser()
@@ -163,8 +166,10 @@ def _step(
     picked = [r.removeprefix("+") for r in roles]
     if any(r.startswith("+") for r in roles):
         picked = [*arch_roles, *[r for r in picked if r not in arch_roles]]
-    return EditStep(kind=kind, direction=digest, source=source, layers=layers, roles=picked, amount=amount,
-                    constant=constant if kind == "add" else None)  # fmt: skip
+    step = {"kind": kind, "direction": digest, "source": source, "layers": layers, "roles": picked, "amount": amount,
+            "constant": constant if kind == "add" else None}  # fmt: skip
+    made: EditStep = parse(EditStep, step, f"--{kind}")
+    return made
 
 
 def _default_source(direction: Direction) -> int:
@@ -179,13 +184,13 @@ def load_edit(path: Path) -> EditSpec:
     Raises:
         RecipeError: not UTF-8, not YAML, or not an Edit.
     """
-    import yaml
+    from ..features.recipe import load_yaml
 
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"not a YAML text file ({' '.join(str(error).split())[:200]})", where=path) from error
-    spec: EditSpec = parse(EditSpec, data, path, EDIT)
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError("neither a direction nor a UTF-8 text file", where=path) from error
+    spec: EditSpec = parse(EditSpec, load_yaml(text, path), path, EDIT)
     return spec
 
 
@@ -207,21 +212,21 @@ def find_directions(spec: EditSpec, folder: Path | None, given: list[Path]) -> d
     """
     wanted = {s.direction for s in spec.steps}
     found: dict[str, Direction] = {}
-    beside = sorted(folder.glob("*.safetensors")) if folder else []
-    cached = [cache_dir() / "directions" / f"{d}.safetensors" for d in wanted]
-    for path in [*given, *cached, *beside]:
+    for path in given:
         if not path.is_file():
-            if path in given:
-                raise UsageError("no such direction file", where=path)
-            continue
+            raise UsageError("no such direction file", where=path)
+        direction = load_direction(path)
+        found[direction.digest()] = direction
+    beside = sorted(folder.glob("*.safetensors")) if folder else []
+    cached = [cache_dir() / "directions" / f"{d}.safetensors" for d in wanted if re.fullmatch("[0-9a-f]{64}", d)]
+    for path in [*cached, *beside]:
         if wanted <= found.keys():
             break
-        if is_direction(path):
-            direction = load_direction(path)
-            digest = direction.digest()
-            if digest in wanted:
-                found[digest] = direction
+        with contextlib.suppress(WeightsmithError):  # a file that nobody named may be anything
+            if is_direction(path):
+                direction = load_direction(path)
+                found.setdefault(direction.digest(), direction)
     if missing := sorted(wanted - found.keys()):
         raise RecipeError(f"the direction {missing[0][:16]}… is not at hand", where=spec.name or "edit",
                           hint="put its file beside the Edit, or name it with --direction")  # fmt: skip
-    return found
+    return {digest: found[digest] for digest in wanted}

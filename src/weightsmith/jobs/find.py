@@ -45,7 +45,7 @@ def find(
     options = options or RunOptions()
     spec, sets, site = _asked(feature, method, site, point, budget)
     if out is not None:
-        refuse_existing(Path(out))
+        refuse_existing(Path(out), folder=False)
     checkpoint = as_checkpoint(model, options)
     from ..runtime.load import load
 
@@ -67,7 +67,8 @@ def find(
             feature=spec.name, feature_digest=spec.digest, description=spec.description.strip(),
             model=running.identity, method=method, site=site, point="resid_pre" if point == "resid_pre" else "resid_post",
             layers=list(wanted), prompts_digest=sets.digest,
-            n={p: len(sets.part(p).shows) for p in ("extract", "select", "report")}, quality=rows, ran=running.ran,
+            n={p: len(sets.part(p).shows) for p in ("extract", "select", "report")}, quality=rows,
+            ran=running.ran | ({"notes": "; ".join(running.notes)} if running.notes else {}),
             versions={"weightsmith": __version__, "numpy": np.__version__},
         ),
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from .. import __version__
 from ..checkpoint import RECORD, Checkpoint, read_json
 from ..direction import Direction, load_direction
-from ..errors import RecipeError, UsageError
+from ..errors import RecipeError, ShapeMismatch, UsageError, WeightsmithError
 from ..options import RunOptions
 from ..records import DERIVATION, Derivation, MeasureRecord, parse
 from ..storage import cache_dir, write_whole
@@ -64,10 +65,15 @@ class Session:
         self.sets = prompt_sets(self.spec, folder)
         self.tokens = tokens
         base = as_checkpoint(against, self.options)
-        derivation = read_derivation(as_checkpoint(edited, self.options)) if edited is not None else None
+        derivation = None
+        if edited is not None:
+            other = as_checkpoint(edited, self.options)
+            other.check_record()  # a damaged model is known before minutes are spent on its base
+            derivation = read_derivation(other)
         self.direction = self._find_direction(direction, derivation)
         start = time.perf_counter()
         self.base = load(base, self.options)
+        self._check_direction(given=direction is not None)
         self.seconds["loading the base"] = time.perf_counter() - start
         start = time.perf_counter()
         self.suite = compare.build_suite(self.base, self.spec, self.sets, self.direction, n, tokens)
@@ -81,10 +87,25 @@ class Session:
         if given is not None:
             return load_direction(Path(given))
         for digest, meta in (record.directions if record else {}).items():
-            kept = cache_dir() / "directions" / f"{digest}.safetensors"
-            if meta.feature == self.spec.name and kept.is_file():
-                return load_direction(kept)
+            kept = cache_dir() / "directions" / f"{Path(digest).name}.safetensors"
+            with contextlib.suppress(WeightsmithError):  # a damaged cache entry is none
+                if meta.feature == self.spec.name and kept.is_file():
+                    found = load_direction(kept)
+                    if found.digest() == digest:
+                        return found
         return None
+
+    def _check_direction(self, *, given: bool) -> None:
+        """The probe reads the base: a direction of another shape is an error where it was given, else left out."""
+        if self.direction is None:
+            return
+        try:
+            if self.direction.check_model(self.base.identity, transfer=True):
+                self.base.note("the probe's direction was found on other weights than this base")
+        except ShapeMismatch:
+            if given:
+                raise
+            self.direction = None
 
     def compare(self, model: Checkpoint | str | Path, *, title: str = "") -> MeasureRecord:
         """Load ``model``, measure it as the base was measured, and compare."""
@@ -150,7 +171,8 @@ def sentence(derivation: Derivation | None, base: str, feature: str) -> str:
         return f"A model was compared with {base} on {feature}."
     parts = []
     for step in derivation.edit.steps:
-        name = derivation.directions[step.direction].feature
+        found = derivation.directions.get(step.direction)
+        name = found.feature if found else "a direction that the record does not hold"
         span = f"layers {min(step.layers)}–{max(step.layers)}" if len(step.layers) > 1 else f"layer {step.layers[0]}"
         if step.kind == "remove":
             how = "removed exactly from" if step.amount == 1 else f"removed by {step.amount:.0%} from"

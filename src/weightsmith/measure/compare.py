@@ -162,7 +162,7 @@ def damage(
     mean = np.array([float(r.mean()) for r in rows])
     found = [
         measurement("KL(base ‖ edited), first token", first, "nats", NEUTRAL),
-        measurement(f"KL(base ‖ edited), {max(len(r) for r in rows)} answer tokens", mean, "nats per token", NEUTRAL),
+        measurement(f"KL(base ‖ edited), {max(len(r) for r in rows)} response tokens", mean, "nats per token", NEUTRAL),
         measurement("top-1 agreement", agree, "share of tokens", NEUTRAL),
     ]
     for name, run in (("base", before), ("edited", after)):

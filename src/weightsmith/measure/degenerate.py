@@ -12,9 +12,11 @@ import zlib
 RULES = (
     "empty (no letters or digits); garbage (under 60% of the characters are letters, digits, spaces or common "
     "punctuation, or half of the words have no vowel); loop (a phrase of up to 12 words three times in a row, "
-    "or text of 24 words or more of which under 45% are different, or that compresses below 30%)"
+    "or text of 24 words or more of which, or of any 96 of them in a row, under 45% are different, or that compresses "
+    "below 30%)"
 )
 _WORD = re.compile(r"\w+")
+_WINDOW = 96  # the share of different words falls with the length of any text: it is taken over stretches of one length
 
 
 def why_degenerate(text: str) -> str | None:
@@ -41,5 +43,7 @@ def _loops(words: list[str], text: str) -> bool:
                 return True
     if len(words) < 24:
         return False
-    raw = text.encode()
-    return len(set(words)) < 0.45 * len(words) or len(zlib.compress(raw)) < 0.3 * len(raw)
+    starts = {*range(0, max(1, len(words) - _WINDOW), _WINDOW // 2), max(0, len(words) - _WINDOW)}
+    stretches = [words[i : i + _WINDOW] for i in starts]
+    raw = text.encode(errors="replace")
+    return any(len(set(s)) < 0.45 * len(s) for s in stretches) or len(zlib.compress(raw)) < 0.3 * len(raw)

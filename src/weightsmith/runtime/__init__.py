@@ -4,10 +4,13 @@ Loading runs no code that comes with a model and needs no network. Hooks are con
 tensor in place.
 """
 
-from .forward import Continuation, Sequence, answer_states, capture, score_answers
-from .generate import generate, stream
-from .hooks import Steering, steering
-from .load import RunningModel, load
+from .load import RunningModel, load, need_torch
+
+need_torch()  # one line that says what to install, before anything below imports torch
+
+from .forward import Continuation, Sequence, answer_states, capture, score_answers  # noqa: E402
+from .generate import generate, stream  # noqa: E402
+from .hooks import Steering, steering  # noqa: E402
 
 __all__ = [
     "Continuation",

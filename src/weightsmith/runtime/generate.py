@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import NonFinite, OutOfMemory
-from .forward import Prefix, batches, check_length, shared_prefix
+from .forward import Prefix, batches, check_length, shared_prefix, slides
 
 if TYPE_CHECKING:
     from .load import RunningModel
@@ -33,7 +33,8 @@ def generate(
         check_length(model, prompt)
     stops = torch.tensor(sorted(model.stop_tokens), device=model.device)
     done = 0
-    shared = shared_prefix(prompts, [len(p) - 1 for p in prompts])
+    longest = max((len(p) for p in prompts), default=0) + max_new_tokens
+    shared = 0 if slides(model, longest) else shared_prefix(prompts, [len(p) - 1 for p in prompts])
     prefix = Prefix(model, tuple(prompts[0][:shared]) if prompts else ())
     lengths = [len(p) - shared + max_new_tokens for p in prompts]
     # decoding reads all weights once a step whatever the batch, so rows are cheap: only memory bounds them
