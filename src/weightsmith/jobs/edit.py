@@ -85,6 +85,11 @@ def _fits(
              and (s.constant or ("exact" if arch.constant_site(s.layers[0]) else "fitted")) == "fitted"]  # fmt: skip
     if not steps:
         return {}
+    from ..edits.constant import fit_writer
+
+    for step in steps:
+        for layer in step.layers:
+            fit_writer(arch, layer)  # refused before a model is loaded
     from ..runtime.load import load
 
     running = load(checkpoint, options)
