@@ -166,7 +166,6 @@ def test_errors_in_json(world: World, tmp_path: Path) -> None:
     assert json.loads(done.out)["error"] == "digest-mismatch"
 
 
-@pytest.mark.xfail(reason="report/intervals.py divides by the range of a unit in which nothing changed", strict=False)
 def test_a_comparison_in_which_nothing_changed_can_be_drawn(world: World, tmp_path: Path) -> None:
     argv = ("measure", world.model, "--against", world.model, "--feature", world.feature, "--tokens", "2")
     done = cli(*argv, "-o", tmp_path / "r.html")

@@ -131,6 +131,8 @@ def forest(lines: Sequence[Line], width: int, uid: str) -> str:
     for row in drawn:
         groups.setdefault(row.unit, []).append(row)
     ranges = {u: extent([d for row in rows for d in row.dots], zero=True) for u, rows in groups.items()}
+    # a unit in which nothing changed has no range: any will do, with zero in its middle
+    ranges = {u: (low, high) if high > low else (-1.0, 1.0) for u, (low, high) in ranges.items()}
     # where zero lies, as a share of the axis, is the same for every unit, so that left always means less
     left = max(max(-low / (high - low) for low, high in ranges.values()), 0.0)
     right = max(max(high / (high - low) for low, high in ranges.values()), 0.0)
