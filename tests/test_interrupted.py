@@ -268,8 +268,8 @@ def struck(argv: tuple[object, ...], number: int, after: float, cache: Path) -> 
     return done.returncode, done.stderr
 
 
-KILLS = [("edit", signal.SIGINT, 3), ("edit", signal.SIGTERM, 2), ("edit", signal.SIGHUP, 1), ("edit", signal.SIGKILL, 2),
-         ("convert", signal.SIGINT, 2), ("convert", signal.SIGTERM, 1), ("convert", signal.SIGKILL, 2)]  # fmt: skip
+KILLS = [("edit", signal.SIGINT, 2), ("edit", signal.SIGTERM, 1), ("edit", signal.SIGHUP, 1), ("edit", signal.SIGKILL, 2),
+         ("convert", signal.SIGINT, 1), ("convert", signal.SIGTERM, 1), ("convert", signal.SIGKILL, 1)]  # fmt: skip
 
 
 def test_signals_at_random_moments_of_writing(world: World, tmp_path: Path) -> None:
