@@ -601,3 +601,13 @@ def _holds(whole: torch.Tensor, part: torch.Tensor) -> bool:
     if whole.numel() % part.numel():
         return False
     return bool((whole.reshape(-1, part.numel()) == part).all(1).any())
+
+
+def test_layers_that_the_config_does_not_name_are_refused(tmp_path: Path) -> None:
+    """A loader would leave them out without a word, and so would an edit."""
+    folder = pico.build("llama", tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    config["num_hidden_layers"] -= 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedModel, match="the files hold more"):
+        _ = open_checkpoint(str(folder)).architecture

@@ -196,6 +196,10 @@ def resolve(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], where:
         writers.append(Writer("embed", None, unembed, -1, writers[0].module))
     for layer in range(n_layers):
         writers += _layer_writers(family, tensors, f"{prefix}{family.block.format(i=layer)}.", layer, text, where)
+    beyond = f"{prefix}{family.block.format(i=n_layers)}.{family.writers[0]['weight']}"
+    if beyond in tensors:
+        raise UnsupportedModel(f"the config names {n_layers} layers and the files hold more, e.g. {beyond!r}", where=where,
+                               hint="a loader would silently leave the others out: mend config.json")  # fmt: skip
     _check_shapes(writers, tensors, d_model, where)
     return Architecture(family, n_layers, d_model, prefix, tuple(writers), tied, unembed)
 

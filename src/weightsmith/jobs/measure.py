@@ -137,6 +137,9 @@ class Session:
         notes = sorted({*self.base.notes, *edited.notes, *(derivation.notes if derivation else [])})
         if self.direction is None and any(s.kind == "probe" for s in self.spec.scorers):
             notes.append("the probe was left out: the feature's direction is not at hand (give --direction)")
+        if self.direction is not None and self.direction.meta.prompts_digest != self.sets.digest:
+            notes.append("the direction was found with other prompts than this recipe's: some of the report prompts may "
+                         "have been used to find it, so run `find` again before you trust these figures")  # fmt: skip
         return MeasureRecord(
             title=title or f"{self.spec.name}: {edited.checkpoint.title} against {self.base.checkpoint.title}",
             sentence=sentence(derivation, self.base.checkpoint.title, self.spec.name),
