@@ -33,6 +33,8 @@ from .storage import (
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 INDEX = "model.safetensors.index.json"
 RECORD = "weightsmith.json"
+#: folder of an edited model that holds what a rebuild needs beside the record: directions and fitted vectors
+KEPT = "weightsmith"
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,23 @@ class Checkpoint:
         return self.ref if self.source["kind"] != "local" else self.path.name or str(self.path)
 
     def tensor_digests(self, progress: Progress | None = None) -> dict[str, str]:
-        """SHA-256 of every tensor's bytes, by name; remembered while the files don't change (size, times, inode).
+        """BLAKE3 digest of every tensor's bytes, by name; remembered while the files don't change (size, times, inode).
 
         Raises:
             Truncated: a file became shorter.
         """
         return {name: row[0] for name, row in self._read_all(progress).items()}
+
+    def known_digests(self) -> dict[str, str] | None:
+        """The tensors' digests where they are remembered and all values finite; nothing is read."""
+        rows = self._remembered()[1]
+        return None if rows is None or not all(row[1] for row in rows.values()) else {n: r[0] for n, r in rows.items()}
+
+    def remember(self, digests: Mapping[str, str]) -> None:
+        """Keep digests of tensors that were just read, all of them finite, for whoever asks next."""
+        rows = {name: (digests[name], True) for name in self.tensors}
+        write_cache(self._remembered()[0], json.dumps(rows).encode())
+        self._place(self.digest_of(digests))
 
     def check_finite(self, progress: Progress | None = None) -> None:
         """Refuse weights that hold NaN or infinity; the values are checked in the pass that takes the digests.
@@ -107,12 +120,18 @@ class Checkpoint:
             raise NonFinite(f"{len(bad)} tensors hold NaN or infinity, e.g. {bad[0]!r}", where=self.path,
                             hint="the file is damaged, or was broken when it was made: fetch it again")  # fmt: skip
 
-    def _read_all(self, progress: Progress | None) -> dict[str, tuple[str, bool]]:
-        """(SHA-256, all values finite) of every tensor, in one parallel pass, or as remembered."""
-        key = {"files": [stat_key(f) for f in self.weight_files], "tensors": len(self.tensors), "pass": 2}
+    def _remembered(self) -> tuple[Path, dict[str, tuple[str, bool]] | None]:
+        key = {"files": [stat_key(f) for f in self.weight_files], "tensors": len(self.tensors), "pass": 3}
         path, known = cached_json("digests", key)
         if isinstance(known, dict) and known.keys() == self.tensors.keys() and all(map(_is_row, known.values())):
-            return {n: (row[0], row[1]) for n, row in known.items()}
+            return path, {n: (row[0], row[1]) for n, row in known.items()}
+        return path, None
+
+    def _read_all(self, progress: Progress | None) -> dict[str, tuple[str, bool]]:
+        """(digest, all values finite) of every tensor, in one parallel pass, or as remembered."""
+        path, known = self._remembered()
+        if known is not None:
+            return known
         done = 0
 
         def read(spec: TensorSpec) -> tuple[str, bool]:
@@ -125,13 +144,22 @@ class Checkpoint:
 
         rows = dict(zip(self.tensors, parallel_map(read, self.tensors.values()), strict=True))
         write_cache(path, json.dumps(rows).encode())
+        self._place(self.digest_of({n: row[0] for n, row in rows.items()}))
         return rows
 
     def digest(self, progress: Progress | None = None) -> str:
         """What identifies the weights, however they are sharded: SHA-256 over the sorted list of
-        ``[name, dtype, shape, sha256 of the bytes]``."""
-        digests = self.tensor_digests(progress)
+        ``[name, dtype, shape, BLAKE3 digest of the bytes]``."""
+        return self.digest_of(self.tensor_digests(progress))
+
+    def digest_of(self, digests: Mapping[str, str]) -> str:
+        """The model digest that follows from its tensors' digests."""
         return digest_of([[n, t.dtype, list(t.shape), digests[n]] for n, t in sorted(self.tensors.items())])
+
+    def _place(self, digest: str) -> None:
+        """Keep where the model with this digest was last seen, for whoever asks for it by digest."""
+        value = {"path": str(self.path.absolute()), "ref": self.ref}
+        write_cache(cache_dir() / "models" / f"{digest}.json", json.dumps(value).encode())
 
     def check_record(self) -> None:
         """Compare the weight files with the digests in the folder's own ``weightsmith.json``, when it has one.
@@ -145,7 +173,7 @@ class Checkpoint:
             return
         outputs = read_json(record).get("outputs")
         if not isinstance(outputs, dict) or not all(
-            isinstance(v, str) and Path(n).name == n for n, v in outputs.items()
+            isinstance(v, str) and _inside(n) for n, v in outputs.items()
         ):
             raise FormatError("`outputs` must map the folder's files to their digests", where=record)
         if extra := [f.name for f in self.weight_files if f.name not in outputs]:
@@ -159,6 +187,23 @@ class Checkpoint:
                 raise DigestMismatch(f"{name!r} is not the file that was written: {known[:16]}… instead of "
                                      f"{expected[:16]}…", where=self.path,
                                      hint="the file was changed or damaged after the edit; rebuild it")  # fmt: skip
+
+
+def _inside(name: str) -> bool:
+    """Whether a recorded name is a plain file of the folder or of its ``weightsmith/``."""
+    parts = name.split("/")
+    return (len(parts) == 1 or (len(parts) == 2 and parts[0] == KEPT)) and all(
+        part and Path(part).name == part and "\\" not in part for part in parts)  # fmt: skip
+
+
+def seen_at(digest: str) -> Path | None:
+    """Where the model with this digest was last seen, when something is still there; its digest is not checked."""
+    try:
+        value = json.loads((cache_dir() / "models" / f"{digest}.json").read_bytes())
+        path = Path(value["path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return path if path.exists() else None
 
 
 def _is_row(row: Any) -> bool:
@@ -344,7 +389,9 @@ def _open_gguf(ref: str, path: Path, source: Mapping[str, str]) -> Checkpoint:
     )  # fmt: skip
 
 
-def runnable(checkpoint: Checkpoint, *, progress: Progress | None = None) -> Checkpoint:
+def runnable(
+    checkpoint: Checkpoint, *, dequantize: bool = False, progress: Progress | None = None
+) -> Checkpoint:
     """The same model as a folder that can be run: itself, or for a GGUF its bf16 conversion from the cache.
 
     The cache is keyed by the digest of the GGUF file; a conversion appears there whole or not at all.

@@ -5,6 +5,7 @@ File format ``weightsmith/direction/1``: a safetensors file with
 - ``vectors``       F32 ``[n_layers_captured, d_model]``, as the method gave them (not normalised);
 - ``resid_norm``    F32 ``[n_layers_captured]``, mean ‖h‖ of the residual stream at the site, neutral prompts;
 - ``mean_shows``, ``mean_lacks``  F32 ``[n_layers_captured, d_model]``, means of the two sides;
+- ``readers``       F32 ``[n_layers_captured, d_model]``, Σ⁻¹δ, only where the method whitens (LEACE);
 
 and the metadata key ``weightsmith``: canonical JSON of :class:`~weightsmith.records.DirectionMeta`.
 """
@@ -39,6 +40,7 @@ class Direction:
     mean_shows: Array
     mean_lacks: Array
     meta: DirectionMeta
+    readers: Array | None = None
 
     def row(self, layer: int) -> int:
         """Row of ``layer``.
@@ -69,7 +71,7 @@ class Direction:
             raise NonFinite("the result holds NaN or infinity", where=expression)
         # quality and candidates described the old vectors
         meta = self.meta.model_copy(update={"expression": expression, "quality": [], "candidates": [], "rule": ""})
-        return replace(self, vectors=np.ascontiguousarray(vectors, np.float32), meta=meta)
+        return replace(self, vectors=np.ascontiguousarray(vectors, np.float32), meta=meta, readers=None)
 
     @property
     def _name(self) -> str:
@@ -143,9 +145,10 @@ class Direction:
 
     def to_bytes(self) -> bytes:
         """The direction file; equal directions have equal bytes."""
-        arrays = [np.ascontiguousarray(getattr(self, name), "<f4") for name in _TENSORS]
+        names = _TENSORS if self.readers is None else (*_TENSORS, "readers")
+        arrays = [np.ascontiguousarray(getattr(self, name), "<f4") for name in names]
         header = build_header(
-            ((n, "F32", a.shape) for n, a in zip(_TENSORS, arrays, strict=True)),
+            ((n, "F32", a.shape) for n, a in zip(names, arrays, strict=True)),
             {"weightsmith": canonical_json(self.meta.model_dump(by_alias=True)).decode()},
         )
         return header + b"".join(a.tobytes() for a in arrays)
@@ -190,16 +193,17 @@ def load_direction(path: Path) -> Direction:
     rows = meta.layers
     if not rows or rows != sorted(set(rows)) or rows[0] < 0 or rows[-1] >= meta.model.n_layers:
         raise FormatError(f"its layers are not in order among 0 to {meta.model.n_layers - 1}", where=path)
-    if odd := [specs[n] for n in _TENSORS if specs[n].dtype != "F32"]:
+    names = [*_TENSORS, *(["readers"] if "readers" in specs else [])]
+    if odd := [specs[n] for n in names if specs[n].dtype != "F32"]:
         raise FormatError(f"{odd[0].name} is {odd[0].dtype}, not F32", where=path)
-    arrays = [np.array(read_tensor(specs[n])) for n in _TENSORS]
+    arrays = [np.array(read_tensor(specs[n])) for n in names]
     shape = (len(meta.layers), meta.model.d_model)
-    for name, array in zip(_TENSORS, arrays, strict=True):
+    for name, array in zip(names, arrays, strict=True):
         if array.shape != (shape[:1] if name == "resid_norm" else shape):
             raise ShapeMismatch(f"{name} has shape {list(array.shape)}, the metadata say {list(shape)}", where=path)
         if not np.isfinite(array).all():
             raise NonFinite(f"{name} holds NaN or infinity", where=path)
-    return Direction(arrays[0], arrays[1], arrays[2], arrays[3], meta)
+    return Direction(arrays[0], arrays[1], arrays[2], arrays[3], meta, arrays[4] if len(arrays) > 4 else None)
 
 
 def is_direction(path: Path) -> bool:

@@ -3,10 +3,10 @@
 ::
 
     WeightsmithError
-    ├ UsageError      RecipeError · UnknownPlugin · MissingExtra · OutputExists
+    ├ UsageError      RecipeError · UnknownPlugin · MissingExtra · OutputExists · OutputBusy
     ├ UnsupportedModel  RemoteCode · PickleOnly
     ├ FormatError     HeaderTooLarge · BadOffsets · Truncated
-    ├ IntegrityError  DigestMismatch · ManifestMismatch · BadSignature
+    ├ IntegrityError  DigestMismatch · ManifestMismatch · BadSignature · BaseChanged
     ├ EditError       ShapeMismatch · DirectionModelMismatch · NonFinite
     └ ResourceError   LimitExceeded · OutOfMemory · DiskFull · NetworkError
 
@@ -70,6 +70,10 @@ class MissingExtra(UsageError):
     """An optional dependency is needed; the hint is the command that installs it."""
 
 
+class OutputBusy(UsageError):
+    """Another process is writing this output; it was left alone."""
+
+
 class OutputExists(UsageError):
     """The output path is taken; nothing was written."""
 
@@ -118,6 +122,10 @@ class ManifestMismatch(IntegrityError):
 
 class BadSignature(IntegrityError):
     """A signature does not verify."""
+
+
+class BaseChanged(IntegrityError):
+    """The base is not what it was when the work began; nothing of the result was kept."""
 
 
 class EditError(WeightsmithError):

@@ -1,9 +1,13 @@
 """Carry out an edit plan: a new folder that appears whole or not at all.
 
-Untouched tensors are copied byte for byte; touched ones go up to fp64, are edited in a fixed order of elementwise
-operations (so the bytes depend on neither threads nor BLAS), cast back to nearest even and checked to be finite. The
-output keeps the shards, the metadata and the tensor order of the input; a created bias comes at the end of the shard
-that holds its weight.
+Untouched byte ranges are moved by the kernel; touched tensors are edited in a fixed order of elementwise operations (so
+the bytes depend on neither threads nor BLAS), cast back to nearest even and checked to be finite. The output keeps the
+shards, the metadata and the tensor order of the input; a created bias comes at the end of the shard that holds its
+weight. Each file is read back once, for its SHA-256 and for its tensors' digests; the latter are compared with the
+base's, which proves that only planned tensors changed and that the base did not change while it was read.
+
+Accepted trade-off: weight files are not flushed to the disk before the final rename, as `cp` does not either. A kill
+leaves the output absent or complete; after a power cut its digests tell.
 """
 
 from __future__ import annotations
@@ -13,66 +17,60 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from . import __version__
-from .checkpoint import INDEX, PICKLES, RECORD, Checkpoint, read_json
-from .edits.scale import ScaleComponent, left_share
-from .errors import NonFinite, Truncated, UsageError
-from .formats.safetensors import SafetensorsHeader, TensorSpec, build_header, encode, read_tensor
+from .checkpoint import INDEX, KEPT, PICKLES, RECORD, Checkpoint, open_checkpoint, read_json
+from .direction import Direction
+from .errors import BaseChanged, EditError, UsageError
+from .formats.safetensors import TensorSpec, build_header, write_file
+from .held import HeldFolder, held_folder
+from .lanes import FilePlan, FileResult, Lane, Region, Stopped
 from .options import RunOptions
 from .plan import EditPlan
-from .records import Derivation, DirectionMeta, ModelIdentity, TensorRecord
-from .storage import BLOCK, digest_of, parallel_map, require_space, whole_folder
+from .records import Derivation, ModelIdentity
+from .storage import (
+    digest_of,
+    fsync,
+    parallel_map,
+    remember_sha256,
+    require_space,
+    sha256_range,
+    stat_key,
+    usable_cores,
+)
 
 _LEFT_BEHIND = (*PICKLES, ".py", ".gguf", ".safetensors", ".lock")
-
-
-@dataclass
-class _Written:
-    """What came of one weight file."""
-
-    name: str
-    sha256: str
-    tensors: list[TensorRecord] = field(default_factory=list)
-    digests: dict[str, str] = field(default_factory=dict)
-    shapes: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
-
-
-class _Tee:
-    """A file that digests what is written to it, and takes no more once ``stop`` is set."""
-
-    def __init__(self, file: BinaryIO, stop: threading.Event) -> None:
-        self.file = file
-        self.stop = stop
-        self.sha = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        if self.stop.is_set():
-            raise RuntimeError("stopped: another shard failed, or the user interrupted")
-        self.file.write(data)
-        self.sha.update(data)
+#: file of fitted vectors: F64, one a layer
+FITS = "fits.safetensors"
+KEEP_TOTAL = 1 << 28  # bytes of touched tensors that all lanes together hold between turns
 
 
 def execute(
     plan: EditPlan,
     out: Path,
-    base: ModelIdentity,
-    directions: Mapping[str, DirectionMeta],
+    directions: Mapping[str, Direction],
     *,
-    transferred: bool = False,
+    transfer: bool = False,
+    resume: bool = False,
     options: RunOptions | None = None,
 ) -> Derivation:
     """Write the edited model and its record to ``out``.
 
+    ``directions`` are by digest; those that the edit names go into the output with its record, so that anyone who has
+    the base can rebuild it. ``resume`` goes on with an unfinished run of the same edit, and keeps what is finished
+    should this one be interrupted.
+
     Raises:
-        OutputExists, DiskFull: nothing is written or left behind.
-        NonFinite: NaN or infinity in a touched tensor, before or after the edit.
+        OutputExists, OutputBusy, DiskFull: nothing is written or left behind.
+        NonFinite: NaN or infinity in the base, or an edit that overflows its dtype.
+        BaseChanged: the base is not what it was when the work began.
+        DirectionModelMismatch: a direction of other weights, without ``transfer``.
         UsageError: ``out`` lies inside the base folder.
     """
     options = options or RunOptions()
@@ -81,102 +79,150 @@ def execute(
     if checkpoint.path.resolve() in (real, *real.parents):
         raise UsageError("the output lies inside the base model", where=out, hint="choose another place with -o")
     require_space(out.absolute().parent, plan.bytes_written + (16 << 20))
-    with whole_folder(out) as scratch:
-        done, stop = 0, threading.Event()
-
-        def write(header: SafetensorsHeader) -> _Written:
-            nonlocal done
-            written = _write_shard(plan, header, scratch / header.path.name, stop)
-            done += 1
-            options.report("writing weights", done, len(checkpoint.headers))
-            return written
-
-        written = parallel_map(write, checkpoint.headers, stop=stop)
-        _copy_rest(checkpoint, scratch)
-        _apply_config(checkpoint, plan, scratch)
-        record = _record(plan, written, base, directions, transferred, scratch)
+    before = [stat_key(f) for f in checkpoint.weight_files]
+    known = checkpoint.known_digests()
+    named = {d: directions[d] for d in plan.spec.digests}
+    with held_folder(out, run_key(plan, before), resume=resume) as held:
+        results = _write_all(plan, held, options)
+        base = _identify(plan, results, known, before)
+        transferred = [d.check_model(base, transfer=transfer) for d in named.values()]
+        write_small_files(plan, held.path, named)
+        record = make_record(plan, results, base, named, any(transferred), _small_digests(held.path, results))
         text = json.dumps(record.model_dump(by_alias=True), indent=1, ensure_ascii=False)
-        (scratch / RECORD).write_text(text + "\n", encoding="utf-8")
+        (held.path / RECORD).write_text(text + "\n", encoding="utf-8")
+        fsync(held.path / RECORD)
+    _remember(out, record, results)
     return record
 
 
-def _write_shard(plan: EditPlan, header: SafetensorsHeader, target: Path, stop: threading.Event) -> _Written:
+def run_key(plan: EditPlan, base: Sequence[Any]) -> str:
+    """What decides the bytes of an unfinished folder: base files, edit, fitted vectors and version."""
+    fits = {str(layer): np.asarray(w).tolist() for layer, (w, _) in sorted(plan.fits.items())}
+    return digest_of([list(base), plan.spec.model_dump(by_alias=True), fits, __version__])
+
+
+def file_plans(plan: EditPlan) -> list[FilePlan]:
+    """Every output weight file: the base's layout, created biases at the end of their shard."""
+    return [_file_plan(plan, header) for header in plan.checkpoint.headers]
+
+
+def _file_plan(plan: EditPlan, header: Any) -> FilePlan:
     new = [t for t in plan.new.values() if plan.checkpoint.tensors[t.beside].file == header.path]
     created = [(t.name, plan.checkpoint.tensors[t.beside].dtype, (t.length,)) for t in new]
-    raw = header.raw
-    prefix = len(raw).to_bytes(8, "little") + raw
+    prefix = len(header.raw).to_bytes(8, "little") + header.raw
     if created:
         entries = [(s.name, s.dtype, s.shape) for s in header.tensors]
         prefix = build_header([*entries, *created], header.metadata)
-    result = _Written(target.name, "")
-    with target.open("wb") as file, header.path.open("rb", buffering=0) as source:
-        out = _Tee(file, stop)
-        out.write(prefix)
-        for spec in header.tensors:
-            result.shapes[spec.name] = (spec.dtype, spec.shape)
-            if spec.name in plan.operations:
-                data, record = _edited(plan, spec, None)
-                result.tensors.append(record)
-                result.digests[spec.name] = hashlib.sha256(data).hexdigest()
-                out.write(data)
-            else:
-                result.digests[spec.name] = _copy_range(source, out, spec)
-        for name, dtype, shape in created:
-            data, record = _edited(plan, TensorSpec(name, dtype, shape, target, 0, 0), np.zeros(shape, np.float64))
-            result.tensors.append(record)
-            result.shapes[name] = (dtype, shape)
-            result.digests[name] = hashlib.sha256(data).hexdigest()
-            out.write(data)
-        result.sha256 = out.sha.hexdigest()
-    return result
+    regions: list[Region] = []
+    position = len(prefix)
+    for spec in header.tensors:
+        moved = TensorSpec(spec.name, spec.dtype, spec.shape, spec.file, position, spec.nbytes)
+        regions.append(Region(moved, spec, plan.operations.get(spec.name, ())))
+        position += spec.nbytes
+    for name, dtype, shape in created:
+        nbytes = shape[0] * (plan.checkpoint.tensors[plan.new[name].beside].nbytes
+                             // plan.checkpoint.tensors[plan.new[name].beside].numel)  # fmt: skip
+        spec = TensorSpec(name, dtype, shape, header.path, position, nbytes)
+        regions.append(Region(spec, None, plan.operations.get(name, ())))
+        position += nbytes
+    return FilePlan(header.path.name, header.path, prefix, regions)
 
 
-def _copy_range(source: Any, out: _Tee, spec: TensorSpec) -> str:
-    digest = hashlib.sha256()
-    source.seek(spec.start)
-    left = spec.nbytes
-    while left:
-        data = source.read(min(left, BLOCK))
-        if not data:
-            raise Truncated(f"tensor {spec.name!r} ends early: the base changed while it was read", where=spec.file)
-        digest.update(data)
-        out.write(data)
-        left -= len(data)
-    return digest.hexdigest()
+def lanes(options: RunOptions, files: int) -> int:
+    """How many files are written side by side."""
+    return max(1, min(options.threads or usable_cores(), files))
 
 
-def _edited(
-    plan: EditPlan, spec: TensorSpec, start: np.ndarray[Any, Any] | None
-) -> tuple[bytes, TensorRecord]:
-    """Bytes of one edited or created tensor, and its record."""
-    before = np.asarray(read_tensor(spec) if start is None else start, np.float64)
-    if not np.isfinite(before).all():
-        raise NonFinite(f"the base's {spec.name!r} holds NaN or infinity", where=spec.file)
-    values = before
-    operations = plan.operations.get(spec.name, [])
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused below, by name
-        for operation in operations:
-            values = operation.apply(values)
-        data = encode(values, spec.dtype)
-    after = _decode(data, spec)
-    if not np.isfinite(after).all():
-        raise NonFinite(f"{spec.name!r} would overflow {spec.dtype}", where=plan.spec.name or "edit",
-                        hint="use a smaller amount")  # fmt: skip
-    left = None
-    if len(operations) == 1 and isinstance(operations[0], ScaleComponent) and operations[0].factor == 0.0:
-        left = left_share(before, after, operations[0].u, operations[0].out_axis)
-    record = TensorRecord(tensor=spec.name, dtype=spec.dtype, operations=[o.describe() for o in operations], left=left,
-                          added=start is not None)  # fmt: skip
-    return data, record
+def _write_all(plan: EditPlan, held: HeldFolder, options: RunOptions) -> list[FileResult]:
+    files = file_plans(plan)
+    count = lanes(options, len(files))
+    total, done, lock, stop = sum(f.size for f in files), 0, threading.Lock(), threading.Event()
+
+    def report(more: int) -> None:
+        nonlocal done
+        with lock:
+            done += more
+            options.report("writing weights", done, total)
+
+    lane = Lane(held.path, stop, KEEP_TOTAL // count, plan.spec.name or "edit", report)
+
+    def write(file: FilePlan) -> FileResult:
+        if (note := _finished(held, file)) is not None:
+            report(file.size)
+            return note
+        result = lane.write(file)
+        held.note(file.name, result.as_note())
+        return result
+
+    return parallel_map(write, files, workers=count, stop=stop, quiet=Stopped)
 
 
-def _decode(data: bytes, spec: TensorSpec) -> np.ndarray[Any, Any]:
-    from .formats.safetensors import bf16_to_f32
+def _finished(held: HeldFolder, file: FilePlan) -> FileResult | None:
+    """What an earlier run noted of this file, when the file is there with the digest that it noted."""
+    note = held.done(file.name) if held.resumed else None
+    path = held.path / file.name
+    if note is None or not path.is_file() or path.stat().st_size != file.size or sha256_range(path) != note["sha256"]:
+        return None
+    return FileResult.from_note(note)
 
-    if spec.dtype == "BF16":
-        return bf16_to_f32(np.frombuffer(data, "<u2")).astype(np.float64).reshape(spec.shape)
-    kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}[spec.dtype]
-    return np.frombuffer(data, kind).astype(np.float64).reshape(spec.shape)
+
+def _identify(
+    plan: EditPlan, results: Sequence[FileResult], known: Mapping[str, str] | None, before: Sequence[Any]
+) -> ModelIdentity:
+    """Who the base is, from the very bytes that were read; that it is still the one that was planned with.
+
+    Raises:
+        BaseChanged: a file, or the digest of a tensor, is not what it was.
+        EditError: a tensor that was to stay as it is differs from the base's.
+    """
+    checkpoint = plan.checkpoint
+    found: dict[str, str] = {}
+    for result in results:
+        new = plan.new.keys()
+        found.update({n: d for n, d in result.digests.items() if n not in new} | result.base_digests)
+    if known is not None:
+        for name, digest in found.items():
+            if known[name] != digest:
+                if name in plan.operations:
+                    raise BaseChanged(f"the tensor {name!r} is not what it was when the base was first read",
+                                      where=checkpoint.path, hint="let nothing write to the base, and try again")  # fmt: skip
+                raise EditError(f"the tensor {name!r} was to stay as it is and differs from the base's",
+                                where=checkpoint.path, hint="the base or the disk changed under the edit: try again")  # fmt: skip
+    if any(stat_key(f) != then for f, then in zip(checkpoint.weight_files, before, strict=True)):
+        raise BaseChanged("a weight file changed while it was read", where=checkpoint.path,
+                          hint="let nothing write to the base, and try again")  # fmt: skip
+    checkpoint.remember(found)
+    arch = checkpoint.architecture
+    return ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest_of(found), family=arch.family.name,
+                         n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
+
+
+def write_small_files(plan: EditPlan, folder: Path, directions: Mapping[str, Direction]) -> None:
+    """Config, tokenizer, template, licence and index, and under ``weightsmith/`` what a rebuild needs."""
+    _copy_rest(plan.checkpoint, folder)
+    _apply_config(plan.checkpoint, plan, folder)
+    if not plan.operations:  # nothing to rebuild: the output is the base
+        return
+    kept = folder / KEPT
+    kept.mkdir(exist_ok=True)
+    for digest, direction in directions.items():
+        (kept / f"direction-{digest[:16]}.safetensors").write_bytes(direction.to_bytes())
+    if plan.fits:
+        rows = sorted(plan.fits.items())
+        write_file(kept / FITS, [(str(layer), "F64", np.shape(w), partial(_put, w)) for layer, (w, _) in rows])
+
+
+def _put(values: Any, file: BinaryIO) -> None:
+    file.write(np.asarray(values, "<f8").tobytes())
+
+
+def _small_digests(folder: Path, results: Sequence[FileResult]) -> dict[str, str]:
+    weights = {r.name for r in results}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in (*weights, RECORD) and not path.relative_to(folder).parts[0].startswith(".j")
+    }
 
 
 def _copy_rest(checkpoint: Checkpoint, scratch: Path) -> None:
@@ -207,38 +253,45 @@ def _apply_config(checkpoint: Checkpoint, plan: EditPlan, scratch: Path) -> None
     (scratch / INDEX).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
-def _record(
-    plan: EditPlan, written: list[_Written], base: ModelIdentity, directions: Mapping[str, DirectionMeta],
-    transferred: bool, scratch: Path,
+def make_record(
+    plan: EditPlan, results: Sequence[FileResult], base: ModelIdentity, directions: Mapping[str, Direction],
+    transferred: bool, small: Mapping[str, str],
 ) -> Derivation:  # fmt: skip
-    outputs = {w.name: w.sha256 for w in written}
-    for path in sorted(scratch.iterdir()):
-        if path.name not in outputs:
-            outputs[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    rows = sorted((n, *w.shapes[n], d) for w in written for n, d in w.digests.items())
-    old = plan.checkpoint.path / RECORD
+    """The derivation record of what was written."""
+    checkpoint = plan.checkpoint
+    shapes = {r.spec.name: (r.spec.dtype, r.spec.shape) for f in file_plans(plan) for r in f.regions}
+    rows = sorted((n, *shapes[n], d) for r in results for n, d in r.digests.items())
+    old = checkpoint.path / RECORD
     notes = list(plan.compiled.notes)
-    tensors = [t for w in written for t in w.tensors]
-    shapes = {n: shape for w in written for n, (_, shape) in w.shapes.items()}
+    tensors = [t for r in results for t in r.tensors]
     # a single bias may have had next to nothing along u, so the share that rounding leaves of it says little
-    if coarse := [t for t in tensors if t.left is not None and t.left > 0.01 and len(shapes[t.tensor]) > 1]:
+    if coarse := [t for t in tensors if t.left is not None and t.left > 0.01 and len(shapes[t.tensor][1]) > 1]:
         worst = max(coarse, key=lambda t: t.left or 0.0)
         notes.append(f"rounding to {worst.dtype} leaves more than 1% of the direction in {len(coarse)} tensors, "
                      f"at most {worst.left:.1%} in {worst.tensor}")  # fmt: skip
     return Derivation(
         base=base,
-        base_source=dict(plan.checkpoint.source),
-        base_tensors=len(plan.checkpoint.tensors),
+        base_source=dict(checkpoint.source),
+        base_tensors=len(checkpoint.tensors),
         edit=plan.spec,
-        directions=dict(directions),
+        directions={d: direction.meta for d, direction in directions.items()},
         transferred=transferred,
-        compute={"edit": "numpy fp64, elementwise, fixed order", "cast": "round to nearest even"},
+        compute={"edit": "elementwise IEEE operations in a fixed order, fp32 (fp64 for fp32 and fp64 weights)",
+                 "cast": "round to nearest even"},
         tensors=tensors,
         fitted=plan.compiled.fitted,
         notes=notes,
         config_changes=plan.compiled.config,
-        outputs=dict(sorted(outputs.items())),
+        outputs=dict(sorted({**{r.name: r.sha256 for r in results}, **small}.items())),
         digest=digest_of([[n, d, list(s), h] for n, d, s, h in rows]),
         versions={"weightsmith": __version__, "numpy": np.__version__},
         base_record=read_json(old) if old.is_file() else None,
-    )
+    )  # fmt: skip
+
+
+def _remember(out: Path, record: Derivation, results: Sequence[FileResult]) -> None:
+    """Keep the digests of what was just written, so that the next command need not read it again."""
+    written = open_checkpoint(str(out), offline=True)
+    written.remember({n: d for r in results for n, d in r.digests.items()})
+    for name, digest in record.outputs.items():
+        remember_sha256(out / name, digest)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .direction import Direction
 from .edits import F64, KINDS, Compiled, Context, NewTensor, Operation
-from .errors import EditError, RecipeError
+from .errors import EditError, RecipeError, UnsupportedModel
 from .formats.safetensors import FLOAT_DTYPES, read_tensor
 from .records import EditSpec, EditStep, FittedConstant
 
@@ -32,6 +32,7 @@ class EditPlan:
     spec: EditSpec
     operations: Mapping[str, list[Operation]]
     compiled: Compiled
+    fits: Mapping[int, tuple[F64, FittedConstant]] = field(default_factory=dict)
 
     @property
     def new(self) -> Mapping[str, NewTensor]:
@@ -98,12 +99,26 @@ def compile_edit(
         fits or {}, compiled, hooks_only,
     )  # fmt: skip
     for step in spec.steps:
-        if step.direction not in directions:
-            raise RecipeError(f"the direction {step.direction[:16]}… was not found", where=spec.name or "edit",
+        if absent := [d for d in step.digests if d not in directions]:
+            raise RecipeError(f"the direction {absent[0][:16]}… was not found", where=spec.name or "edit",
                               hint="put its file beside the edit, or name it with --direction")  # fmt: skip
+        _check_strengths(step, context)
         _warn_absurd(step, compiled)
         KINDS.load(step.kind)(step, context)
+    if hooks_only and compiled.no_hooks:
+        raise EditError(f"this edit has no form as hooks: {compiled.no_hooks}", where=spec.name or "edit",
+                        hint="write it as weights with `weightsmith edit`")  # fmt: skip
+    if not hooks_only and compiled.only_hooks:
+        raise EditError(f"this edit has no form as weights: {compiled.only_hooks}", where=spec.name or "edit",
+                        hint="use it as hooks: `weightsmith chat --edit`, or `steering` in Python")  # fmt: skip
     return compiled
+
+
+def _check_strengths(step: EditStep, context: Context) -> None:
+    roles = {w.role for w in context.architecture.writers}
+    if odd := sorted(set(step.strengths) - roles - {"*"}):
+        raise UnsupportedModel(f"no tensor has the role {odd[0]!r}", where="strengths",
+                               hint=f"roles here: {', '.join(sorted(roles))}, or * for all")  # fmt: skip
 
 
 def _warn_absurd(step: EditStep, compiled: Compiled) -> None:
@@ -132,4 +147,4 @@ def plan_edit(
         if spec_ is not None and spec_.dtype not in FLOAT_DTYPES:
             raise EditError(f"{name!r} is {spec_.dtype}: quantised weights can't be edited in place",
                             where=checkpoint.path, hint="use the unquantised model")  # fmt: skip
-    return EditPlan(checkpoint, spec, dict(operations), compiled)
+    return EditPlan(checkpoint, spec, dict(operations), compiled, dict(fits or {}))

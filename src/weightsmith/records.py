@@ -6,9 +6,10 @@ name, so that an old program never silently drops a field of a new file.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import RecipeError
 
@@ -149,13 +150,25 @@ class DirectionMeta(Strict):
         return next((c for c in self.candidates if c.kind == kind and c.chosen), None)
 
 
+class GateSpec(Strict):
+    """When a step acts, as a hook: only at tokens where the residual stream after ``layer`` lies beyond ``threshold``
+    along the unit vector of ``direction`` there (conditional activation steering, arXiv 2409.05907)."""
+
+    direction: str
+    layer: int
+    threshold: float
+    below: bool = False
+
+
 class EditStep(Strict):
     """One step of an edit.
 
     ``kind`` never shares a scale with another: ``remove`` has the share of the component taken out (1 is exact
     orthogonalization), ``amplify`` the factor on the component, ``add`` a dose in units of ‖αv‖/‖h‖, the sum over
     its layers. ``direction`` is the sha256 of a direction file, ``source`` the layer whose vector is used, or
-    ``each`` for every layer's own.
+    ``each`` for every layer's own. ``also`` names further directions that span the subspace, ``protect`` ones that must
+    not move. ``strengths`` are factors on the amount, one for each of ``layers``, by role or for all (``*``). ``norms``
+    says what is kept: nothing (``free``), the norm of each input vector or of each output row.
     """
 
     kind: str
@@ -164,7 +177,27 @@ class EditStep(Strict):
     layers: list[int]
     roles: list[str] = []
     amount: float
+    also: list[str] = []
+    protect: list[str] = []
+    strengths: dict[str, list[float]] = {}
+    norms: Literal["free", "input", "output"] | None = None
+    gate: GateSpec | None = None
     constant: Literal["exact", "fitted", "as-llama"] | None = None
+
+    @property
+    def digests(self) -> list[str]:
+        """Every direction that the step names, once."""
+        gate = [self.gate.direction] if self.gate else []
+        return list(dict.fromkeys([self.direction, *self.also, *self.protect, *gate]))
+
+    @model_validator(mode="after")
+    def _strengths_fit(self) -> EditStep:
+        for role, row in self.strengths.items():
+            if len(row) != len(self.layers):
+                raise ValueError(f"strengths of {role!r}: {len(row)} factors for {len(self.layers)} layers")
+            if not all(math.isfinite(x) for x in row):
+                raise ValueError(f"strengths of {role!r} must be finite numbers")
+        return self
 
     @field_validator("layers")
     @classmethod
@@ -190,6 +223,11 @@ class EditSpec(Strict):
     name: str = ""
     description: str = ""
     steps: list[EditStep]
+
+    @property
+    def digests(self) -> list[str]:
+        """Every direction that the steps name, once, in order."""
+        return list(dict.fromkeys(d for s in self.steps for d in s.digests))
 
     @field_validator("steps")
     @classmethod

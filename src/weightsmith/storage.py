@@ -1,7 +1,8 @@
 """What every writer of files shares: canonical JSON, digests, outputs that appear whole or not at all.
 
-Accepted trade-off: a finished output is flushed with ``fsync`` once per file before the final rename, which
-costs a little time and buys that a power cut can't leave a complete-looking folder with empty files.
+Accepted trade-off: what is written here is flushed with ``fsync`` once per file before the final rename, which
+costs a little time and buys that a power cut can't leave a complete-looking folder with empty files (edited weights,
+whose record has their digests, are not: see :mod:`weightsmith.execute`).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +73,30 @@ def sha256_range(path: Path, start: int = 0, length: int | None = None) -> str:
 
 def parallel_map(
     function: Callable[[Any], Any], items: Iterable[Any], workers: int | None = None,
-    stop: threading.Event | None = None,
+    stop: threading.Event | None = None, quiet: type[BaseException] | None = None,
 ) -> list[Any]:  # fmt: skip
     """``[function(x) for x in items]`` on threads, in order; hashing and numpy release the lock.
 
-    ``stop`` is set as soon as one of them fails or the user interrupts, so that long ones can end early.
+    ``stop`` is set as soon as one of them fails or the user interrupts, so that long ones can end early; what these
+    then raise, ``quiet``, never hides the error that was first.
     """
     with ThreadPoolExecutor(max_workers=workers or usable_cores()) as pool:
+        futures = [pool.submit(function, item) for item in items]
         try:
-            return list(pool.map(function, items))
+            wait(futures, return_when=FIRST_EXCEPTION)
         except BaseException:
             if stop is not None:
                 stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
+        failed = [f for f in futures if f.done() and not f.cancelled() and f.exception() is not None]
+        if failed:
+            if stop is not None:
+                stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            ended = [f.exception() for f in futures if f.done() and not f.cancelled() and f.exception() is not None]
+            raise next((e for e in ended if quiet is None or not isinstance(e, quiet)), ended[0])  # type: ignore[misc]
+        return [f.result() for f in futures]
 
 
 def usable_cores() -> int:
@@ -148,7 +160,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         for path in sorted(scratch.rglob("*")):
             if path.is_file():
                 fsync(path)
-        scratch.chmod(0o777 & ~_umask())
+        scratch.chmod(0o777 & ~umask())
         try:
             scratch.rename(target)
         except OSError as error:
@@ -163,30 +175,44 @@ def _scratch(target: Path) -> Iterator[Path]:
     """A free name beside ``target``; whatever stands there at the end is removed, and after an error the parent
     folders that were made for it as well."""
     scratch = target.parent / f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
-    made: list[Path] = []
     try:
-        with disk_errors(target):
-            for folder in reversed([target.parent, *target.parent.parents]):
-                if not folder.is_dir():
-                    if folder.exists():
-                        raise UsageError("a file, not a folder", where=folder, hint="choose another place with -o")
-                    made.append(folder)
-                    folder.mkdir(exist_ok=True)
+        with disk_errors(target), made_folders(target.parent):
             sweep_partials(target)
             _LIVE.add(scratch.name)
-            yield scratch
-    except BaseException:
-        _remove(scratch)
-        for folder in reversed(made):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-        raise
+            try:
+                yield scratch
+            except BaseException:
+                _remove(scratch)
+                raise
     finally:
         try:
             _remove(scratch)
         finally:  # an interrupt may have struck in there as well
             _remove(scratch)
             _LIVE.discard(scratch.name)
+
+
+@contextlib.contextmanager
+def made_folders(folder: Path) -> Iterator[None]:
+    """``folder`` and its parents exist; after an error those that were made for it are removed, where empty.
+
+    Raises:
+        UsageError: one of them is a file.
+    """
+    made: list[Path] = []
+    try:
+        for parent in reversed([folder, *folder.parents]):
+            if not parent.is_dir():
+                if parent.exists():
+                    raise UsageError("a file, not a folder", where=parent, hint="choose another place with -o")
+                made.append(parent)
+                parent.mkdir(exist_ok=True)
+        yield
+    except BaseException:
+        for parent in reversed(made):
+            with contextlib.suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _remove(path: Path) -> None:
@@ -201,11 +227,11 @@ def sweep_partials(target: Path) -> None:
     """Remove what killed runs left for ``target``: partial folders whose process is gone."""
     for left in target.parent.glob(f".{glob.escape(target.name)}.partial-*"):
         owner = left.name.rsplit(".partial-", 1)[1].split("-")[0]
-        if owner.isdecimal() and left.name not in _LIVE and not _alive(int(owner)):
+        if owner.isdecimal() and left.name not in _LIVE and not alive(int(owner)):
             _remove(left)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     if pid == os.getpid():  # in a container every run may have the same number
         return False
     try:
@@ -217,7 +243,7 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def _umask() -> int:
+def umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
@@ -249,7 +275,7 @@ def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
         scratch.touch(0o600, exist_ok=False)
         yield scratch
         fsync(scratch)
-        scratch.chmod(0o666 & ~_umask())
+        scratch.chmod(0o666 & ~umask())
         if replace:
             scratch.replace(target)
         else:
@@ -314,8 +340,14 @@ def remembered_sha256(path: Path) -> str:
     return known
 
 
+def remember_sha256(path: Path, digest: str) -> None:
+    """Keep the SHA-256 of a file that was just written, for :func:`remembered_sha256`."""
+    write_cache(cached_json("file-digests", stat_key(path))[0], json.dumps(digest).encode())
+
+
 def stat_key(path: Path) -> list[Any]:
     """What identifies an unchanged file: real path, size, mtime, ctime and inode."""
     real = path.resolve()
     info = real.stat()
-    return [str(real), info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]
+    name = os.fsencode(real).decode("utf-8", "backslashreplace")  # a path may hold bytes that are not text
+    return [name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]

@@ -26,9 +26,15 @@ def command(
     source: Annotated[str | None, typer.Option(help="Layer whose vector is used, or `each`.")] = None,
     roles: Annotated[str | None, typer.Option(help="Roles to edit, e.g. attn_out,mlp_down; +embed adds one.")] = None,
     constant: Annotated[str | None, typer.Option(help="How an addition is held: exact, fitted or as-llama.")] = None,
+    kind: Annotated[str | None, typer.Option(help="With --remove: projected, biprojected, affine or leace.")] = None,
+    norms: Annotated[str | None, typer.Option(help="Norms to keep: free, input or output.")] = None,
+    also: Annotated[list[str] | None, typer.Option(help="Further directions that span the subspace.")] = None,
+    protect: Annotated[list[str] | None, typer.Option(help="Directions of features that must not move.")] = None,
     direction: Annotated[list[str] | None, typer.Option(help="Direction files that an Edit names by digest.")] = None,
     feature: Annotated[str | None, typer.Option(help="Feature whose prompts a fitted constant is fitted on.")] = None,
     transfer: Annotated[bool, typer.Option("--transfer", help="Use a direction from other weights.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; keep what is finished.")] = False,
+    dequantize: Annotated[bool, typer.Option("--dequantize", help="Edit a quantised model as bf16.")] = False,
     save_edit: Annotated[str | None, typer.Option(help="Also write the Edit as a YAML file.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")] = False,
     json: Json = False,
@@ -46,13 +52,15 @@ def command(
         "remove": _amount(remove, "remove"), "amplify": amplify, "add": _amount(add, "add"),
         "layers": parse_layers(layers), "source": _source(source), "roles": roles.split(",") if roles else None,
         "constant": constant, "directions": [Path(d) for d in direction or []],
+        "how": {k: v for k, v in (("kind", kind), ("norms", norms), ("also", also), ("protect", protect)) if v},
     }  # fmt: skip
     if save_edit:
         refuse_existing(Path(save_edit), folder=False)
     if dry_run:
-        _plan(model, what, wishes, run, transfer, feature, save_edit, json)
+        _plan(model, what, wishes, run, transfer, feature, save_edit, json, dequantize)
         return
-    record = job(model, what, out or "", transfer=transfer, feature=feature, options=run, **wishes)
+    record = job(model, what, out or "", transfer=transfer, feature=feature, resume=resume, dequantize=dequantize,
+                 options=run, **wishes)  # fmt: skip
     if save_edit:
         save(record.edit, Path(save_edit))
     if json:
@@ -80,15 +88,15 @@ def _source(text: str | None) -> int | Literal["each"] | None:
 
 def _plan(
     model: str, what: str, wishes: dict[str, Any], run: RunOptions, transfer: bool, feature: str | None,
-    save: str | None, json: bool,
+    save: str | None, json: bool, dequantize: bool,
 ) -> None:  # fmt: skip
     from ..checkpoint import runnable
     from ..jobs.edit import prepare, resolve_edit, save_edit
     from ..jobs.files import as_checkpoint
 
-    checkpoint = runnable(as_checkpoint(model, run), progress=run.progress)
+    checkpoint = runnable(as_checkpoint(model, run), dequantize=dequantize, progress=run.progress)
     spec, found = resolve_edit(checkpoint, what, **wishes)
-    plan, _, _ = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=run)
+    plan = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=run)
     if save:
         save_edit(spec, Path(save))
     record = plan.as_record()

@@ -13,54 +13,18 @@ a norm follows the writer a constant can't survive (the norm divides by the norm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
-
-import numpy as np
 
 from ..architecture import Architecture, Writer
 from ..errors import EditError, RecipeError
 from ..records import EditStep
 from . import F64, AddOutput, Context, NewTensor
+from .operations import AddConstant, AddRankOne
 
 #: what Qwen 2's code assumes where a config is silent and Llama's assumes something else
 _QWEN2_DEFAULTS = {"max_position_embeddings": 32768, "num_key_value_heads": 32, "bos_token_id": None,
                    "eos_token_id": None}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class AddConstant:
-    """b + vector on one bias."""
-
-    tensor: str
-    vector: F64
-
-    def apply(self, values: F64) -> F64:
-        """The bias with the vector added (per expert where there are several)."""
-        return values + self.vector
-
-    def describe(self) -> str:
-        """One line for the record."""
-        return f"constant of norm {float(np.sqrt((self.vector**2).sum())):.6g} added"
-
-
-@dataclass(frozen=True)
-class AddRankOne:
-    """W + vector wᵀ on one linear weight; ``out_axis`` runs over ``vector``."""
-
-    tensor: str
-    vector: F64
-    w: F64
-    out_axis: int
-
-    def apply(self, values: F64) -> F64:
-        """The weight with the rank-1 update added."""
-        update = self.vector[:, None] * self.w[None, :]
-        return values + (update if self.out_axis == -2 else update.T)
-
-    def describe(self) -> str:
-        """One line for the record."""
-        return f"fitted rank-1 constant of norm {float(np.sqrt((self.vector**2).sum())):.6g} added"
 
 
 def constant_form(context: Context, step: EditStep) -> str:
@@ -95,11 +59,11 @@ def doses(step: EditStep, context: Context) -> dict[int, F64]:
     if abs(step.amount) > 10:
         raise RecipeError(f"a dose of {step.amount:g} would drown the model: 0.3 to 1 is usual, 2 collapses it")
     direction = context.directions[step.direction]
-    share = step.amount / len(step.layers)
     return {
-        layer: share * float(direction.resid_norm[direction.row(layer)]) * context.vector(step, layer)
+        layer: context.strength(step, "*", layer) / len(step.layers)
+        * float(direction.resid_norm[direction.row(layer)]) * context.vector(step, layer)
         for layer in step.layers
-    }
+    }  # fmt: skip
 
 
 def hook_module(context: Context, layer: int, form: str) -> str:
@@ -125,10 +89,24 @@ def add(step: EditStep, context: Context) -> None:
     """
     if step.amount == 0.0:
         return
+    if step.also or step.norms not in (None, "free"):
+        raise RecipeError("add takes one direction and free norms", hint="use one step for each direction")
+    if set(step.strengths) - {"*"}:
+        raise RecipeError("an addition belongs to layers, not to roles", hint="give its strengths under `*`")
     context.architecture.select(context.architecture.default_roles(), step.layers)
+    add_constants(context, step, doses(step, context))
+
+
+def add_constants(context: Context, step: EditStep, vectors: Mapping[int, F64]) -> None:
+    """Add a constant ``[d_model]`` in each layer, in the form that the model takes.
+
+    Raises:
+        EditError: a family that can't hold one; a fitted form without a fit.
+    """
     form = constant_form(context, step)
-    for layer, vector in doses(step, context).items():
-        context.compiled.hooks.append(AddOutput(hook_module(context, layer, form), vector))
+    gate = context.gate(step)
+    for layer, vector in vectors.items():
+        context.compiled.hooks.append(AddOutput(hook_module(context, layer, form), vector, gate))
         if context.hooks_only:
             continue
         if form == "exact":

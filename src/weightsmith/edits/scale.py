@@ -1,81 +1,90 @@
-"""Scaling a writer's component along a direction: removal (orthogonalization) and amplification.
+"""Scaling what a writer says along a direction or a subspace: removal (orthogonalization) and amplification.
 
-For a writer W ``[out, in]`` (out = d_model) with unit vector u and a factor f::
+For a writer W ``[out, in]`` (out = d_model), an orthonormal basis U ``[out, k]`` and a factor f::
 
-    W′ = W + (f − 1) u (uᵀW)        b′ = b + (f − 1) u (uᵀb)
+    W′ = W + (f − 1) U (UᵀW)        b′ = b + (f − 1) U (Uᵀb)
 
 ``remove`` with amount s has f = 1 − s, so s = 1 is exact orthogonalization (Arditi et al. 2024, arXiv 2406.11717,
-section 2.4, "weight orthogonalization"): the writer then contributes nothing along u. ``amplify`` with amount F has
-f = F and scales *both* poles of what the writer already says along u, so it enhances nothing one-sided. In post-norm
-families u = g ⊙ r / ‖g ⊙ r‖, since the norm that follows multiplies by its gain g.
+section 2.4, "weight orthogonalization"; k > 1 is the same with a subspace): the writer then contributes nothing along
+U. ``amplify`` with amount F has f = F and scales *both* poles of what the writer already says along U, so it enhances
+nothing one-sided. In post-norm families U is a basis of g ⊙ r, since the norm that follows multiplies by its gain g.
 
-Sums run in fp64, row after row, with elementwise operations only: the bytes don't depend on threads or BLAS.
+``norms: input`` rescales each input vector (column of W) to its old length afterwards, which leaves a removal exact;
+``norms: output`` keeps the norm of each output row, by alternating projection. Rescaling rows once, naively, would put
+back much of what was removed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import numpy as np
-
-from ..errors import RecipeError
+from ..architecture import Writer
+from ..errors import EditError, RecipeError
 from ..records import EditStep
-from . import F64, Context, ScaleOutput
+from . import F64, Context, LinearOutput, Operation
+from .operations import Project, ProjectKeepInputNorms, ProjectKeepOutputNorms
 
 
-def component(values: F64, u: F64, out_axis: int) -> F64:
-    """uᵀW: the tensor's component along ``u`` over ``out_axis``, that axis removed. Summed in index order."""
-    moved = np.moveaxis(values, out_axis, 0)
-    total = np.zeros(moved.shape[1:], np.float64)
-    for row, weight in zip(moved, u, strict=True):
-        total += row * weight
-    return total
+def scale(step: EditStep, context: Context, factor: Callable[[float], float], basis: Callable[[int], F64]) -> None:
+    """Scale what each writer of the step says along ``basis(layer)`` ``[d_model, k]`` by ``factor(amount)``.
 
-
-def left_share(before: F64, after: F64, u: F64, out_axis: int) -> float:
-    """‖uᵀW′‖ / ‖uᵀW‖, 0 where nothing was there."""
-    had = float(np.sqrt((component(before, u, out_axis) ** 2).sum()))
-    has = float(np.sqrt((component(after, u, out_axis) ** 2).sum()))
-    return has / had if had else 0.0
-
-
-@dataclass(frozen=True)
-class ScaleComponent:
-    """W + (factor − 1) u (uᵀW) on one tensor."""
-
-    tensor: str
-    u: F64
-    out_axis: int
-    factor: float
-
-    def apply(self, values: F64) -> F64:
-        """The tensor with its component along u scaled by ``factor``."""
-        along = component(values, self.u, self.out_axis) * (self.factor - 1.0)
-        moved = np.moveaxis(values, self.out_axis, 0).copy()
-        for index, weight in enumerate(self.u):
-            moved[index] += along * weight  # by index: a bias has scalars for rows
-        return np.ascontiguousarray(np.moveaxis(moved, 0, self.out_axis))
-
-    def describe(self) -> str:
-        """One line for the record."""
-        return f"component along u times {self.factor:g}"
-
-
-def _scale(step: EditStep, context: Context, factor: float) -> None:
-    if factor == 1.0:
-        return
+    Raises:
+        RecipeError: embeddings without a source layer.
+        EditError: norms that can't be kept by this kind.
+    """
     roles = step.roles or context.architecture.default_roles()
-    hooks: dict[str, ScaleOutput] = {}
+    hooks: dict[str, LinearOutput] = {}
+    gate = context.gate(step)
     for writer in context.writers(roles, step.layers):
         if writer.layer is None and step.source == "each":
             raise RecipeError("the embedding belongs to no layer: name the layer whose vector it should lose",
                               where=writer.tensor, hint="set `source` to a layer")  # fmt: skip
-        u = context.written(writer, context.vector(step, 0 if writer.layer is None else writer.layer))
-        context.compiled.operations.append(ScaleComponent(writer.tensor, u, writer.out_axis, factor))
-        hooks[writer.module] = ScaleOutput(writer.module, u, factor)
+        amount = factor(context.strength(step, writer.role, writer.layer))
+        if amount == 1.0:
+            continue
+        u = context.written(writer, basis(0 if writer.layer is None else writer.layer))
+        context.compiled.operations.append(_operation(step, writer, u, amount))
+        hooks[writer.module] = LinearOutput(writer.module, (amount - 1.0) * u, u, gate)
         if context.architecture.tied and writer.tensor == context.architecture.embedding:
             context.compiled.notes.append(f"{writer.tensor} is tied: the unembedding changed with it")
     context.compiled.hooks += hooks.values()
+    if hooks and _norms(step) != "free":
+        context.compiled.no_hooks = "the rescaling depends on the weights, not on what the module says"
+
+
+def _norms(step: EditStep) -> str:
+    return step.norms or ("input" if step.kind == "biprojected" else "free")
+
+
+def _operation(step: EditStep, writer: Writer, u: F64, factor: float) -> Operation:
+    span = "u" if u.shape[1] == 1 else f"{u.shape[1]} directions"
+    what = f"component along {span} times {factor:g}"
+    norms = _norms(step)
+    if norms == "input":
+        return ProjectKeepInputNorms(writer.tensor, writer.out_axis, u, factor, f"{what}, input norms kept")
+    if norms == "output" and not writer.is_bias:
+        if factor != 0.0:
+            raise EditError("row norms can be kept by an exact removal only", where=step.kind,
+                            hint="use amount 1, or `norms: input`")  # fmt: skip
+        return ProjectKeepOutputNorms(writer.tensor, writer.out_axis, u, f"{what}, row norms kept")
+    return Project(writer.tensor, writer.out_axis, (factor - 1.0) * u, u, u if factor == 0.0 else None, what)
+
+
+def share_left(step: EditStep) -> Callable[[float], float]:
+    """The factor f = 1 − s of a removal.
+
+    Raises:
+        RecipeError: an amount, or an amount times a strength, outside 0 to 1.
+    """
+
+    def factor(amount: float) -> float:
+        if not 0.0 <= amount <= 1.0:
+            raise RecipeError(f"{step.kind} takes an amount from 0 to 1, not {amount:g}",
+                              hint="to turn a component up use `amplify`, to add one use `add`")  # fmt: skip
+        return 1.0 - amount
+
+    factor(step.amount)
+    return factor
 
 
 def remove(step: EditStep, context: Context) -> None:
@@ -84,18 +93,18 @@ def remove(step: EditStep, context: Context) -> None:
     Raises:
         RecipeError: an amount outside 0 to 1.
     """
-    if not 0.0 <= step.amount <= 1.0:
-        raise RecipeError(f"remove takes an amount from 0 to 1, not {step.amount:g}",
-                          hint="to turn a component up use `amplify`, to add one use `add`")  # fmt: skip
-    _scale(step, context, 1.0 - step.amount)
+    scale(step, context, share_left(step), lambda layer: context.basis(step, layer))
 
 
 def amplify(step: EditStep, context: Context) -> None:
     """Multiply the component by ``amount``, both poles alike; 1 changes nothing.
+
+    Strengths s make the factor 1 + s (amount − 1), so that a strength of 0 changes nothing either.
 
     Raises:
         RecipeError: a negative amount.
     """
     if step.amount < 0.0:
         raise RecipeError(f"amplify takes a factor of 0 or more, not {step.amount:g}")
-    _scale(step, context, step.amount)
+    excess = step.model_copy(update={"amount": step.amount - 1.0})
+    scale(excess, context, lambda amount: max(0.0, 1.0 + amount), lambda layer: context.basis(step, layer))

@@ -14,7 +14,7 @@ from ..errors import RecipeError, UsageError, WeightsmithError
 from ..execute import execute
 from ..options import RunOptions
 from ..plan import EditPlan, compile_edit, plan_edit
-from ..records import EDIT, Derivation, DirectionMeta, EditSpec, EditStep, ModelIdentity, parse
+from ..records import EDIT, Derivation, EditSpec, EditStep, ModelIdentity, parse
 from ..storage import cache_dir, refuse_existing
 from .files import as_checkpoint
 
@@ -33,15 +33,20 @@ def edit(
     source: int | Literal["each"] | None = None,
     roles: list[str] | None = None,
     constant: Literal["exact", "fitted", "as-llama"] | None = None,
+    how: Mapping[str, Any] | None = None,
     directions: list[Path] | None = None,
     transfer: bool = False,
     feature: str | None = None,
+    resume: bool = False,
+    dequantize: bool = False,
     options: RunOptions | None = None,
 ) -> Derivation:
     """Edit ``model`` and write it to ``out``, whole or not at all.
 
     ``what`` is a direction, with exactly one of ``remove``, ``amplify`` and ``add``, or an Edit (a file or a spec).
-    ``"auto"`` takes the amount, layers and source that ``find`` chose on the select prompts.
+    ``"auto"`` takes the amount, layers and source that ``find`` chose on the select prompts. ``how`` refines the step:
+    ``kind`` (projected, biprojected, affine or leace, in place of remove), ``norms``, and ``also`` and ``protect``,
+    lists of direction files. ``dequantize`` edits a quantised model as the bf16 model that it stands for.
 
     Raises:
         UsageError: no amount, or several; OutputExists; DiskFull; DirectionModelMismatch without ``transfer``;
@@ -49,29 +54,36 @@ def edit(
     """
     options = options or RunOptions()
     refuse_existing(Path(out))
-    checkpoint = runnable(as_checkpoint(model, options), progress=options.progress)
+    checkpoint = runnable(as_checkpoint(model, options), dequantize=dequantize, progress=options.progress)
     spec, found = resolve_edit(checkpoint, what, remove=remove, amplify=amplify, add=add, layers=layers, source=source,
-                               roles=roles, constant=constant, directions=directions)  # fmt: skip
-    plan, base, transferred = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=options)
-    metas: dict[str, DirectionMeta] = {d: found[d].meta for d in {s.direction for s in spec.steps}}
-    return execute(plan, Path(out), base, metas, transferred=transferred, options=options)
+                               roles=roles, constant=constant, how=how, directions=directions)  # fmt: skip
+    plan = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=options)
+    return execute(plan, Path(out), found, transfer=transfer, resume=resume, options=options)
 
 
 def prepare(
     checkpoint: Checkpoint, spec: EditSpec, found: Mapping[str, Direction], *, transfer: bool = False,
     feature: str | None = None, options: RunOptions | None = None,
-) -> tuple[EditPlan, ModelIdentity, bool]:  # fmt: skip
-    """Check the directions against the model, fit constants where they have to be fitted, and plan."""
+) -> EditPlan:  # fmt: skip
+    """Check the directions against the model, fit constants where they have to be fitted, and plan.
+
+    The base's own digest is compared here where it is remembered, and else with the bytes that the edit reads.
+
+    Raises:
+        DirectionModelMismatch: a direction of other weights, without ``transfer``; ShapeMismatch: of another width.
+    """
     options = options or RunOptions()
     arch = checkpoint.architecture
     refuse_remote_code(checkpoint, options)
     checkpoint.check_record()
-    base = ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest(options.progress), family=arch.family.name,
-                         n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
-    checkpoint.check_finite()
-    moved = [found[d].check_model(base, transfer=transfer) for d in {s.direction for s in spec.steps} if d in found]
+    known = checkpoint.known_digests()
+    for digest in {d for s in spec.steps for d in s.digests} & found.keys():
+        meta = found[digest].meta.model
+        base = ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest_of(known) if known else meta.digest,
+                             family=arch.family.name, n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
+        found[digest].check_model(base, transfer=transfer)
     fits = _fits(checkpoint, spec, found, feature, options)
-    return plan_edit(checkpoint, spec, found, fits), base, any(moved)
+    return plan_edit(checkpoint, spec, found, fits)
 
 
 def _fits(
@@ -81,7 +93,7 @@ def _fits(
     arch = checkpoint.architecture
     if arch.family.post_norm:
         return {}
-    steps = [s for s in spec.steps if s.kind == "add" and s.amount
+    steps = [s for s in spec.steps if s.kind in ("add", "affine", "leace") and s.amount
              and (s.constant or ("exact" if arch.constant_site(s.layers[0]) else "fitted")) == "fitted"]  # fmt: skip
     if not steps:
         return {}
@@ -121,8 +133,9 @@ def resolve_edit(
     checkpoint: Checkpoint, what: Direction | EditSpec | str | Path, *, remove: Amount | None, amplify: float | None,
     add: Amount | None, layers: list[int] | None, source: int | Literal["each"] | None, roles: list[str] | None,
     constant: Literal["exact", "fitted", "as-llama"] | None, directions: list[Path] | None,
+    how: Mapping[str, Any] | None = None,
 ) -> tuple[EditSpec, dict[str, Direction]]:  # fmt: skip
-    """The Edit and its directions by digest, whatever ``what`` was.
+    """The Edit and its directions by digest, whatever ``what`` was; see :func:`edit` for ``how``.
 
     Raises:
         UsageError: amounts that are missing, doubled, or given beside an Edit file.
@@ -139,7 +152,7 @@ def resolve_edit(
     else:
         folder = None
     if isinstance(what, EditSpec):
-        if amounts or layers or source is not None or roles:
+        if amounts or layers or source is not None or roles or how:
             raise UsageError("an Edit file says all of it: amounts, layers and roles can't be given beside it")
         return what, find_directions(what, folder, directions or [])
     if len(amounts) != 1:
@@ -148,7 +161,35 @@ def resolve_edit(
     kind, amount = next(iter(amounts.items()))
     digest = what.digest()
     step = _step(checkpoint, what, digest, kind, amount, layers, source, roles or [], constant)
-    return EditSpec(name=f"{kind} {what.meta.feature}", steps=[step]), {digest: what}
+    step, others = _refined(step, dict(how or {}))
+    return EditSpec(name=f"{step.kind} {what.meta.feature}", steps=[step]), {digest: what, **others}
+
+
+def _refined(step: EditStep, how: dict[str, Any]) -> tuple[EditStep, dict[str, Direction]]:
+    """``step`` with what :func:`edit` calls ``how``, and the further directions that it names."""
+    others: dict[str, Direction] = {}
+    changes: dict[str, Any] = {k: how[k] for k in ("norms", "strengths", "gate") if how.get(k)}
+    for key in ("also", "protect"):
+        loaded = [load_direction(_file(path)) for path in how.get(key) or []]
+        if loaded:
+            changes[key] = [d.digest() for d in loaded]
+            others.update(zip(changes[key], loaded, strict=True))
+    kind = how.get("kind")
+    if kind:
+        if step.kind != "remove":
+            raise UsageError(f"--kind {kind} is a way to remove, and can't be given with --{step.kind}")
+        changes["kind"] = kind
+    if unknown := set(how) - {"kind", "norms", "strengths", "gate", "also", "protect"}:
+        raise UsageError(f"unknown refinement {sorted(unknown)[0]!r}")
+    made: EditStep = parse(EditStep, step.model_dump() | changes, "edit")
+    return made, others
+
+
+def _file(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise UsageError("no such direction file", where=path)
+    return path
 
 
 def _step(
@@ -215,7 +256,7 @@ def find_directions(spec: EditSpec, folder: Path | None, given: list[Path]) -> d
     Raises:
         RecipeError: one of them is nowhere.
     """
-    wanted = {s.direction for s in spec.steps}
+    wanted = {d for s in spec.steps for d in s.digests}
     found: dict[str, Direction] = {}
     for path in given:
         if not path.is_file():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..edits import AddOutput, ScaleOutput
-from ..errors import NonFinite
+from ..edits import AddOutput, Gate, Hook, LinearOutput
+from ..errors import NonFinite, UsageError
 
 if TYPE_CHECKING:
     from .load import RunningModel
@@ -18,9 +18,29 @@ if TYPE_CHECKING:
 
 @dataclass
 class Steering:
-    """Handle of active hooks; ``strength`` scales every amount and can change between tokens (1 = as written)."""
+    """Handle of active hooks.
 
-    strength: float = 1.0
+    ``strength`` scales every amount (1 = as written) and can change between tokens: a number, or a tensor with one value
+    for each row of the batch, ``[batch]``, or for each position of it, ``[batch, tokens]``. ``open`` holds, by gated
+    module, where the gate let the edit act in the last pass, ``[batch, tokens]`` bool.
+    """
+
+    strength: float | torch.Tensor = 1.0
+    open: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def factor(self, output: torch.Tensor) -> float | torch.Tensor:
+        """The strength, shaped to multiply a module's output ``[batch, tokens, d_model]``.
+
+        Raises:
+            UsageError: a tensor whose shape fits neither the batch nor its positions.
+        """
+        if not isinstance(self.strength, torch.Tensor):
+            return self.strength
+        given = self.strength.to(output.device, torch.float32)
+        if output.ndim == 3 and tuple(given.shape) in {(len(output),), tuple(output.shape[:2])}:
+            return given.reshape(*given.shape, *[1] * (3 - given.ndim))
+        raise UsageError(f"a strength of shape {list(given.shape)} fits neither the rows nor the positions of a batch of "
+                         f"shape {list(output.shape[:-1])}", hint="give a number, [batch] or [batch, tokens]")  # fmt: skip
 
 
 def _changed(output: Any, change: Any) -> Any:
@@ -31,13 +51,16 @@ def _changed(output: Any, change: Any) -> Any:
 
 
 @contextlib.contextmanager
-def steering(model: RunningModel, operations: Sequence[ScaleOutput | AddOutput]) -> Iterator[Steering]:
+def steering(model: RunningModel, operations: Sequence[Hook]) -> Iterator[Steering]:
     """Run ``model`` with ``operations`` as forward hooks while the context lasts; nothing is changed in place.
 
-    Removing with factor f at strength s multiplies the component by 1 + s (f − 1); a constant is scaled by s.
+    A linear change y + A(Bᵀy) at strength s is y + s A(Bᵀy); a constant is scaled by s. A gated one acts only at the
+    positions where the residual stream at its gate lies beyond the threshold.
     """
     handle = Steering()
-    hooks = [model.module(op.module).register_forward_hook(_hook(op, handle, model)) for op in operations]
+    gates = {id(op.gate): op.gate for op in operations if op.gate is not None}
+    hooks = [model.module(gate.module).register_forward_hook(_gate(gate, handle, model)) for gate in gates.values()]
+    hooks += [model.module(op.module).register_forward_hook(_hook(op, handle, model)) for op in operations]
     try:
         yield handle
     finally:
@@ -45,19 +68,44 @@ def steering(model: RunningModel, operations: Sequence[ScaleOutput | AddOutput])
             hook.remove()
 
 
-def _hook(operation: ScaleOutput | AddOutput, handle: Steering, model: RunningModel) -> Any:
-    vector = operation.u if isinstance(operation, ScaleOutput) else operation.vector
-    tensor = torch.tensor(vector, dtype=torch.float32, device=model.device)
+def _tensor(values: Any, model: RunningModel, where: str) -> torch.Tensor:
+    tensor = torch.tensor(values, dtype=torch.float32, device=model.device)
     if not torch.isfinite(tensor).all():
-        raise NonFinite("the steering vector is not finite", where=operation.module)
+        raise NonFinite("the steering vector is not finite", where=where)
+    return tensor
 
-    def scale(y: torch.Tensor) -> torch.Tensor:
-        factor = handle.strength * (operation.factor - 1.0)  # type: ignore[union-attr]
+
+def _key(gate: Gate) -> str:
+    return f"{gate.module}:{id(gate)}"
+
+
+def _gate(gate: Gate, handle: Steering, model: RunningModel) -> Any:
+    unit = _tensor(gate.unit, model, gate.module)
+
+    def look(_module: Any, _inputs: Any, output: Any) -> None:
+        stream = output[0] if isinstance(output, tuple) else output
+        along = stream.float() @ unit
+        handle.open[_key(gate)] = along < gate.threshold if gate.below else along > gate.threshold
+
+    return look
+
+
+def _hook(operation: Hook, handle: Steering, model: RunningModel) -> Any:
+    def strength(y: torch.Tensor) -> float | torch.Tensor:
+        factor = handle.factor(y)
+        if operation.gate is None:
+            return factor
+        return handle.open[_key(operation.gate)].unsqueeze(-1).to(torch.float32) * factor
+
+    if isinstance(operation, AddOutput):
+        vector = _tensor(operation.vector, model, operation.module)
+        return lambda _m, _i, output: _changed(output, lambda y: (y.float() + strength(y) * vector).to(y.dtype))
+    write = _tensor(operation.write, model, operation.module)
+    read = _tensor(operation.read, model, operation.module)
+
+    def linear(y: torch.Tensor) -> torch.Tensor:
         wide = y.float()
-        return (wide + factor * (wide @ tensor).unsqueeze(-1) * tensor).to(y.dtype)
+        return (wide + strength(y) * ((wide @ read) @ write.T)).to(y.dtype)
 
-    def shift(y: torch.Tensor) -> torch.Tensor:
-        return (y.float() + handle.strength * tensor).to(y.dtype)
-
-    change = scale if isinstance(operation, ScaleOutput) else shift
-    return lambda _module, _inputs, output: _changed(output, change)
+    assert isinstance(operation, LinearOutput)
+    return lambda _m, _i, output: _changed(output, linear)

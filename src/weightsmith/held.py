@@ -1,0 +1,187 @@
+"""An output folder that one process holds while it grows, and that a later one can go on with.
+
+The unfinished folder is called ``.NAME.partial`` and stands beside NAME; the finished one is renamed to NAME, so a kill
+at any moment leaves NAME absent or complete. The folder itself is locked (``flock``), and the kernel lets go of a lock
+when its process dies, so no lock can be stale. Where there is no ``flock`` the number of the holder's process decides.
+
+What is finished is written to a journal inside. A run that is told to resume continues from it when its key (what would
+be written) is the same; any other run starts afresh.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .errors import OutputBusy, UsageError
+from .storage import alive, canonical_json, disk_errors, fsync, made_folders, refuse_existing, strict_json, umask
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+JOURNAL = ".journal"
+HOLDER = "holder.json"
+
+
+class HeldFolder:
+    """The unfinished folder of one output: ``path`` to write into, and a journal of what is finished."""
+
+    def __init__(self, path: Path, key: str, *, resumed: bool) -> None:
+        self.path = path
+        self.key = key
+        self.resumed = resumed
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """What was noted for ``name`` by an earlier run, or ``None``."""
+        entry = self.path / JOURNAL / f"{name}.json"
+        try:
+            value = strict_json(entry.read_bytes())
+        except (OSError, ValueError, RecursionError):
+            return None
+        return value if isinstance(value, dict) else None
+
+    def note(self, name: str, value: dict[str, Any]) -> None:
+        """Note that ``name`` is finished; the entry appears whole or not at all."""
+        entry = self.path / JOURNAL / f"{name}.json"
+        fresh = entry.with_suffix(".new")
+        fresh.write_bytes(canonical_json(value))
+        fresh.replace(entry)
+
+
+@contextlib.contextmanager
+def held_folder(target: Path, key: str, *, resume: bool = False) -> Iterator[HeldFolder]:
+    """Hold ``.NAME.partial`` beside ``target``; rename it to ``target`` at the end.
+
+    On an error or an interrupt it is removed, unless ``resume``: then it stays for the next run with ``resume``. A kill
+    that can't be caught leaves it, and the next run removes it or, with ``resume`` and the same ``key``, goes on.
+
+    Raises:
+        OutputExists: ``target`` is taken.
+        OutputBusy: another process is writing it.
+        UsageError: ``resume``, and what is there belongs to another edit.
+        DiskFull: no space left.
+    """
+    target = Path(os.path.abspath(target))
+    refuse_existing(target)
+    partial = target.parent / f".{target.name}.partial"
+    with disk_errors(target), made_folders(target.parent), _locked(partial, target) as lock:
+        refuse_existing(target)  # whoever held it may have finished in between
+        keep = False
+        try:
+            held = _prepare(partial, key, resume)
+            keep = resume
+            yield held
+            shutil.rmtree(partial / JOURNAL)
+            partial.chmod(0o777 & ~umask())
+            _rename(partial, target)
+            fsync(target.parent)
+        except BaseException:
+            if not keep and _same(partial, lock):
+                shutil.rmtree(partial, ignore_errors=True)
+                shutil.rmtree(partial, ignore_errors=True)  # an interrupt may have struck in there as well
+            raise
+
+
+def _rename(partial: Path, target: Path) -> None:
+    try:
+        if os.name == "nt" and target.is_dir():
+            target.rmdir()  # an empty one, as was checked
+        partial.rename(target)
+    except OSError:
+        refuse_existing(target)
+        raise
+
+
+def _prepare(partial: Path, key: str, resume: bool) -> HeldFolder:
+    journal = partial / JOURNAL
+    known = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        known = strict_json((journal / "key.json").read_bytes())
+    resumed = resume and known == {"key": key}
+    if resume and known is not None and not resumed:
+        raise UsageError("the unfinished folder belongs to another edit, base or version", where=partial,
+                         hint="run without --resume to start again")  # fmt: skip
+    if not resumed:
+        for entry in list(partial.iterdir()):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
+        journal.mkdir(mode=0o700)
+        (journal / "key.json").write_bytes(canonical_json({"key": key}))
+    who = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+    (journal / HOLDER).write_text(json.dumps(who), encoding="utf-8")
+    return HeldFolder(partial, key, resumed=resumed)
+
+
+@contextlib.contextmanager
+def _locked(partial: Path, target: Path) -> Iterator[int | None]:
+    """The lock on ``partial``, which is made where it does not stand; its file descriptor."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            partial.mkdir(0o700)
+        if fcntl is None:
+            _refuse_living(partial, target)
+            yield None
+            return
+        try:
+            handle = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:
+            continue  # its holder has just finished or given up
+        except OSError as error:
+            raise UsageError("a file or link stands where the unfinished folder goes", where=partial) from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise _busy(partial, target) from None
+            except OSError:  # a file system without locks
+                _refuse_living(partial, target)
+            if not _same(partial, handle):
+                refuse_existing(target)
+                continue
+            yield handle
+            return
+        finally:
+            os.close(handle)
+
+
+def _same(partial: Path, handle: int | None) -> bool:
+    """Whether ``partial`` is still the folder that was locked."""
+    if handle is None:
+        return True
+    try:
+        now, then = partial.stat(), os.fstat(handle)
+    except FileNotFoundError:
+        return False
+    return (now.st_ino, now.st_dev) == (then.st_ino, then.st_dev)
+
+
+def _holder(partial: Path) -> dict[str, Any]:
+    try:
+        value = json.loads((partial / JOURNAL / HOLDER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _busy(partial: Path, target: Path) -> OutputBusy:
+    who = _holder(partial)
+    name = f"process {who.get('pid')} on {who.get('host')}, since {who.get('since')}" if who else "another process"
+    return OutputBusy(f"{name} is writing this output", where=target, hint="wait for it, or choose another name with -o")
+
+
+def _refuse_living(partial: Path, target: Path) -> None:
+    who = _holder(partial)
+    pid = who.get("pid")
+    if isinstance(pid, int) and pid != os.getpid() and (who.get("host") != platform.node() or alive(pid)):
+        raise _busy(partial, target)
