@@ -31,12 +31,15 @@ _LAZY = {
     "RunOptions": "options",
     "WeightsmithError": "errors",
     "convert": "jobs",
+    "diff": "jobs",
     "edit": "jobs",
     "find": "jobs",
     "load_direction": "direction",
     "load_feature": "features.recipe",
     "measure": "jobs",
     "open_checkpoint": "checkpoint",
+    "rebuild": "jobs",
+    "undo": "jobs",
 }
 
 __all__ = [
@@ -47,12 +50,15 @@ __all__ = [
     "WeightsmithError",
     "__version__",
     "convert",
+    "diff",
     "edit",
     "find",
     "load_direction",
     "load_feature",
     "measure",
     "open_checkpoint",
+    "rebuild",
+    "undo",
 ]
 
 

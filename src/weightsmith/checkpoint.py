@@ -5,6 +5,7 @@ Opening reads headers and small JSON files only: no weight is touched, no model 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from .storage import (
     digest_of,
     parallel_map,
     remembered_sha256,
+    require_space,
     stat_key,
     strict_json,
     whole_folder,
@@ -64,8 +66,11 @@ class Checkpoint:
         """Roles of the tensors.
 
         Raises:
-            UnsupportedModel: an unknown family or a missing writer.
+            UnsupportedModel: an unknown family, a missing writer, or quantised weights.
         """
+        from .formats.quantised import refuse_quantised
+
+        refuse_quantised(self.config, self.tensors, self.path)
         return architecture.resolve(self.config, self.tensors, self.path)
 
     @property
@@ -150,16 +155,21 @@ class Checkpoint:
     def digest(self, progress: Progress | None = None) -> str:
         """What identifies the weights, however they are sharded: SHA-256 over the sorted list of
         ``[name, dtype, shape, BLAKE3 digest of the bytes]``."""
-        return self.digest_of(self.tensor_digests(progress))
+        digest = self.digest_of(self.tensor_digests(progress))
+        self._place(digest)
+        return digest
 
     def digest_of(self, digests: Mapping[str, str]) -> str:
         """The model digest that follows from its tensors' digests."""
         return digest_of([[n, t.dtype, list(t.shape), digests[n]] for n, t in sorted(self.tensors.items())])
 
     def _place(self, digest: str) -> None:
-        """Keep where the model with this digest was last seen, for whoever asks for it by digest."""
-        value = {"path": str(self.path.absolute()), "ref": self.ref}
-        write_cache(cache_dir() / "models" / f"{digest}.json", json.dumps(value).encode())
+        """Keep where the model with this digest was seen, for whoever asks for it by digest."""
+        here = str(self.path.absolute())
+        if here in _places(digest):
+            return
+        places = [here, *(p for p in _places(digest) if p != here)]
+        write_cache(cache_dir() / "models" / f"{digest}.json", json.dumps(places[:8]).encode())
 
     def check_record(self) -> None:
         """Compare the weight files with the digests in the folder's own ``weightsmith.json``, when it has one.
@@ -198,12 +208,15 @@ def _inside(name: str) -> bool:
 
 def seen_at(digest: str) -> Path | None:
     """Where the model with this digest was last seen, when something is still there; its digest is not checked."""
+    return next((Path(place) for place in _places(digest) if Path(place).exists()), None)
+
+
+def _places(digest: str) -> list[str]:
     try:
         value = json.loads((cache_dir() / "models" / f"{digest}.json").read_bytes())
-        path = Path(value["path"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return path if path.exists() else None
+    except (OSError, ValueError, RecursionError):
+        return []
+    return [place for place in value if isinstance(place, str)] if isinstance(value, list) else []
 
 
 def _is_row(row: Any) -> bool:
@@ -397,7 +410,7 @@ def runnable(
     The cache is keyed by the digest of the GGUF file; a conversion appears there whole or not at all.
     """
     if checkpoint.kind == "folder":
-        return checkpoint
+        return _unquantised(checkpoint, progress) if dequantize else checkpoint
     known = remembered_sha256(checkpoint.path)
     from .formats.gguf_convert import CONVERSION
 
@@ -409,26 +422,56 @@ def runnable(
     return opened
 
 
+def _unquantised(checkpoint: Checkpoint, progress: Progress | None) -> Checkpoint:
+    """A quantised folder as the bf16 folder that it stands for, from the cache; any other as it is."""
+    from .formats import quantised
+
+    if quantised.quantisation(checkpoint.config, checkpoint.tensors) is None:
+        return checkpoint
+    small = {p.name: remembered_sha256(p) for p in checkpoint.path.iterdir()
+             if p.is_file() and p not in checkpoint.weight_files and p.stat().st_size < 1 << 28}  # fmt: skip
+    key = digest_of([checkpoint.digest(progress), small, quantised.DEQUANTISATION])
+    folder = cache_dir() / "dequantised" / key[:40]
+    if not folder.is_dir():
+        require_space(folder.parent, sum(t.nbytes for t in checkpoint.tensors.values()) * 4)
+        with _first_come(folder), whole_folder(folder) as scratch:
+            quantised.dequantize_folder(checkpoint, scratch, progress)
+    opened = _open_folder(checkpoint.ref, folder, dict(checkpoint.source) | {"dequantised_from": checkpoint.digest()})
+    object.__setattr__(opened, "origin", checkpoint)
+    return opened
+
+
+@contextlib.contextmanager
+def _first_come(folder: Path) -> Iterator[None]:
+    """Two processes that fill the cache at once write the same bytes: the first one's folder is as good."""
+    try:
+        yield
+    except UsageError:
+        if not (folder.is_dir() and cache_dir() in folder.parents):
+            raise
+
+
 def convert(checkpoint: Checkpoint, folder: Path, *, progress: Progress | None = None) -> None:
-    """Write a GGUF checkpoint as a bf16 Hugging Face folder at ``folder``, whole or not at all.
+    """Write a GGUF or a quantised checkpoint as a bf16 Hugging Face folder at ``folder``, whole or not at all.
 
     Raises:
         UsageError: the checkpoint is a folder already.
         OutputExists: ``folder`` is taken.
     """
+    from .formats import quantised
+
+    if checkpoint.kind == "folder" and quantised.quantisation(checkpoint.config, checkpoint.tensors) is not None:
+        require_space(folder.absolute().parent, checkpoint.nbytes * 4)
+        with whole_folder(folder) as scratch:
+            quantised.dequantize_folder(checkpoint, scratch, progress)
+        return
     if checkpoint.kind != "gguf":
         raise UsageError("already a safetensors folder; nothing to convert", where=checkpoint.path)
     from .formats.gguf_convert import convert_gguf
-    from .storage import require_space
 
     require_space(folder.parent, sum(t.numel for t in checkpoint.tensors.values()) * 2 + (64 << 20))
-    try:
-        with whole_folder(folder) as scratch:
-            convert_gguf(checkpoint.path, scratch, progress)
-    except UsageError:
-        # two processes that fill the cache at once write the same bytes: the first one's folder is as good
-        if not (folder.is_dir() and cache_dir() in folder.parents):
-            raise
+    with _first_come(folder), whole_folder(folder) as scratch:
+        convert_gguf(checkpoint.path, scratch, progress)
 
 
 def refuse_remote_code(checkpoint: Checkpoint, options: RunOptions) -> None:

@@ -48,6 +48,7 @@ from .storage import (
 _LEFT_BEHIND = (*PICKLES, ".py", ".gguf", ".safetensors", ".lock")
 #: file of fitted vectors: F64, one a layer
 FITS = "fits.safetensors"
+MARGIN = 16 << 20  # bytes of disk for the small files
 KEEP_TOTAL = 1 << 28  # bytes of touched tensors that all lanes together hold between turns
 
 
@@ -78,7 +79,7 @@ def execute(
     real = Path(os.path.realpath(out))  # Path.resolve raises on a loop of links
     if checkpoint.path.resolve() in (real, *real.parents):
         raise UsageError("the output lies inside the base model", where=out, hint="choose another place with -o")
-    require_space(out.absolute().parent, plan.bytes_written + (16 << 20))
+    require_space(out.absolute().parent, plan.bytes_written + MARGIN)
     before = [stat_key(f) for f in checkpoint.weight_files]
     known = checkpoint.known_digests()
     named = {d: directions[d] for d in plan.spec.digests}
@@ -87,7 +88,7 @@ def execute(
         base = _identify(plan, results, known, before)
         transferred = [d.check_model(base, transfer=transfer) for d in named.values()]
         write_small_files(plan, held.path, named)
-        record = make_record(plan, results, base, named, any(transferred), _small_digests(held.path, results))
+        record = make_record(plan, results, base, named, any(transferred), small_digests(held.path, results))
         text = json.dumps(record.model_dump(by_alias=True), indent=1, ensure_ascii=False)
         (held.path / RECORD).write_text(text + "\n", encoding="utf-8")
         fsync(held.path / RECORD)
@@ -126,6 +127,13 @@ def _file_plan(plan: EditPlan, header: Any) -> FilePlan:
         regions.append(Region(spec, None, plan.operations.get(name, ())))
         position += nbytes
     return FilePlan(header.path.name, header.path, prefix, regions)
+
+
+def needs(plan: EditPlan, options: RunOptions) -> dict[str, int]:
+    """Bytes of memory (at most) and of disk that carrying out a plan takes, and how many lanes it runs in."""
+    count = lanes(options, len(plan.checkpoint.headers))
+    return {"lanes": count, "peak_memory": plan.peak_memory(count, KEEP_TOTAL // count),
+            "disk_needed": plan.bytes_written + MARGIN}  # fmt: skip
 
 
 def lanes(options: RunOptions, files: int) -> int:
@@ -199,7 +207,7 @@ def _identify(
 
 def write_small_files(plan: EditPlan, folder: Path, directions: Mapping[str, Direction]) -> None:
     """Config, tokenizer, template, licence and index, and under ``weightsmith/`` what a rebuild needs."""
-    _copy_rest(plan.checkpoint, folder)
+    copy_small_files(plan.checkpoint, folder)
     _apply_config(plan.checkpoint, plan, folder)
     if not plan.operations:  # nothing to rebuild: the output is the base
         return
@@ -216,7 +224,8 @@ def _put(values: Any, file: BinaryIO) -> None:
     file.write(np.asarray(values, "<f8").tobytes())
 
 
-def _small_digests(folder: Path, results: Sequence[FileResult]) -> dict[str, str]:
+def small_digests(folder: Path, results: Sequence[FileResult]) -> dict[str, str]:
+    """SHA-256 of every file in ``folder`` but the weights and the record, by relative path."""
     weights = {r.name for r in results}
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -225,7 +234,7 @@ def _small_digests(folder: Path, results: Sequence[FileResult]) -> dict[str, str
     }
 
 
-def _copy_rest(checkpoint: Checkpoint, scratch: Path) -> None:
+def copy_small_files(checkpoint: Checkpoint, scratch: Path) -> None:
     """Config, tokenizer, template, licence: every plain file that is neither weights, code nor an old record."""
     for path in sorted(checkpoint.path.iterdir()):
         if path.is_file() and path.suffix not in _LEFT_BEHIND and path.name not in (RECORD, INDEX) \

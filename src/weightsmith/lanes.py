@@ -300,6 +300,26 @@ class Lane:
             self.report(len(view))
 
 
+def rewritten(plan: FilePlan, region: Region, keep: int, what: str) -> Iterator[bytes | memoryview]:
+    """The new bytes of one region in blocks, read from the base and written nowhere."""
+    if region.source is None:
+        zeros = bytes(region.spec.nbytes)
+        yield from Rewriting(region.spec, region.operations, lambda a, b: zeros[a:b], what).blocks() \
+            if region.operations else [zeros]  # fmt: skip
+        return
+    handle = os.open(plan.base, os.O_RDONLY)
+    try:
+        reader = SourceReader(region.source, handle, keep if region.operations else 0)
+        if region.operations:
+            with np.errstate(over="ignore", invalid="ignore"):
+                yield from Rewriting(region.spec, region.operations, reader, what).blocks()
+            return
+        for start in range(0, region.spec.nbytes, PASS):
+            yield reader(start, min(region.spec.nbytes, start + PASS))
+    finally:
+        os.close(handle)
+
+
 def _clone(source: int, target: int) -> bool:
     """Share all blocks of ``source`` with ``target``, where the file system can."""
     if fcntl is None:

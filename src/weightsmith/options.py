@@ -14,7 +14,8 @@ class RunOptions:
 
     ``device`` and ``dtype`` are torch names, or ``None`` to choose the fastest that is exact enough; ``batch_tokens``
     bounds the padded tokens of one forward pass; ``progress`` is called with (step, done, total).
-    ``ignore_remote_code`` loads a model that asks for its own code with the library's built-in class instead.
+    ``ignore_remote_code`` loads a model that asks for its own code with the library's built-in class instead;
+    ``dequantize`` works on the bf16 model that a quantised checkpoint stands for.
     """
 
     device: str | None = None
@@ -26,6 +27,7 @@ class RunOptions:
     use_cache: bool = True
     seed: int = 0
     ignore_remote_code: bool = False
+    dequantize: bool = False
     progress: Progress | None = None
 
     def report(self, step: str, done: int, total: int) -> None:

@@ -34,6 +34,11 @@ class EditPlan:
     compiled: Compiled
     fits: Mapping[int, tuple[F64, FittedConstant]] = field(default_factory=dict)
 
+    @classmethod
+    def nothing(cls, checkpoint: Checkpoint, spec: EditSpec) -> EditPlan:
+        """The plan that changes nothing."""
+        return cls(checkpoint, spec, {}, Compiled())
+
     @property
     def new(self) -> Mapping[str, NewTensor]:
         """Tensors that the edit creates."""
@@ -56,6 +61,29 @@ class EditPlan:
                     for t in self.new.values())  # fmt: skip
         return self.bytes_read + extra
 
+    @property
+    def bytes_rewritten(self) -> int:
+        """Bytes of the existing tensors that change."""
+        return sum(self.checkpoint.tensors[n].nbytes for n in self.touched)
+
+    def peak_memory(self, lanes: int, keep: int) -> int:
+        """An upper bound of the resident memory of carrying it out with so many ``lanes``, in bytes.
+
+        The interpreter with its libraries, and for each lane: a tensor that is held between its turns (at most ``keep``
+        bytes), the blocks of one in the arithmetic dtype with their scratch, and the buffers of copying and digesting.
+        """
+        def block(name: str) -> int:
+            spec = self.checkpoint.tensors[name]
+            wide = 8 if spec.dtype in ("F32", "F64") else 4
+            along = self.operations[name][0].out_axis == -1
+            elements = max(1 << 18, spec.shape[-1]) if along else 64 * spec.shape[-1]
+            if along and any(o.whole for o in self.operations[name]):
+                elements = spec.numel
+            return 6 * wide * elements
+
+        most = max((min(keep, self.checkpoint.tensors[n].nbytes) + block(n) for n in self.touched), default=0)
+        return (96 << 20) + lanes * (most + (4 << 20))
+
     def as_record(self) -> dict[str, Any]:
         """The plan as plain data, for ``--dry-run --json``."""
         return {
@@ -64,6 +92,7 @@ class EditPlan:
             "config_changes": self.compiled.config,
             "bytes_read": self.bytes_read,
             "bytes_written": self.bytes_written,
+            "bytes_rewritten": self.bytes_rewritten,
             "operations": {n: [o.describe() for o in ops] for n, ops in self.operations.items()},
             "notes": self.compiled.notes,
         }

@@ -17,6 +17,8 @@ DIRECTION = "weightsmith/direction/1"
 EDIT = "weightsmith/edit/1"
 DERIVATION = "weightsmith/derivation/1"
 MEASUREMENTS = "weightsmith/measurements/1"
+DIFF = "weightsmith/diff/1"
+REBUILD = "weightsmith/rebuild/1"
 
 
 class Strict(BaseModel):
@@ -275,6 +277,72 @@ class Derivation(Strict):
     digest: str
     versions: dict[str, str]
     base_record: dict[str, Any] | None = None
+
+
+class TensorDifference(Strict):
+    """One tensor that is not the same in A and B; ``relative`` is ‖B − A‖/‖A‖, ``largest`` the largest |B − A|."""
+
+    tensor: str
+    what: Literal["changed", "only in A", "only in B", "another type or shape"]
+    a: str | None = None
+    b: str | None = None
+    elements_changed: int | None = None
+    elements: int | None = None
+    largest: float | None = None
+    relative: float | None = None
+
+
+class FileDifference(Strict):
+    """One file that is not the same in A and B; ``keys`` are the top-level keys of a JSON file that differ."""
+
+    file: str
+    what: Literal["changed", "only in A", "only in B"]
+    keys: list[str] = []
+
+
+class DiffRecord(Strict):
+    """What differs between two checkpoints, exactly; digests are model digests."""
+
+    schema_id: str = Field(DIFF, alias="schema")
+    a: str
+    b: str
+    a_digest: str
+    b_digest: str
+    identical_tensors: int
+    tensors: list[TensorDifference]
+    files: list[FileDifference]
+
+    @property
+    def same(self) -> bool:
+        """Whether nothing differs."""
+        return not self.tensors and not self.files
+
+
+class RebuildRecord(Strict):
+    """A derivative made again from its base and its record, and compared with what is there.
+
+    ``first_tensor`` is the first, in file order, that is not what the record gives; ``files`` are other files that are
+    not. ``record_digest`` is the digest that the record claims, ``rebuilt_digest`` the one that came out.
+    """
+
+    schema_id: str = Field(REBUILD, alias="schema")
+    model: str
+    base: str
+    base_digest: str
+    record_digest: str
+    rebuilt_digest: str
+    found_digest: str
+    tensors: list[str]
+    files: list[str]
+    first_tensor: str | None = None
+    made_with: dict[str, str] = {}
+    rebuilt_with: dict[str, str] = {}
+    notes: list[str] = []
+
+    @property
+    def same(self) -> bool:
+        """Whether what is there is, byte for byte, what the record gives."""
+        return not self.tensors and not self.files and self.rebuilt_digest == self.record_digest
 
 
 class Answer(Strict):

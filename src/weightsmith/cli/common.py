@@ -43,9 +43,10 @@ _MODEL_RUN: dict[str, Any] = {
         bool,
         typer.Option("--ignore-remote-code", help="Load a model that asks for its own code with the built-in class."),
     ],
+    "dequantize": Annotated[bool, typer.Option("--dequantize", help="Work on a quantised model as bf16.")],
 }
 _DEFAULTS = {"offline": False, "quiet": False, "device": None, "dtype": None, "threads": None, "batch": 32,
-             "cache": True, "ignore_remote_code": False}  # fmt: skip
+             "cache": True, "ignore_remote_code": False, "dequantize": False}  # fmt: skip
 
 
 def with_run_options(*, model: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -81,7 +82,7 @@ def _options(given: dict[str, Any], tell: Callable[[str, int, int], None]) -> Ru
     return RunOptions(
         device=given["device"], dtype=given["dtype"], threads=given["threads"], batch_size=given["batch"],
         offline=given["offline"], use_cache=given["cache"], ignore_remote_code=given["ignore_remote_code"],
-        progress=tell,
+        dequantize=given["dequantize"], progress=tell,
     )  # fmt: skip
 
 

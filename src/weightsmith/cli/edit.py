@@ -34,7 +34,6 @@ def command(
     feature: Annotated[str | None, typer.Option(help="Feature whose prompts a fitted constant is fitted on.")] = None,
     transfer: Annotated[bool, typer.Option("--transfer", help="Use a direction from other weights.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; keep what is finished.")] = False,
-    dequantize: Annotated[bool, typer.Option("--dequantize", help="Edit a quantised model as bf16.")] = False,
     save_edit: Annotated[str | None, typer.Option(help="Also write the Edit as a YAML file.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")] = False,
     json: Json = False,
@@ -57,10 +56,10 @@ def command(
     if save_edit:
         refuse_existing(Path(save_edit), folder=False)
     if dry_run:
-        _plan(model, what, wishes, run, transfer, feature, save_edit, json, dequantize)
+        _plan(model, what, wishes, run, transfer, feature, save_edit, json)
         return
-    record = job(model, what, out or "", transfer=transfer, feature=feature, resume=resume, dequantize=dequantize,
-                 options=run, **wishes)  # fmt: skip
+    record = job(model, what, out or "", transfer=transfer, feature=feature, resume=resume, options=run,
+                 **wishes)  # fmt: skip
     if save_edit:
         save(record.edit, Path(save_edit))
     if json:
@@ -88,24 +87,28 @@ def _source(text: str | None) -> int | Literal["each"] | None:
 
 def _plan(
     model: str, what: str, wishes: dict[str, Any], run: RunOptions, transfer: bool, feature: str | None,
-    save: str | None, json: bool, dequantize: bool,
+    save: str | None, json: bool,
 ) -> None:  # fmt: skip
     from ..checkpoint import runnable
+    from ..execute import needs
     from ..jobs.edit import prepare, resolve_edit, save_edit
     from ..jobs.files import as_checkpoint
 
-    checkpoint = runnable(as_checkpoint(model, run), dequantize=dequantize, progress=run.progress)
+    checkpoint = runnable(as_checkpoint(model, run), dequantize=run.dequantize, progress=run.progress)
     spec, found = resolve_edit(checkpoint, what, **wishes)
     plan = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=run)
     if save:
         save_edit(spec, Path(save))
-    record = plan.as_record()
+    record = plan.as_record() | needs(plan, run)
     if json:
         print_json({"edit": spec.model_dump(by_alias=True), **record})
         return
     screen = console()
-    screen.print(f"would change {len(record['tensors_changed'])} tensors and add {len(record['tensors_added'])}; "
-                 f"reads {gigabytes(plan.bytes_read)}, writes {gigabytes(plan.bytes_written)}")  # fmt: skip
+    screen.print(f"would change {len(record['tensors_changed'])} tensors ({gigabytes(plan.bytes_rewritten)}) and add "
+                 f"{len(record['tensors_added'])}; all others are copied")  # fmt: skip
+    screen.print(f"  reads {gigabytes(plan.bytes_read)}, writes {gigabytes(plan.bytes_written)}; memory at most "
+                 f"{gigabytes(record['peak_memory'])}, disk {gigabytes(record['disk_needed'])}, {record['lanes']} files "
+                 "at a time")  # fmt: skip
     for name, operations in record["operations"].items():
         screen.print(f"  {plain(name)}  [dim]{plain('; '.join(operations))}[/]")
     for note in record["notes"]:

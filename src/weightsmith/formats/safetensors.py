@@ -195,12 +195,22 @@ def write_file(
 
 def f32_to_bf16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Round fp32 to bfloat16 (as ``uint16`` bits), to nearest, ties to even; NaN stays NaN (quiet)."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    out = rounded.astype(np.uint16)
-    nan = np.isnan(values)
-    if nan.any():
-        out[nan] = ((bits[nan] >> np.uint32(16)) | np.uint32(0x40)).astype(np.uint16)
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32).reshape(-1)
+    out = np.empty(bits.size, np.uint16)
+    scratch = np.empty(min(bits.size, CACHED), np.uint32)
+    for start in range(0, bits.size, CACHED):  # in pieces that stay in the cache
+        piece = bits[start : start + CACHED]
+        rounded = scratch[: piece.size]
+        np.right_shift(piece, np.uint32(16), out=rounded)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += piece
+        rounded >>= np.uint32(16)
+        out[start : start + CACHED] = rounded
+    out = out.reshape(values.shape)
+    if values.size and math.isnan(float(np.max(values))):
+        nan = np.isnan(values)
+        out[nan] = ((bits.reshape(values.shape)[nan] >> np.uint32(16)) | np.uint32(0x40)).astype(np.uint16)
     return out
 
 
@@ -217,7 +227,9 @@ def _to_odd(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def bf16_to_f32(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Widen bfloat16 bits (``uint16``) to fp32, exactly."""
-    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide = bits.astype(np.uint32)
+    wide <<= np.uint32(16)
+    return wide.view(np.float32)
 
 
 _NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
@@ -225,6 +237,7 @@ _NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", 
 
 #: dtypes that an edit can take up to fp32 and cast back to
 FLOAT_DTYPES = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
+CACHED = 1 << 16  # elements that several operations go over while they are in the cache
 PASS = 1 << 20  # bytes that several digests read one after another, so that they stay in the cache
 
 

@@ -1,8 +1,9 @@
 """One public function per verb. Faces call these and records, nothing below."""
 
+from .derive import diff, rebuild, undo
 from .edit import edit
 from .files import convert, describe_direction, describe_model
 from .find import find
 from .measure import measure
 
-__all__ = ["convert", "describe_direction", "describe_model", "edit", "find", "measure"]
+__all__ = ["convert", "describe_direction", "describe_model", "diff", "edit", "find", "measure", "rebuild", "undo"]

@@ -38,7 +38,6 @@ def edit(
     transfer: bool = False,
     feature: str | None = None,
     resume: bool = False,
-    dequantize: bool = False,
     options: RunOptions | None = None,
 ) -> Derivation:
     """Edit ``model`` and write it to ``out``, whole or not at all.
@@ -46,7 +45,7 @@ def edit(
     ``what`` is a direction, with exactly one of ``remove``, ``amplify`` and ``add``, or an Edit (a file or a spec).
     ``"auto"`` takes the amount, layers and source that ``find`` chose on the select prompts. ``how`` refines the step:
     ``kind`` (projected, biprojected, affine or leace, in place of remove), ``norms``, and ``also`` and ``protect``,
-    lists of direction files. ``dequantize`` edits a quantised model as the bf16 model that it stands for.
+    lists of direction files.
 
     Raises:
         UsageError: no amount, or several; OutputExists; DiskFull; DirectionModelMismatch without ``transfer``;
@@ -54,7 +53,7 @@ def edit(
     """
     options = options or RunOptions()
     refuse_existing(Path(out))
-    checkpoint = runnable(as_checkpoint(model, options), dequantize=dequantize, progress=options.progress)
+    checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
     spec, found = resolve_edit(checkpoint, what, remove=remove, amplify=amplify, add=add, layers=layers, source=source,
                                roles=roles, constant=constant, how=how, directions=directions)  # fmt: skip
     plan = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=options)
@@ -250,14 +249,16 @@ def save_edit(spec: EditSpec, path: Path) -> None:
     write_whole(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True).encode())
 
 
-def find_directions(spec: EditSpec, folder: Path | None, given: list[Path]) -> dict[str, Direction]:
+def find_directions(
+    spec: EditSpec, folder: Path | None, given: list[Path], known: Mapping[str, Direction] | None = None
+) -> dict[str, Direction]:
     """The directions that an Edit names by digest: from the given files, beside the Edit, or from the cache.
 
     Raises:
         RecipeError: one of them is nowhere.
     """
     wanted = {d for s in spec.steps for d in s.digests}
-    found: dict[str, Direction] = {}
+    found: dict[str, Direction] = dict(known or {})
     for path in given:
         if not path.is_file():
             raise UsageError("no such direction file", where=path)

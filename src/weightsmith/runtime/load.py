@@ -208,7 +208,7 @@ def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningMo
     options = options or RunOptions()
     need_torch()
     refuse_remote_code(checkpoint, options)
-    checkpoint = runnable(checkpoint, progress=options.progress)
+    checkpoint = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)
     checkpoint.check_record()
     _ = checkpoint.architecture  # refuse an unknown family before anything heavy happens
     digest = checkpoint.digest(options.progress)
