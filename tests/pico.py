@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -42,6 +43,17 @@ _KV = {"num_key_value_heads": 2, "intermediate_size": 64}
 _MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _VISION = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
            "num_attention_heads": 2, "image_size": 28, "patch_size": 14}  # fmt: skip
+_SLIDING = {"head_dim": 8, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+_LINEAR = {"head_dim": 8, "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
+           "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}  # fmt: skip
+#: latent attention (MLA), and a plain layer before the mixtures
+_LATENT = {"num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+           "qk_nope_head_dim": 8, "v_head_dim": 8}  # fmt: skip
+_ROUTED = {"n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1, "n_group": 2, "topk_group": 1,
+           "routed_scaling_factor": 1.5}  # fmt: skip
+_GEMMA4 = {"head_dim": 8, "global_head_dim": 16, "sliding_window": 16, "attention_bias": True,
+           "layer_types": ["sliding_attention", "full_attention"], "vocab_size_per_layer_input": VOCAB,
+           "hidden_size_per_layer_input": 0, "tie_word_embeddings": True}  # fmt: skip
 
 #: family -> (model_type, config); biases are switched on wherever the family's code has a switch
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -67,7 +79,53 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2_moe": ("qwen2_moe", {**_BASE, **_KV, **_MOE, "num_experts": 3, "shared_expert_intermediate_size": 32}),
     "gpt_oss": ("gpt_oss", {**_BASE, **_KV, "head_dim": 8, "num_experts_per_tok": 2, "num_local_experts": 3,
                             "sliding_window": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}}),
+    "olmo3": ("olmo3", {**_BASE, **_KV, **_SLIDING, "attention_bias": True}),
+    "exaone4": ("exaone4", {**_BASE, **_KV, **_SLIDING}),
+    "gemma4": ("gemma4_text", {**_BASE, **_KV, **_GEMMA4, "hidden_size_per_layer_input": 8,
+                               "final_logit_softcapping": 3.0}),
+    "gemma4_unified": ("gemma4_unified_text", {**_BASE, **_KV, **_GEMMA4}),
+    "glm": ("glm", {**_BASE, **_KV, "head_dim": 8, "attention_bias": True}),
+    "glm4": ("glm4", {**_BASE, **_KV, "head_dim": 8, "attention_bias": True}),
+    "glm4_moe": ("glm4_moe", {**_BASE, **_KV, **_MOE, **_ROUTED, "head_dim": 8, "attention_bias": True,
+                              "use_qk_norm": True}),
+    "deepseek_v2": ("deepseek_v2", {**_BASE, **_KV, **_MOE, **_ROUTED, **_LATENT, "attention_bias": True,
+                                    "mlp_bias": True, "topk_method": "group_limited_greedy"}),
+    "deepseek_v3": ("deepseek_v3", {**_BASE, **_KV, **_MOE, **_ROUTED, **_LATENT, "attention_bias": True}),
+    "qwen3_5": ("qwen3_5_text", {**_BASE, **_KV, **_LINEAR, "attention_bias": True}),
+    "qwen3_5_moe": ("qwen3_5_moe_text", {**_BASE, **_KV, **_MOE, **_LINEAR, "num_experts": 3,
+                                         "shared_expert_intermediate_size": 32}),
+    "qwen3_next": ("qwen3_next", {**_BASE, **_KV, **_MOE, **_LINEAR, "num_experts": 3, "attention_bias": True,
+                                  "shared_expert_intermediate_size": 32}),
+    "smollm3": ("smollm3", {**_BASE, **_KV, "attention_bias": True, "mlp_bias": True, "no_rope_layers": [1, 0]}),
+    "ministral3": ("ministral3", {**_BASE, **_KV, "head_dim": 8}),
+    "cohere2": ("cohere2", {**_BASE, **_KV, **_SLIDING, "attention_bias": True, "logit_scale": 0.25,
+                            "tie_word_embeddings": True}),
+    "granite": ("granite", {**_BASE, **_KV, "attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.4,
+                            "embedding_multiplier": 2.0, "logits_scaling": 2.0, "attention_multiplier": 0.3}),
+    "olmoe": ("olmoe", {**_BASE, **_KV, "num_experts_per_tok": 2, "num_experts": 3, "attention_bias": True}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {**_BASE, **_KV, "head_dim": 8, "attention_bias": True}),
+    "lfm2": ("lfm2", {**_BASE, **_KV, "layer_types": ["conv", "full_attention"], "conv_bias": True,
+                      "block_auto_adjust_ff_dim": False}),
+    "llama4": ("llama4_text", {**_BASE, **_KV, "head_dim": 8, "num_experts_per_tok": 2, "num_local_experts": 3,
+                               "intermediate_size_mlp": 48, "moe_layers": [1], "attention_bias": True,
+                               "attention_chunk_size": 16, "no_rope_layers": [1, 0]}),
+    "gemma": ("gemma", {**_BASE, **_KV, "head_dim": 8, "attention_bias": True, "tie_word_embeddings": True}),
+    "seed_oss": ("seed_oss", {**_BASE, **_KV, "head_dim": 8, "attention_bias": True, "attention_out_bias": True,
+                              "mlp_bias": True}),
+    "glm4_moe_lite": ("glm4_moe_lite", {**_BASE, **_KV, **_MOE, **_ROUTED, **_LATENT, "attention_bias": True,
+                                        "mlp_layer_types": ["dense", "sparse"]}),
+    "minimax_m2": ("minimax_m2", {**_BASE, **_KV, "head_dim": 8, "rotary_dim": 4, "num_experts_per_tok": 2,
+                                  "num_local_experts": 3}),
     # the same families in other shapes
+    "gemma4_moe": ("gemma4_text", {**_BASE, **_KV, **_GEMMA4, "enable_moe_block": True, "num_experts": 3,
+                                   "top_k_experts": 2, "moe_intermediate_size": 32}),
+    "gemma4_shared": ("gemma4_text", {**_BASE, **_KV, **_GEMMA4, "num_hidden_layers": 4, "hidden_size_per_layer_input": 8,
+                                      "layer_types": ["sliding_attention", "full_attention"] * 2,
+                                      "num_kv_shared_layers": 2, "use_double_wide_mlp": True}),
+    "qwen3_next_mixed": ("qwen3_next", {**_BASE, **_KV, **_MOE, **_LINEAR, "num_experts": 3, "mlp_only_layers": [0],
+                                        "shared_expert_intermediate_size": 32}),
+    "deepseek_v3_plain_q": ("deepseek_v3", {**_BASE, **_KV, **_MOE, **_ROUTED, **_LATENT, "q_lora_rank": None,
+                                            "first_k_dense_replace": 0}),
     "gpt_neox_serial": ("gpt_neox", {**_BASE, "intermediate_size": 64, "use_parallel_residual": False}),
     "qwen3_moe_mixed": ("qwen3_moe", {**_BASE, **_KV, **_MOE, "head_dim": 8, "num_experts": 3,
                                       "mlp_only_layers": [0], "attention_bias": True}),
@@ -76,7 +134,34 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
                         "sliding_window": 16, "tie_word_embeddings": True},
         "vision_config": _VISION, "mm_tokens_per_image": 4, "boi_token_index": 93, "eoi_token_index": 94,
         "image_token_index": 95}),
+    "gemma4_images": ("gemma4", {
+        "text_config": {**_BASE, **_KV, **_GEMMA4, "model_type": "gemma4_text", "hidden_size_per_layer_input": 8},
+        "vision_config": {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+                          "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8, "patch_size": 4,
+                          "position_embedding_size": 64},
+        "audio_config": None, "image_token_id": 95, "boi_token_id": 93, "eoi_token_id": 94, "video_token_id": 92,
+        "audio_token_id": 91}),
+    "mistral3_images": ("mistral3", {
+        "text_config": {**_BASE, **_KV, "model_type": "ministral3", "head_dim": 8},
+        "vision_config": {"model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+                          "num_attention_heads": 2, "image_size": 28, "patch_size": 14, "head_dim": 8},
+        "image_token_index": 95}),
+    "qwen3_5_images": ("qwen3_5", {
+        "text_config": {**_BASE, **_KV, **_LINEAR, "model_type": "qwen3_5_text"},
+        "vision_config": {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "patch_size": 4,
+                          "out_hidden_size": WIDTH, "num_position_embeddings": 16, "spatial_merge_size": 2},
+        "image_token_id": 95, "video_token_id": 94, "vision_start_token_id": 93, "vision_end_token_id": 92}),
+    "llama4_images": ("llama4", {
+        "text_config": {**_BASE, **_KV, "model_type": "llama4_text", "head_dim": 8, "num_experts_per_tok": 1,
+                        "num_local_experts": 3, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 2},
+        "vision_config": {"hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+                          "image_size": 28, "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16,
+                          "projector_output_dim": 16},
+        "image_token_index": 95, "boi_token_index": 93, "eoi_token_index": 94}),
 }  # fmt: skip
+TEXT, IMAGES = "AutoModelForCausalLM", "AutoModelForImageTextToText"
+#: models that are published with a tower for images, though they can be loaded without it
+BUILT_BY = dict.fromkeys(("mistral3_images", "qwen3_5_images", "llama4_images"), IMAGES)
 
 
 def build(family: str, folder: Path, dtype: torch.dtype = torch.float32, *, seed: int = 0, shard: str | None = None,
@@ -85,12 +170,12 @@ def build(family: str, folder: Path, dtype: torch.dtype = torch.float32, *, seed
 
     ``overrides`` go into the config; ``shard`` is the size of a shard (``"60KB"``), with an index.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
 
     kind, config = CONFIGS[family]
     with quiet():
-        settings = AutoConfig.for_model(kind, **{**config, **overrides})
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+        settings = transformers.AutoConfig.for_model(kind, **{**config, **overrides})
+        model = getattr(transformers, BUILT_BY.get(family, TEXT)).from_config(settings, dtype=torch.float32)
         randomise(model, seed)
         sized = {} if shard is None else {"max_shard_size": shard}
         model.to(dtype).save_pretrained(folder, **sized)
@@ -108,19 +193,24 @@ def quiet() -> Any:
     before = log.level
     log.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Casting complex values")  # positions of an image tower that never runs
+            yield
     finally:
         log.setLevel(before)
 
 
 @torch.no_grad()
 def randomise(model: torch.nn.Module, seed: int) -> None:
-    """Random values in every parameter: gains spread around one (Gemma's stored ones around zero), biases not small."""
+    """Random values in every parameter: gains spread around one (stored ones around zero where one is added), biases
+    not small. Multipliers and biases that are saved without being parameters too."""
     dice = torch.Generator().manual_seed(seed)
-    for name, values in model.named_parameters():
+    saved = model.state_dict().keys()
+    stored = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if n in saved)]
+    for name, values in stored:
         noise = torch.randn(values.shape, generator=dice)
-        if is_gain(name):
-            around = 0.0 if "gemma" in type(model).__name__.lower() and "vision" not in name else 1.0
+        if is_gain(name) or name.endswith(("scalar", "scale")):
+            around = 0.0 if _adds_one(model, name) else 1.0
             values.copy_(around + 0.6 * (2 * torch.rand(values.shape, generator=dice) - 1))
         elif "embed" in name or "wte" in name or "wpe" in name:
             values.copy_(noise)
@@ -128,6 +218,12 @@ def randomise(model: torch.nn.Module, seed: int) -> None:
             values.copy_(0.3 * noise)
         else:
             values.copy_(noise * 1.3 / values.shape[-1] ** 0.5)
+
+
+def _adds_one(model: torch.nn.Module, name: str) -> bool:
+    """Whether a norm multiplies by 1 + what is stored; the norm inside a linear attention doesn't."""
+    known = type(model).__name__.startswith(("GemmaFor", "Gemma2", "Gemma3", "Qwen3_5", "Qwen3Next"))
+    return known and not any(part in name for part in ("vision", "visual", "linear_attn"))
 
 
 def is_gain(name: str) -> bool:
@@ -174,6 +270,12 @@ def a_direction(model: Path | Checkpoint, seed: int = 0, feature: str = "melanch
         dice.standard_normal(shape).astype(np.float32), dice.uniform(3, 6, shape[:1]).astype(np.float32),
         dice.standard_normal(shape).astype(np.float32), dice.standard_normal(shape).astype(np.float32), meta,
     )  # fmt: skip
+
+
+def model_type(family: str) -> str:
+    """The type of the language model that a pico model holds."""
+    kind, config = CONFIGS[family]
+    return str(config.get("text_config", {}).get("model_type", kind))
 
 
 def tensors(folder: Path) -> dict[str, bytes]:

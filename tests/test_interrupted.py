@@ -49,7 +49,7 @@ def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def no_foresight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The free space is not looked at beforehand, as when another program fills the disk meanwhile."""
-    for module in ("weightsmith.execute", "weightsmith.formats.gguf_convert", "weightsmith.storage"):
+    for module in ("weightsmith.execute", "weightsmith.formats.gguf_convert", "weightsmith.checkpoint"):
         monkeypatch.setattr(f"{module}.require_space", lambda *_: None)
 
 

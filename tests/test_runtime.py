@@ -47,6 +47,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma3_images": ("gemma3_images", {}), "olmo2": ("olmo2", {}), "phi3": ("phi3", {}), "gpt2": ("gpt2", {}),
     "gpt_neox": ("gpt_neox", {}), "mixtral": ("mixtral", {}), "qwen3_moe": ("qwen3_moe", {}),
     "qwen2_moe": ("qwen2_moe", {}), "gpt_oss": ("gpt_oss", {}),
+    # logits that are scaled; states in place of a cache; attention in chunks; layers that share keys
+    "cohere2": ("cohere2", {}), "granite": ("granite", {}), "qwen3_5": ("qwen3_5", {}), "lfm2": ("lfm2", {}),
+    "llama4": ("llama4", {"attention_chunk_size": 16}), "gemma4": ("gemma4_shared", {}), "glm4": ("glm4", {}),
+    "deepseek_v3": ("deepseek_v3", {}),
 }  # fmt: skip
 TALKS = ("Why is the sea salt?", "Write a letter to an old friend about the rain in the hills, please.", "Hm?",
          "Give me three words for a warm wind.", "Which of the two is the tallest tree?")  # fmt: skip

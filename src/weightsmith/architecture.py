@@ -4,6 +4,10 @@ Families are data, one small YAML file each under ``families/``. A *writer* is a
 the residual stream. On disk it is one tensor or one per expert; in memory it is a module whose output a hook sees.
 Where a norm with a learned gain g stands between the writer and the residual stream (post-norm families), what must
 be orthogonal to the written weight is ``g ⊙ r`` and not ``r``: the norm multiplies by g and divides by a scalar.
+
+Roles: ``attn_out`` is what mixes tokens (attention, linear attention, short convolution), ``mlp_down`` the MLP,
+``experts`` and ``shared_experts`` a mixture's, ``per_layer`` the inputs that Gemma 4 gives each layer of its own,
+``embed`` the embeddings.
 """
 
 from __future__ import annotations
@@ -18,11 +22,18 @@ from typing import Any
 from .errors import ShapeMismatch, UnsupportedModel
 from .formats.safetensors import TensorSpec
 
-ROLES = ("attn_out", "mlp_down", "experts", "shared_experts", "embed")
-DEFAULT_ROLES = ("attn_out", "mlp_down", "experts", "shared_experts")
-_SIDE_TOWERS = re.compile(r"vision|visual|audio|image|speech", re.IGNORECASE)
+ROLES = ("attn_out", "mlp_down", "experts", "shared_experts", "per_layer", "embed")
+DEFAULT_ROLES = ("attn_out", "mlp_down", "experts", "shared_experts", "per_layer")
+#: towers for other inputs, and heads that draft tokens: their names end like the language model's
+_ASIDE = re.compile(r"vision|visual|audio|image|speech|(^|\.)mtp\.", re.IGNORECASE)
 _KNOWN_KEYS = {"family", "model_types", "block", "embed", "unembed", "keys", "gain_offset", "writers", "constant",
-               "as_llama"}  # fmt: skip
+               "as_llama", "defaults", "scaled", "draft"}  # fmt: skip
+_WRITER_KEYS = {"role", "weight", "fused", "bias", "bias_always", "module", "out_axis", "gain", "when", "unless"}
+#: families for which no role data would be right, and why
+REFUSED = {
+    **dict.fromkeys(("gemma3n", "gemma3n_text"), "AltUp keeps several residual streams, each rewritten in every block"),
+    "deepseek_v4": "hyper-connections keep several residual streams, which every block mixes",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +43,8 @@ class Writer:
     ``out_axis`` is the axis that runs over the residual stream's ``d_model`` (−2 for ``[out, in]`` and
     ``[experts, out, in]``, −1 for Conv1D's ``[in, out]``, embeddings' ``[vocab, d_model]`` and every bias).
     ``module`` is the path of the module whose output is what this tensor writes. ``gain`` is the gain tensor of the
-    norm that follows, or ``None``; the gain is ``gain_offset`` + the stored values.
+    norm that follows, or ``None``; ``outer_gain`` that of a second norm, which the sum of several normed outputs
+    passes. A gain is ``gain_offset`` + the stored values; the two multiply.
     """
 
     role: str
@@ -43,6 +55,12 @@ class Writer:
     is_bias: bool = False
     gain: str | None = None
     gain_offset: int = 0
+    outer_gain: str | None = None
+
+    @property
+    def gains(self) -> tuple[str, ...]:
+        """The gain tensors of every norm between this writer and the residual stream."""
+        return tuple(g for g in (self.gain, self.outer_gain) if g is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +77,13 @@ class ConstantSite:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The data of one family, as parsed from its YAML file."""
+    """The data of one family, as parsed from its YAML file.
+
+    The first of ``writers`` is one that layer 0 always has: names are found by it. A writer with ``when`` is there
+    exactly where that key of the config holds, one with ``unless`` where it does not; ``defaults`` are what the
+    family's code takes where the config is silent. ``scaled`` families multiply what a writer writes afterwards.
+    ``draft`` is a tensor of the heads that draft tokens, which some families number like layers after the last.
+    """
 
     name: str
     model_types: tuple[str, ...]
@@ -71,32 +95,52 @@ class Family:
     writers: tuple[Mapping[str, Any], ...]
     constant: Mapping[str, Any] | None
     as_llama: bool
+    defaults: Mapping[str, Any]
+    scaled: bool
+    draft: str | None
 
     @property
     def post_norm(self) -> bool:
-        """Whether a norm stands between the writers and the residual stream."""
-        return any("gain" in writer for writer in self.writers)
+        """Whether something stands between the writers and the residual stream, so that no weight holds a constant: a
+        norm, which divides by the norm of the whole, or a multiplier, which scales a constant too."""
+        return self.scaled or any("gain" in writer for writer in self.writers)
 
 
 @cache
 def families() -> dict[str, Family]:
     """All families by the ``model_type`` that names them."""
-    import yaml
-
     found: dict[str, Family] = {}
     for entry in sorted(files("weightsmith").joinpath("families").iterdir(), key=lambda e: e.name):
-        if not entry.name.endswith(".yaml"):
-            continue
-        data = yaml.safe_load(entry.read_text(encoding="utf-8"))
-        if unknown := set(data) - _KNOWN_KEYS:
-            raise UnsupportedModel(f"unknown keys {sorted(unknown)}", where=entry.name)
-        family = Family(
-            data["family"], tuple(data["model_types"]), data["block"], tuple(data["embed"]), data["unembed"],
-            data.get("keys", {}), data.get("gain_offset", 0), tuple(data["writers"]), data.get("constant"),
-            data.get("as_llama", False),
-        )  # fmt: skip
-        found.update(dict.fromkeys(family.model_types, family))
+        if entry.name.endswith(".yaml"):
+            family = _parsed(entry.name)
+            found.update(dict.fromkeys(family.model_types, family))
     return found
+
+
+@cache
+def _parsed(name: str) -> Family:
+    """One family from its file."""
+    import yaml
+
+    entry = files("weightsmith").joinpath("families", name)
+    data = yaml.load(entry.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    if unknown := (set(data) - _KNOWN_KEYS).union(*(set(w) - _WRITER_KEYS for w in data["writers"])):
+        raise UnsupportedModel(f"unknown keys {sorted(unknown)}", where=name)
+    return Family(
+        data["family"], tuple(data["model_types"]), data["block"], tuple(data["embed"]), data["unembed"],
+        data.get("keys", {}), data.get("gain_offset", 0), tuple(data["writers"]), data.get("constant"),
+        data.get("as_llama", False), data.get("defaults", {}), data.get("scaled", False),
+        data.get("draft"),
+    )  # fmt: skip
+
+
+def family_of(kind: str) -> Family | None:
+    """The family of a ``model_type``; most files are called like it, so that the others need not be parsed."""
+    if kind.isidentifier() and files("weightsmith").joinpath("families", f"{kind}.yaml").is_file():
+        family = _parsed(f"{kind}.yaml")
+        if kind in family.model_types:
+            return family
+    return families().get(kind)
 
 
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -174,7 +218,10 @@ def resolve(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], where:
     """
     text = text_config(config)
     kind = text.get("model_type") or config.get("model_type")
-    family = families().get(str(kind))
+    family = family_of(str(kind))
+    if str(kind) in REFUSED:
+        raise UnsupportedModel(f"the family {kind!r} can't be edited: {REFUSED[str(kind)]}", where=where,
+                               hint="an edit of single writers would not say what it does there")  # fmt: skip
     if family is None:
         raise UnsupportedModel(
             f"the family {kind!r} has no role data", where=where,
@@ -196,8 +243,8 @@ def resolve(config: Mapping[str, Any], tensors: Mapping[str, TensorSpec], where:
         writers.append(Writer("embed", None, unembed, -1, writers[0].module))
     for layer in range(n_layers):
         writers += _layer_writers(family, tensors, f"{prefix}{family.block.format(i=layer)}.", layer, text, where)
-    beyond = f"{prefix}{family.block.format(i=n_layers)}.{family.writers[0]['weight']}"
-    if beyond in tensors:
+    beyond = _beyond(family, tensors, prefix, n_layers)
+    if beyond is not None:
         raise UnsupportedModel(f"the config names {n_layers} layers and the files hold more, e.g. {beyond!r}", where=where,
                                hint="a loader would silently leave the others out: mend config.json")  # fmt: skip
     _check_shapes(writers, tensors, d_model, where)
@@ -214,6 +261,22 @@ def _number(config: Mapping[str, Any], key: str | list[str], where: object) -> i
     return value
 
 
+def _beyond(family: Family, tensors: Mapping[str, TensorSpec], prefix: str, n_layers: int) -> str | None:
+    """A writer of a layer that the config does not count, if there is one; heads that draft tokens are no layers."""
+    layer, block = n_layers, f"{prefix}{family.block.format(i=n_layers)}."
+    while family.draft is not None and block + family.draft in tensors:
+        layer += 1
+        block = f"{prefix}{family.block.format(i=layer)}."
+    names = (_label(data).format(e=0) for data in family.writers)
+    return next((block + n for n in names if block + n in tensors), None)
+
+
+def _holds(family: Family, text: Mapping[str, Any], key: str) -> bool:
+    """Whether a key of the config is on, or in its absence the family's default."""
+    value = text.get(key)
+    return bool(family.defaults.get(key) if value is None else value)
+
+
 def _sibling(prefix: str, name: str) -> str:
     return prefix.removesuffix("model.") + name
 
@@ -227,7 +290,7 @@ def _prefix(family: Family, tensors: Mapping[str, TensorSpec], d_model: int, whe
         name[: -len(suffix)]
         for name, spec in tensors.items()
         if name.endswith(suffix) and (len(name) == len(suffix) or name[-len(suffix) - 1] == ".")
-        and not _SIDE_TOWERS.search(name) and len(spec.shape) == 2 and spec.shape[axis] == d_model
+        and not _ASIDE.search(name) and len(spec.shape) == 2 and spec.shape[axis] == d_model
     ]  # fmt: skip
     if len(found) != 1:
         what = f"no tensor ends in {suffix!r}" if not found else f"several tensors end in {suffix!r}"
@@ -240,24 +303,26 @@ def _layer_writers(
     family: Family, tensors: Mapping[str, TensorSpec], block: str, layer: int, text: Mapping[str, Any], where: object
 ) -> list[Writer]:
     found: list[Writer] = []
-    for data in family.writers:
+    here = [w for w in family.writers if ("when" not in w or _holds(family, text, w["when"]))
+            and not ("unless" in w and _holds(family, text, w["unless"]))]  # fmt: skip
+    for data in here:
         names = _tensor_names(family, data, tensors, block, text, where)
+        if not names and "when" in data:
+            raise UnsupportedModel(f"{block + _label(data)!r} is missing, which {data['when']!r} promises", where=where)
         if not names:
             continue
         module = block + data["module"]
         axis = data.get("out_axis", -2)
-        gain = block + data["gain"] if "gain" in data else None
-        if gain is not None and gain not in tensors:
-            raise UnsupportedModel(f"the norm gain {gain!r} is missing", where=where)
-        offset = family.gain_offset
-        found += [Writer(data["role"], layer, name, axis, module, False, gain, offset) for name in names]
+        gains = _gains(data, tensors, block, where)
         biases = [block + data["bias"]] if "bias" in data else [n.removesuffix("weight") + "bias" for n in names]
         if data.get("bias_always") and biases[0] not in tensors:
             raise UnsupportedModel(f"the bias {biases[0]!r} is missing", where=where)
-        found += [Writer(data["role"], layer, b, -1, module, True, gain, offset) for b in biases if b in tensors]
+        written = [(name, axis, False) for name in names] + [(b, -1, True) for b in biases if b in tensors]
+        found += [Writer(data["role"], layer, name, out, module, is_bias, gains[0], family.gain_offset, gains[1])
+                  for name, out, is_bias in written]  # fmt: skip
     roles = {w.role for w in found}
     for needed in (("attn_out",), ("shared_experts",) if "experts" in roles else ("mlp_down", "experts")):
-        expected = [block + (data.get("weight") or data["fused"]) for data in family.writers if data["role"] in needed]
+        expected = [block + _label(data) for data in here if data["role"] in needed]
         if expected and not roles.intersection(needed):
             quantised = any(f"{name}_blocks" in tensors for name in expected)
             raise UnsupportedModel(
@@ -266,6 +331,22 @@ def _layer_writers(
                 else "`weightsmith show` lists the names that are there",
             )  # fmt: skip
     return found
+
+
+def _label(data: Mapping[str, Any]) -> str:
+    return str(data.get("weight") or data["fused"])
+
+
+def _gains(
+    data: Mapping[str, Any], tensors: Mapping[str, TensorSpec], block: str, where: object
+) -> tuple[str | None, str | None]:
+    """The gain tensors of the one or two norms that follow a writer, the nearest first."""
+    listed = data.get("gain", [])
+    names = [block + g for g in ([listed] if isinstance(listed, str) else listed)]
+    if absent := next((n for n in names if n not in tensors), None):
+        raise UnsupportedModel(f"the norm gain {absent!r} is missing", where=where)
+    first, second = [*names, None, None][:2]
+    return first, second
 
 
 def _tensor_names(

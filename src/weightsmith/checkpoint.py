@@ -16,7 +16,7 @@ from typing import Any
 
 from . import architecture
 from .errors import DigestMismatch, FormatError, ManifestMismatch, NonFinite, PickleOnly, RemoteCode, UsageError
-from .formats.safetensors import SafetensorsHeader, TensorSpec, digest_and_check, read_header
+from .formats.safetensors import FLOAT_DTYPES, SafetensorsHeader, TensorSpec, digest_and_check, read_header
 from .hub import Progress, locate
 from .options import RunOptions
 from .storage import (
@@ -68,9 +68,11 @@ class Checkpoint:
         Raises:
             UnsupportedModel: an unknown family, a missing writer, or quantised weights.
         """
-        from .formats.quantised import refuse_quantised
+        plain = all(t.dtype in FLOAT_DTYPES for t in self.tensors.values())
+        if self.kind == "folder" and not (plain and "quantization_config" not in self.config):
+            from .formats.quantised import refuse_quantised
 
-        refuse_quantised(self.config, self.tensors, self.path)
+            refuse_quantised(self.config, self.tensors, self.path)
         return architecture.resolve(self.config, self.tensors, self.path)
 
     @property
@@ -208,7 +210,12 @@ def _inside(name: str) -> bool:
 
 def seen_at(digest: str) -> Path | None:
     """Where the model with this digest was last seen, when something is still there; its digest is not checked."""
-    return next((Path(place) for place in _places(digest) if Path(place).exists()), None)
+    return next(iter(seen_places(digest)), None)
+
+
+def seen_places(digest: str) -> list[Path]:
+    """Every place where the model with this digest was seen and something still is, the last one first."""
+    return [Path(place) for place in _places(digest) if Path(place).exists()]
 
 
 def _places(digest: str) -> list[str]:

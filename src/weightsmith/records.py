@@ -24,7 +24,8 @@ REBUILD = "weightsmith/rebuild/1"
 class Strict(BaseModel):
     """A record without room for typing errors."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    # validators are built when a record is first used: a command needs two or three of them
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, defer_build=True)
 
 
 def parse(model: type[Strict], data: Any, where: object, schema: str | None = None) -> Any:
@@ -219,12 +220,17 @@ class EditStep(Strict):
 
 
 class EditSpec(Strict):
-    """An edit as a file: intent only, no tensors. Steps compose in order."""
+    """An edit as a file: intent only, no tensors. Steps compose in order.
+
+    ``rounding`` is to nearest, ties to even, or ``balanced``: to either neighbour, so that what rounding leaves of removed
+    directions cancels.
+    """
 
     schema_id: str = Field(EDIT, alias="schema")
     name: str = ""
     description: str = ""
     steps: list[EditStep]
+    rounding: Literal["nearest", "balanced"] = "nearest"
 
     @property
     def digests(self) -> list[str]:

@@ -35,7 +35,8 @@ def constant_form(context: Context, step: EditStep) -> str:
     """
     family = context.architecture.family
     if family.post_norm and not context.hooks_only:
-        raise EditError(f"a {family.name} model can't hold a constant in its weights: a norm follows every writer",
+        what = "a multiplier" if family.scaled else "a norm"
+        raise EditError(f"a {family.name} model can't hold a constant in its weights: {what} follows every writer",
                         hint="--remove and --amplify work here; `weightsmith chat` adds it as a hook")  # fmt: skip
     exact = context.architecture.constant_site(step.layers[0]) is not None
     wish = step.constant or ("exact" if exact else "fitted")

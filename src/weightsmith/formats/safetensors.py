@@ -237,6 +237,8 @@ _NUMPY = {"F32": "<f4", "F16": "<f2", "F64": "<f8", "I64": "<i8", "I32": "<i4", 
 
 #: dtypes that an edit can take up to fp32 and cast back to
 FLOAT_DTYPES = ("F32", "F16", "BF16", "F64", "F8_E4M3", "F8_E5M2")
+#: unsigned word of the float dtypes of 16 bits and fewer: sign, then magnitude in order
+FLOAT_WORDS = {"BF16": "<u2", "F16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 CACHED = 1 << 16  # elements that several operations go over while they are in the cache
 PASS = 1 << 20  # bytes that several digests read one after another, so that they stay in the cache
 

@@ -84,8 +84,18 @@ def slides(model: RunningModel, longest: int) -> bool:
     """Whether a sliding window is shorter than the ``longest`` input: it counts slots of the cache, so padding between a
     shared prefix and a prompt would push tokens out of it."""
     config = model.model.config.get_text_config()
+    chunk: int | None = getattr(config, "attention_chunk_size", None)
+    if chunk is not None and longest > chunk:
+        return True
     width: int | None = getattr(config, "sliding_window", None)
     return width is not None and getattr(config, "use_sliding_window", True) is not False and longest > width
+
+
+def recurrent(model: RunningModel) -> bool:
+    """Whether some layers carry a state instead of a key-value cache (linear attention, convolutions): it can't be
+    repeated for several suffixes, and padding on the left would enter it."""
+    kinds = getattr(model.model.config.get_text_config(), "layer_types", None) or ()
+    return any(kind in ("linear_attention", "conv", "mamba", "recurrent") for kind in kinds)
 
 
 @dataclass
@@ -152,7 +162,7 @@ def capture(
     norms = np.empty((len(sequences), len(layers)), np.float32)
     rows = {layer: k for k, layer in enumerate(layers)}
     current: list[int] = []
-    shared = shared_prefix([s.ids for s in sequences], [s.start for s in sequences])
+    shared = 0 if recurrent(model) else shared_prefix([s.ids for s in sequences], [s.start for s in sequences])
     prefix = Prefix(model, sequences[0].ids[:shared] if sequences else ())
 
     def take(layer: int, hidden: torch.Tensor) -> None:
@@ -221,7 +231,7 @@ def answer_states(model: RunningModel, items: Seq[Continuation], step: str = "re
         if not item.answer:
             raise RecipeError("an answer came to no tokens at all")
     done = 0
-    shared = shared_prefix(rows, [len(item.prompt) - 1 for item in items])
+    shared = 0 if recurrent(model) else shared_prefix(rows, [len(item.prompt) - 1 for item in items])
     prefix = Prefix(model, rows[0][:shared] if rows else ())
     for batch in batches([len(r) - shared for r in rows], model.options.batch_tokens, model.options.batch_size):
         states = prefix.run([rows[i][shared:] for i in batch]).last_hidden_state
@@ -246,7 +256,7 @@ def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "sc
     for i, item in enumerate(items):
         groups.setdefault(item.prompt, []).append(i)
     out = [0.0] * len(items)
-    if len(groups) > len(items) / 2:
+    if len(groups) > len(items) / 2 or recurrent(model):
         states = answer_states(model, items, step)
         for i, (item, state) in enumerate(zip(items, states, strict=True)):
             out[i] = _mean_logprob(model, state, item.answer)

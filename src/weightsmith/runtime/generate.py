@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import NonFinite, OutOfMemory
-from .forward import Prefix, batches, check_length, shared_prefix, slides
+from .forward import Prefix, batches, check_length, recurrent, shared_prefix, slides
 
 if TYPE_CHECKING:
     from .load import RunningModel
@@ -34,13 +34,15 @@ def generate(
     stops = torch.tensor(sorted(model.stop_tokens), device=model.device)
     done = 0
     longest = max((len(p) for p in prompts), default=0) + max_new_tokens
-    shared = 0 if slides(model, longest) else shared_prefix(prompts, [len(p) - 1 for p in prompts])
+    state = recurrent(model)
+    shared = 0 if state or slides(model, longest) else shared_prefix(prompts, [len(p) - 1 for p in prompts])
     prefix = Prefix(model, tuple(prompts[0][:shared]) if prompts else ())
     lengths = [len(p) - shared + max_new_tokens for p in prompts]
     # decoding reads all weights once a step whatever the batch, so rows are cheap: only memory bounds them
     for batch in batches(lengths, model.options.batch_tokens * 4, model.options.batch_size * 2):
         try:
-            _generate_batch(model, prefix, prompts, batch, answers, max_new_tokens, stops)
+            for part in _alike(prompts, batch) if state else [batch]:
+                _generate_batch(model, prefix, prompts, part, answers, max_new_tokens, stops, drop=not state)
         except torch.OutOfMemoryError as error:
             raise OutOfMemory("a batch does not fit", hint="use a smaller --batch") from error
         done += len(batch)
@@ -48,10 +50,19 @@ def generate(
     return answers
 
 
+def _alike(prompts: Seq[Seq[int]], batch: list[int]) -> list[list[int]]:
+    """A batch in parts of equal length, which need no padding."""
+    parts: dict[int, list[int]] = {}
+    for i in batch:
+        parts.setdefault(len(prompts[i]), []).append(i)
+    return list(parts.values())
+
+
 def _generate_batch(
     model: RunningModel, prefix: Prefix, prompts: Seq[Seq[int]], batch: list[int], answers: list[list[int]], limit: int,
-    stops: Any,
+    stops: Any, *, drop: bool = True,
 ) -> None:  # fmt: skip
+    """Answer one batch; with ``drop`` rows that have ended leave it."""
     shared = len(prefix.ids)
     suffixes = [list(prompts[i][shared:]) for i in batch]
     longest = max(len(x) for x in suffixes)
@@ -64,7 +75,7 @@ def _generate_batch(
     ids, mask = ids.to(model.device), mask.to(model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, shared:]
     cache = prefix.cache(len(batch))
-    alive = list(batch)
+    alive, ended = list(batch), set[int]()
     for _ in range(limit):
         out = model.stack(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
                           use_cache=True)  # fmt: skip
@@ -74,12 +85,13 @@ def _generate_batch(
         chosen = logits.argmax(-1)
         going = ~torch.isin(chosen, stops)
         tokens, keep = chosen.tolist(), going.tolist()
+        ended = {i for row, i in enumerate(alive) if not keep[row]} | ended
         for row, i in enumerate(alive):
-            if keep[row]:
+            if i not in ended:
                 answers[i].append(tokens[row])
-        if not any(keep):
+        if len(ended) == len(batch):
             return
-        if not all(keep):
+        if drop and not all(keep):
             rows = going.nonzero()[:, 0]
             cache.batch_select_indices(rows)
             alive = [i for i, k in zip(alive, keep, strict=True) if k]

@@ -115,12 +115,17 @@ class RunningModel:
         return module
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, soft cap included."""
+        """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, scale and soft cap included."""
         import torch
 
         head = self.model.get_output_embeddings()
         out = head(hidden.to(head.weight.dtype)).float()
-        cap = getattr(self.model.config.get_text_config(), "final_logit_softcapping", None)
+        config = self.model.config.get_text_config()
+        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
+            out = out * scale
+        if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
+            out = out / scaling
+        cap = getattr(config, "final_logit_softcapping", None)
         capped: torch.Tensor = torch.tanh(out / cap) * cap if cap else out
         return capped
 
