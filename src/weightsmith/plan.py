@@ -100,7 +100,7 @@ class EditPlan:
 
 def read_gains(checkpoint: Checkpoint) -> dict[str, F64]:
     """Every norm gain that stands between a writer and the residual stream, fp64 ``[d_model]``."""
-    names = {w.gain for w in checkpoint.architecture.writers if w.gain is not None}
+    names = {gain for w in checkpoint.architecture.writers for gain in w.gains}
     return {n: np.asarray(read_tensor(checkpoint.tensors[n]), np.float64) for n in sorted(names)}
 
 

@@ -31,7 +31,7 @@ class State(Protocol):
     """One operation at work on one matrix ``[out, in]``."""
 
     def see(self, turn: int, rows: slice, values: Array) -> None:
-        """Look at a block of rows, in ascending order, in each of the operation's turns; ``values`` is not kept."""
+        """Look at a block of rows, in ascending order, in each of the operation's turns; ``values`` may be overwritten."""
         ...
 
     def end(self, turn: int) -> bool:
@@ -215,11 +215,13 @@ class Context:
         return orthonormal([self.residual(unit, others, step) for unit in units])
 
     def written(self, writer: Writer, basis: F64) -> F64:
-        """What ``writer``'s output must be read along: the basis ``[d_model, k]``, or where a norm with gain g follows
-        an orthonormal basis of g ⊙ each of its columns."""
-        if writer.gain is None:
+        """What ``writer``'s output must be read along: the basis ``[d_model, k]``, or where norms with gain g follow
+        (the product of their gains, where there are two) an orthonormal basis of g ⊙ each of its columns."""
+        if not writer.gains:
             return basis
-        gain = self.gains[writer.gain] + writer.gain_offset
+        gain = np.ones(len(basis))
+        for name in writer.gains:
+            gain = gain * (self.gains[name] + writer.gain_offset)
         return orthonormal([gain * column for column in basis.T])
 
     def strength(self, step: EditStep, role: str, layer: int | None) -> float:
@@ -255,7 +257,7 @@ class Context:
             match = next((w for w in found if name.removesuffix("bias") == w.tensor.removesuffix("weight")), None)
             if match is not None and not any(w.tensor == name for w in found):
                 found.append(Writer(match.role, match.layer, name, -1, match.module, True, match.gain,
-                                    match.gain_offset))  # fmt: skip
+                                    match.gain_offset, match.outer_gain))  # fmt: skip
         return found
 
 
