@@ -21,9 +21,10 @@ def command(
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
+    edit: Annotated[str | None, typer.Option(help="An Edit file to steer with, gates included.")] = None,
     transfer: Annotated[bool, typer.Option("--transfer", help="Use a direction from other weights.")] = False,
 ) -> None:
     """Chat with a model; with a direction, /strength turns the feature and /compare shows both side by side."""
     from .chat_session import ChatSettings, chat
 
-    chat(model, ChatSettings(direction, remove, add, system, tokens, temperature, transfer), run)
+    chat(model, ChatSettings(direction, remove, add, system, tokens, temperature, transfer, edit), run)

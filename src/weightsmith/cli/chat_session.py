@@ -34,6 +34,7 @@ class ChatSettings:
     tokens: int
     temperature: float
     transfer: bool
+    edit: str | None = None
 
 
 @dataclass
@@ -80,8 +81,10 @@ def chat(ref: str, settings: ChatSettings, run: RunOptions) -> None:
 
     if settings.direction is None and (settings.remove is not None or settings.add is not None):
         raise UsageError("--remove and --add need a --direction")
+    if settings.edit is not None and settings.direction is not None:
+        raise UsageError("give --edit or --direction, not both: /strength turns one knob")
     model = load(as_checkpoint(ref, run), run)
-    hooks, label = _hooks(model, settings) if settings.direction else ([], "")
+    hooks, label = _hooks(model, settings) if settings.direction or settings.edit else ([], "")
     session = Session(model, settings, hooks, label)
     session.reset()
     screen = console()
@@ -103,6 +106,12 @@ def _hooks(model: Any, settings: ChatSettings) -> tuple[list[Any], str]:
     from ..jobs.edit import resolve_edit
     from ..runtime.load import identity
 
+    if settings.edit is not None:
+        spec, found = resolve_edit(model.checkpoint, Path(settings.edit), remove=None, amplify=None, add=None, layers=None,
+                                   source=None, roles=None, constant=None, directions=None)  # fmt: skip
+        for used in found.values():
+            used.check_model(identity(model.checkpoint, model.identity.digest), transfer=settings.transfer)
+        return compile_hooks(model, spec, found), spec.name or Path(settings.edit).name
     path = Path(str(settings.direction))
     direction = load_direction(path)
     direction.check_model(identity(model.checkpoint, model.identity.digest), transfer=settings.transfer)
