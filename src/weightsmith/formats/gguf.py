@@ -14,7 +14,7 @@ import math
 import mmap
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,10 @@ class SkippedArray:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """One parsed file: metadata (arrays as lists), tensors in file order, where the data begins, its alignment."""
+    """One parsed file: metadata (arrays as lists), tensors in file order, where the data begins, its alignment.
+
+    ``spans`` are begin and end of every metadata pair in the file, key included, so that it can be copied as it is.
+    """
 
     path: Path
     version: int
@@ -96,6 +99,7 @@ class GgufHeader:
     tensors: tuple[GgufTensor, ...]
     data_start: int
     alignment: int
+    spans: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def architecture(self) -> str:
@@ -133,18 +137,21 @@ def read_header(path: Path, *, arrays: bool = True) -> GgufHeader:
         cursor.check_count("tensors", tensor_count, MAX_TENSORS, 24)
         cursor.check_count("metadata pairs", key_count, MAX_KEYS, 13)
         metadata: dict[str, Any] = {}
+        spans: dict[str, tuple[int, int]] = {}
         for _ in range(key_count):
+            begin = cursor.pos
             key = cursor.name("a metadata key")
             if key in metadata:
                 raise FormatError(f"the metadata names {key!r} twice", where=path, hint="readers may differ on it")
             metadata[key] = cursor.value(cursor.u32(), 0)
+            spans[key] = (begin, cursor.pos)
         table = [_table_entry(cursor) for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise FormatError(f"general.alignment is {alignment!r}, not a power of two", where=path)
         data_start = -(-cursor.pos // alignment) * alignment
     tensors = _placed(path, table, data_start, alignment, size)
-    return GgufHeader(path, version, metadata, tensors, data_start, alignment)
+    return GgufHeader(path, version, metadata, tensors, data_start, alignment, spans)
 
 
 def _preamble(path: Path, data: mmap.mmap) -> tuple[int, int, int]:

@@ -84,7 +84,7 @@ class Family:
     partial_rotary: bool = False
 
 
-_FAMILIES: Mapping[str, Family] = {
+FAMILIES: Mapping[str, Family] = {
     "llama": Family("llama", "LlamaForCausalLM", {**_ATTENTION, **_MLP},
                      {"attention_bias": _ATTENTION_BIAS, "mlp_bias": _MLP_BIAS}, permuted=True),
     "qwen2": Family("qwen2", "Qwen2ForCausalLM", {**_ATTENTION, **_QKV_BIAS, **_MLP}),
@@ -114,9 +114,9 @@ class Model:
 
     def __init__(self, header: GgufHeader) -> None:
         self.header, self.path, self.arch = header, header.path, header.architecture
-        if self.arch not in _FAMILIES:
+        if self.arch not in FAMILIES:
             raise UnsupportedModel(
-                f"GGUF architecture {self.arch!r}; known: {', '.join(sorted(_FAMILIES))}",
+                f"GGUF architecture {self.arch!r}; known: {', '.join(sorted(FAMILIES))}",
                 where=self.path,
                 hint="use the model's original Hugging Face folder instead",
             )
@@ -126,7 +126,7 @@ class Model:
             raise UnsupportedModel(
                 "one part of a split GGUF", where=self.path, hint="join the parts with `llama-gguf-split --merge`"
             )
-        self.family = _FAMILIES[self.arch]
+        self.family = FAMILIES[self.arch]
         self.tensors = {t.name: t for t in header.tensors}
         for key, neutral in (_NEUTRAL | ({} if self.arch.startswith("gemma") else _NEUTRAL_BUT_GEMMA)).items():
             if header.metadata.get(f"{self.arch}.{key}", neutral) != neutral:

@@ -55,7 +55,7 @@ class ConvertedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class _Target:
+class Target:
     """One tensor to write, and how to undo what the GGUF converter did to it.
 
     ``heads`` of 0 means that rows stay in place; ``chunks`` are ranges of rows, in order.
@@ -77,10 +77,11 @@ def hf_tensor_names(header: GgufHeader) -> dict[str, str]:
         UnsupportedModel: an architecture that is not known here, or a tensor that it does not have.
         FormatError: a tensor is missing or has another shape than the metadata says.
     """
-    return {t.source.name: t.name for t in _targets(header)}
+    return {t.source.name: t.name for t in targets_of(header)}
 
 
-def _targets(header: GgufHeader) -> list[_Target]:
+def targets_of(header: GgufHeader) -> list[Target]:
+    """Every weight to write, in the order of the converted file; errors as :func:`hf_tensor_names`."""
     model = Model(header)
     leaves = {**model.family.leaves}
     for group in model.family.optional.values():
@@ -101,7 +102,7 @@ def _targets(header: GgufHeader) -> list[_Target]:
     return [_target(model, source, name, shape) for source, name, shape in plan]
 
 
-def _target(model: Model, source: str, name: str, shape: tuple[int, ...]) -> _Target:
+def _target(model: Model, source: str, name: str, shape: tuple[int, ...]) -> Target:
     tensor = model.tensor(source)
     if tensor.shape != shape:
         raise FormatError(f"tensor {source!r} is {list(tensor.shape)}, not {list(shape)}", where=model.path)
@@ -117,10 +118,10 @@ def _target(model: Model, source: str, name: str, shape: tuple[int, ...]) -> _Ta
             raise FormatError(f"rotary heads of odd size {model.head_dim}", where=model.path)
         step = max(1, step // model.head_dim) * model.head_dim
     chunks = tuple((start, min(rows, start + step)) for start in range(0, rows, step))
-    return _Target(tensor, name, heads, model.family.norm_offset if "norm.weight" in source else 0.0, chunks)
+    return Target(tensor, name, heads, model.family.norm_offset if "norm.weight" in source else 0.0, chunks)
 
 
-def _bf16(target: _Target, start: int, stop: int) -> memoryview:
+def _bf16(target: Target, start: int, stop: int) -> memoryview:
     """Rows ``start:stop`` as the bytes of bf16, dequantised one cache-sized block at a time."""
     tensor = target.source
     vector = len(tensor.shape) == 1
@@ -154,7 +155,7 @@ def _round(values: gguf.Array, out: gguf.Array) -> None:
     out[...] = rounded.view("<u2")[:, 1::2]
 
 
-def _stream(targets: list[_Target], workers: int) -> Generator[memoryview, None, None]:
+def _stream(targets: list[Target], workers: int) -> Generator[memoryview, None, None]:
     """The chunks of all targets in order, computed ahead by ``workers`` threads, a few at a time."""
     jobs = ((target, start, stop) for target in targets for start, stop in target.chunks)
     ahead: deque[Future[memoryview]] = deque()
@@ -174,13 +175,13 @@ def _stream(targets: list[_Target], workers: int) -> Generator[memoryview, None,
 class _Writer:
     """Writes shards from one stream of chunks, and takes each tensor's digest on the way."""
 
-    def __init__(self, targets: list[_Target], progress: Progress | None) -> None:
+    def __init__(self, targets: list[Target], progress: Progress | None) -> None:
         self.stream = _stream(targets, usable_cores())
         self.progress = progress
         self.done, self.total = 0, sum(2 * t.source.numel for t in targets)
         self.digests: dict[str, str] = {}
 
-    def fill(self, target: _Target) -> _Fill:
+    def fill(self, target: Target) -> _Fill:
         """What writes one tensor: to be called in the order of the stream."""
 
         def write(file: BinaryIO) -> None:
@@ -218,7 +219,7 @@ def convert_gguf(path: Path, folder: Path, progress: Progress | None = None) -> 
         raise UsageError("not a folder", where=folder, hint="create it first")
     refuse_existing(folder)
     header = gguf.read_header(path)
-    targets, config = _targets(header), config_from_gguf(header)
+    targets, config = targets_of(header), config_from_gguf(header)
     require_space(folder, sum(2 * t.source.numel for t in targets) + path.stat().st_size // 8)
     with disk_errors(folder), ThreadPoolExecutor(1) as hashing:
         source = hashing.submit(sha256_range, path)
@@ -238,8 +239,8 @@ def _generation(config: Mapping[str, Any], stops: tuple[int, ...]) -> dict[str, 
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _write_weights(targets: list[_Target], folder: Path, progress: Progress | None) -> dict[str, str]:
-    shards: list[list[_Target]] = [[]]
+def _write_weights(targets: list[Target], folder: Path, progress: Progress | None) -> dict[str, str]:
+    shards: list[list[Target]] = [[]]
     room = SHARD_BYTES
     for target in targets:
         size = 2 * target.source.numel

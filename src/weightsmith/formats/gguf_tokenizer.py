@@ -21,10 +21,10 @@ from .gguf import GgufHeader
 
 _UNKNOWN, _CONTROL, _USER_DEFINED, _BYTE = 2, 3, 4, 6  # token types, as llama.cpp numbers them
 _LONGEST_PIECE = 256  # characters; a longer piece gets no merges, which keeps the search for them linear
-_SPACE = "\u2581"  # what SentencePiece writes for a space
+SPACE = "\u2581"  # what SentencePiece writes for a space
 
 #: control tokens that end a turn; generation stops at any of them that the vocabulary has
-_TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>")
+TURN_ENDS = ("<|eot_id|>", "<|im_end|>", "<|end|>", "<end_of_turn>", "<|end_of_text|>", "<|endoftext|>")
 
 _CONTRACTION = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,6 +50,7 @@ class _Pre:
     add_bos: bool = False
 
 
+#: name of a way to cut text (``tokenizer.ggml.pre``) -> what it does; of names for the same, the usual one is first
 _PRE: Mapping[str, _Pre] = {
     "gpt-2": _Pre(),
     "smollm": _Pre(digits=True), "starcoder": _Pre(digits=True), "refact": _Pre(digits=True),
@@ -141,7 +142,7 @@ class _Vocabulary:
     def stops(self) -> tuple[int, ...]:
         """Ids that end a text: the file's own, then the turn ends that it marks as control tokens."""
         named = [self.special["eos"], self.id_of("eot")]
-        wanted = set(_TURN_ENDS)
+        wanted = set(TURN_ENDS)
         ends = [i for i, t in enumerate(self.tokens) if self.types[i] == _CONTROL and t in wanted]
         return tuple(dict.fromkeys(i for i in [*named, *ends] if i is not None))
 
@@ -254,17 +255,17 @@ def _sentencepiece(vocabulary: _Vocabulary) -> dict[str, Any]:
     gemma = vocabulary.architecture.startswith("gemma")
     if gemma:  # runs of spaces come spelled out, while the pieces they merge from are not
         spaces = re.compile(" +")
-        vocabulary.tokens = [_SPACE * len(t) if spaces.fullmatch(t) else t for t in vocabulary.tokens]
+        vocabulary.tokens = [SPACE * len(t) if spaces.fullmatch(t) else t for t in vocabulary.tokens]
     end = vocabulary.padding()
     vocab = {token: i for i, token in enumerate(vocabulary.tokens[:end])}
     prefix = vocabulary.get("add_space_prefix", bool, not gemma)
-    to_piece = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+    to_piece = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     normalizer: dict[str, Any] = to_piece
     decoders: list[dict[str, Any]] = [
-        {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"},
     ]  # fmt: skip
     if prefix:
-        normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": _SPACE}, to_piece]}
+        normalizer = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, to_piece]}
         decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
     cut = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False}
     unknown = vocabulary.text("unk") or ("<unk>" if "<unk>" in vocab else None)
