@@ -28,7 +28,7 @@ SOURCE = Path(weightsmith.__file__).parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "records", "storage", "held", "registry", "options"), 0),
     **dict.fromkeys(("formats", "checkpoint", "hub", "architecture"), 1),
-    **dict.fromkeys(("direction", "edits", "compare", "rewrite", "lanes", "plan", "execute"), 2),
+    **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
     **dict.fromkeys(("runtime", "features", "measure"), 3),
     **dict.fromkeys(("jobs", "report", "release"), 4),
     **dict.fromkeys(("cli", "web", "__main__"), 5),

@@ -22,12 +22,12 @@ def figure(record: MeasureRecord, name: str, condition: str) -> Difference:
 
 
 def test_melancholy_is_found_enhanced_and_removed(tmp_path: Path) -> None:
-    direction = jobs.find(MODEL, "melancholy", tmp_path / "d.safetensors", trial_prompts=12)
+    direction = jobs.find(MODEL, "melancholy", tmp_path / "d.safetensors")
     assert max(q.auroc_low for q in direction.meta.quality) > 0.7
     forms = {"enhanced": jobs.edit(MODEL, direction, tmp_path / "enhanced", add="auto"),
              "removed": jobs.edit(MODEL, direction, tmp_path / "removed", remove="auto")}  # fmt: skip
     assert max(t.left or 0.0 for t in forms["removed"].tensors) < 0.01
-    session = Session(MODEL, "melancholy", direction=direction, n=24, tokens=32)
+    session = Session(MODEL, "melancholy", direction=direction, n=40, tokens=40)
     for name, derivation in forms.items():
         weights = session.compare(tmp_path / name)
         hooks = compile_hooks(session.base, derivation.edit, {direction.digest(): direction})

@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from ..options import RunOptions
-from .common import Json, Model, console, gigabytes, parse_layers, plain, print_json, with_run_options
+from .common import Json, Model, console, gigabytes, plain, print_json, with_run_options
+from .wishes import Feature, Transfer, What, with_wishes
 
 
 @with_run_options(model=True)
+@with_wishes
 def command(
     model: Model,
-    what: Annotated[str, typer.Argument(help="A direction file, or an Edit file (YAML).", metavar="EDIT|DIRECTION")],
+    what: What,
     *,
     run: RunOptions,
     out: Annotated[str | None, typer.Option("-o", "--out", help="The new model's folder; must not exist.")] = None,
-    remove: Annotated[str | None, typer.Option(help="Share to take out, 0 to 1 (1 is exact), or `auto`.")] = None,
-    amplify: Annotated[float | None, typer.Option(help="Factor on both poles of what the model shows.")] = None,
-    add: Annotated[str | None, typer.Option(help="Dose ‖αv‖/‖h‖ to add (this enhances), or `auto`.")] = None,
-    layers: Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-20.")] = None,
-    source: Annotated[str | None, typer.Option(help="Layer whose vector is used, or `each`.")] = None,
-    roles: Annotated[str | None, typer.Option(help="Roles to edit, e.g. attn_out,mlp_down; +embed adds one.")] = None,
-    constant: Annotated[str | None, typer.Option(help="How an addition is held: exact, fitted or as-llama.")] = None,
-    kind: Annotated[str | None, typer.Option(help="With --remove: projected, biprojected, affine or leace.")] = None,
-    norms: Annotated[str | None, typer.Option(help="Norms to keep: free, input or output.")] = None,
-    also: Annotated[list[str] | None, typer.Option(help="Further directions that span the subspace.")] = None,
-    protect: Annotated[list[str] | None, typer.Option(help="Directions of features that must not move.")] = None,
-    direction: Annotated[list[str] | None, typer.Option(help="Direction files that an Edit names by digest.")] = None,
-    feature: Annotated[str | None, typer.Option(help="Feature whose prompts a fitted constant is fitted on.")] = None,
-    transfer: Annotated[bool, typer.Option("--transfer", help="Use a direction from other weights.")] = False,
+    wishes: dict[str, Any],
+    feature: Feature = None,
+    transfer: Transfer = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run; keep what is finished.")] = False,
     save_edit: Annotated[str | None, typer.Option(help="Also write the Edit as a YAML file.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done and stop.")] = False,
@@ -45,14 +36,6 @@ def command(
 
     if out is None and not dry_run:
         raise UsageError("say where to write the new model", hint="-o OUT, or --dry-run")
-    if constant not in (None, "exact", "fitted", "as-llama"):
-        raise UsageError(f"unknown constant {constant!r}", hint="exact, fitted or as-llama")
-    wishes: dict[str, Any] = {
-        "remove": _amount(remove, "remove"), "amplify": amplify, "add": _amount(add, "add"),
-        "layers": parse_layers(layers), "source": _source(source), "roles": roles.split(",") if roles else None,
-        "constant": constant, "directions": [Path(d) for d in direction or []],
-        "how": {k: v for k, v in (("kind", kind), ("norms", norms), ("also", also), ("protect", protect)) if v},
-    }  # fmt: skip
     if save_edit:
         refuse_existing(Path(save_edit), folder=False)
     if dry_run:
@@ -66,23 +49,6 @@ def command(
         print_json(record.model_dump(by_alias=True))
         return
     _print(record, str(out))
-
-
-def _amount(text: str | None, name: str) -> float | Literal["auto"] | None:
-    if text is None or text == "auto":
-        return None if text is None else "auto"
-    try:
-        return float(text)
-    except ValueError:
-        raise UsageError(f"--{name} takes a number or `auto`, not {text!r}") from None
-
-
-def _source(text: str | None) -> int | Literal["each"] | None:
-    if text is None or text == "each":
-        return None if text is None else "each"
-    if not (text.isascii() and text.isdigit() and len(text) < 6):
-        raise UsageError(f"--source takes a layer or `each`, not {text!r}")
-    return int(text)
 
 
 def _plan(

@@ -18,7 +18,7 @@ def command(
     *,
     run: RunOptions,
     method: Annotated[
-        str, typer.Option(help="difference-in-means, paired-pca or logistic-probe.")
+        str, typer.Option(help="difference-in-means, leace, paired-pca or logistic-probe.")
     ] = "difference-in-means",
     site: Annotated[str | None, typer.Option(help="Where to read; the recipe's own site by default.")] = None,
     point: Annotated[str, typer.Option(help="resid_pre or resid_post.")] = "resid_post",

@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import OutOfMemory, WeightsmithError
-from . import chat, convert, derive, edit, find, measure, show
+from . import chat, convert, derive, edit, export, find, measure, show
 
 BUG = 70
 COULD_NOT_TELL = 2
@@ -52,6 +52,7 @@ app.command("show")(show.command)
 app.command("convert")(convert.command)
 app.command("find")(find.command)
 app.command("edit")(edit.command)
+app.command("export")(export.command)
 app.command("measure")(measure.command)
 app.command("diff")(derive.diff)
 app.command("rebuild")(derive.rebuild)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @with_run_options(model=False)
 def command(
     what: Annotated[
-        str, typer.Argument(help="A model, a direction file, an Edit file, or `features`.", metavar="WHAT")
+        str, typer.Argument(help="A model, a direction file, an Edit file, `features`, or `forms`.", metavar="WHAT")
     ],
     *,
     run: RunOptions,
@@ -31,6 +31,8 @@ def command(
     path = Path(what).expanduser()
     if what == "features":
         _features(json)
+    elif what == "forms":
+        _forms(json)
     elif is_direction(path):
         _direction(load_direction(path), json, plot)
     elif path.suffix in (".yaml", ".yml") and path.is_file():
@@ -53,6 +55,24 @@ def _features(json: bool) -> None:
         split = f"{s.split.extract} / {s.split.select} / {s.split.report}"
         table.add_row(f"[bold]{s.name}[/]", s.contrast.kind, split, " ".join(s.description.split()))
     console().print(table)
+
+
+def _forms(json: bool) -> None:
+    """Which edit has which form in which family, from the code itself."""
+    from ..forms.table import COLUMNS, rows
+
+    found = rows()
+    if json:
+        print_json([row.as_record() for row in found])
+        return
+    from rich.table import Table
+
+    table = Table("family", "edit", *COLUMNS, box=None, pad_edge=False)
+    marks = {"exact": "[green]exact[/]", "approximate": "[yellow]approx.[/]", "refused": "[dim]–[/]"}
+    for row in found:
+        table.add_row(row.family, row.kind, *(marks.get(row.cells[c].status, row.cells[c].status) for c in COLUMNS))
+    console().print(table)
+    console().print("[dim]– is refused; --json and docs/export.md say why[/]")
 
 
 def _yaml(path: Path, json: bool) -> None:

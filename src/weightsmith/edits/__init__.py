@@ -110,11 +110,12 @@ class LinearOutput:
 
 @dataclass(frozen=True)
 class AddOutput:
-    """On a module's output y ``[..., d_model]``: y + vector."""
+    """On a module's output y ``[..., d_model]``: y + vector; ``layer`` is the block that it belongs to."""
 
     module: str
     vector: F64
     gate: Gate | None = None
+    layer: int = -1
 
 
 Hook = LinearOutput | AddOutput
@@ -134,7 +135,7 @@ class Compiled:
     """What the steps of an edit come to on one checkpoint.
 
     ``no_hooks`` says why a running module can't do the same by a change of its output, where that is so, and
-    ``only_hooks`` why weights can't.
+    ``only_hooks`` why weights can't. ``unhooked`` names what the hooks leave out, where an adapter can hold it.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -145,6 +146,7 @@ class Compiled:
     fitted: list[FittedConstant] = field(default_factory=list)
     no_hooks: str = ""
     only_hooks: str = ""
+    unhooked: str = ""
 
 
 @dataclass

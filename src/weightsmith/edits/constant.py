@@ -70,7 +70,7 @@ def doses(step: EditStep, context: Context) -> dict[int, F64]:
 def hook_module(context: Context, layer: int, form: str) -> str:
     """The module whose output receives the constant in ``layer``; the same for weights and hooks.
 
-    In post-norm families, where only hooks can add a constant, it is the whole block.
+    In post-norm families, and where routed experts end the layer, only hooks can add a constant: to the whole block.
     """
     if context.architecture.family.post_norm:
         return context.architecture.block(layer).removesuffix(".")
@@ -79,7 +79,10 @@ def hook_module(context: Context, layer: int, form: str) -> str:
         return site.module
     order = ("attn_out",) if form == "as-llama" else ("mlp_down", "experts", "shared_experts")
     writers = [w for w in context.architecture.writers if w.layer == layer and w.role in order and not w.is_bias]
-    return min(writers, key=lambda w: order.index(w.role)).module
+    first = min(writers, key=lambda w: order.index(w.role))
+    if first.role == "experts":  # Llama 4's module gives each expert's part by itself: it would get the constant of each
+        return context.architecture.block(layer).removesuffix(".")
+    return first.module
 
 
 def add(step: EditStep, context: Context) -> None:
@@ -107,7 +110,7 @@ def add_constants(context: Context, step: EditStep, vectors: Mapping[int, F64]) 
     form = constant_form(context, step)
     gate = context.gate(step)
     for layer, vector in vectors.items():
-        context.compiled.hooks.append(AddOutput(hook_module(context, layer, form), vector, gate))
+        context.compiled.hooks.append(AddOutput(hook_module(context, layer, form), vector, gate, layer))
         if context.hooks_only:
             continue
         if form == "exact":

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import EditError
-from .numerics import F64, Array, RowSum, squares, tree_sum
+from .numerics import F64, Array, RowSum, by_rows, squares, tree_sum
 
 ROUNDS = 30  # of alternating projection; the row norms are within TOLERANCE long before, or can't be kept
 TOLERANCE = 1e-4
@@ -49,7 +49,7 @@ class _Projecting:
         self.along: Array | None = None
 
     def see(self, turn: int, rows: slice, values: Array) -> None:
-        self.sums.add(rows, values)
+        self.sums.add(rows, values, spare=True)
 
     def end(self, turn: int) -> bool:
         self.along = self.sums.result().astype(self.write.dtype)
@@ -70,9 +70,10 @@ def add_outer(values: Array, write: Array, along: Array | None) -> Array:
     if along is None:
         raise ValueError("the matrix has not been seen yet")
     scratch = np.empty(values.shape, values.dtype)
-    for k in range(len(along)):
-        np.multiply(write[:, k : k + 1], along[k], out=scratch)
-        np.add(values, scratch, out=values)
+    with by_rows():
+        for k in range(len(along)):
+            np.multiply(write[:, k : k + 1], along[k], out=scratch)
+            np.add(values, scratch, out=values)
     return values
 
 
@@ -80,7 +81,9 @@ def add_outer(values: Array, write: Array, along: Array | None) -> Array:
 class ProjectKeepInputNorms:
     """(W + (f − 1) U UᵀW) with every input vector (column) rescaled to the length that it had.
 
-    Rescaling a column leaves it orthogonal to U, so a removal stays exact. ``basis`` is U ``[out, k]``, orthonormal.
+    Rescaling a column leaves it orthogonal to U, so a removal stays exact. ``basis`` is U ``[out, k]``, orthonormal. What
+    the column has along ``kept`` ``[out, p]``, orthonormal and orthogonal to U, is not rescaled; the rest then makes up
+    for it.
     """
 
     tensor: str
@@ -88,6 +91,7 @@ class ProjectKeepInputNorms:
     basis: F64
     factor: float
     what: str
+    kept: F64 | None = None
     turns: int = 1
     whole: bool = False
 
@@ -106,44 +110,61 @@ class ProjectKeepInputNorms:
 
 
 class _KeepingInputs:
+    """Of a column with energy e, a along U and p along P: scaled by s with s² (e − a + f²a − p) + p = e."""
+
     def __init__(self, operation: ProjectKeepInputNorms, dtype: Any) -> None:
         self.operation = operation
-        self.write = (operation.basis * (operation.factor - 1.0)).astype(dtype)
-        self.sums = RowSum(operation.basis, dtype)
+        basis, kept = operation.basis, operation.kept
+        both = basis if kept is None else np.concatenate([basis, kept], axis=1)
+        self.rank = basis.shape[1]
+        self.write = (basis * (operation.factor - 1.0)).astype(dtype)
+        self.kept = both[:, self.rank :].astype(dtype)
+        self.sums = RowSum(both, dtype)
         self.energy: F64 | None = None
         self.along: Array | None = None
+        self.back: Array | None = None
         self.scale: Array | None = None
 
     def see(self, turn: int, rows: slice, values: Array) -> None:
-        self.sums.add(rows, values)
         found = squares(values)
         self.energy = found if self.energy is None else self.energy + found
+        self.sums.add(rows, values, spare=True)
 
     def end(self, turn: int) -> bool:
         along = self.sums.result()
         assert self.energy is not None
-        inside = np.zeros_like(self.energy)
-        for row in along:
-            inside += row * row
-        after = self.energy + (self.operation.factor**2 - 1.0) * inside
-        if bool((after < 1e-6 * self.energy).any()):
+        inside, fixed = (_energies(rows, self.energy) for rows in (along[: self.rank], along[self.rank :]))
+        before = self.energy - fixed
+        after = before + (self.operation.factor**2 - 1.0) * inside
+        if bool((after < 1e-6 * before).any()):
             raise EditError("an input vector lies wholly along the direction, so its norm can't be kept without it",
                             where=self.operation.tensor, hint="use `norms: free`")  # fmt: skip
-        ratio = np.divide(self.energy, after, out=np.ones_like(after), where=self.energy > 0)
-        self.scale = np.sqrt(ratio).astype(self.write.dtype)
-        self.along = along.astype(self.write.dtype)
+        scale = np.sqrt(np.divide(before, after, out=np.ones_like(after), where=after > 0))
+        dtype = self.write.dtype
+        self.scale = scale.astype(dtype)
+        self.along = along[: self.rank].astype(dtype)
+        self.back = ((1.0 - scale) * along[self.rank :]).astype(dtype)
         return True
 
     def apply(self, rows: slice, values: Array) -> Array:
         changed = add_outer(values, self.write[rows], self.along)
         assert self.scale is not None
-        return np.multiply(changed, self.scale, out=changed)
+        np.multiply(changed, self.scale, out=changed)
+        return add_outer(changed, self.kept[rows], self.back)
 
     def had(self) -> F64:
-        return self.sums.result()
+        return self.sums.result()[: self.rank]
 
     def factors(self) -> None:
         return None
+
+
+def _energies(rows: F64, like: F64) -> F64:
+    """Sum of the squares of ``rows`` ``[k, in]``, one after another, ``[in]``."""
+    total = np.zeros_like(like)
+    for row in rows:
+        total += row * row
+    return total
 
 
 @dataclass(frozen=True)
@@ -189,7 +210,7 @@ class _KeepingOutputs:
         self.sums = RowSum(operation.basis, dtype)
 
     def see(self, turn: int, rows: slice, values: Array) -> None:
-        current = self.apply(rows, values.copy())
+        current = self.apply(rows, values)
         lengths = np.sqrt(_row_squares(current))
         if turn == 0:
             self.norms[rows] = lengths
@@ -199,7 +220,7 @@ class _KeepingOutputs:
             self.scale[rows] *= grow
             self.write[rows] *= grow[:, None]
             current *= grow[:, None].astype(self.dtype)
-        self.sums.add(rows, current)
+        self.sums.add(rows, current, spare=True)
 
     def end(self, turn: int) -> bool:
         worst = np.inf

@@ -12,6 +12,9 @@ nothing one-sided. In post-norm families U is a basis of g ⊙ r, since the norm
 ``norms: input`` rescales each input vector (column of W) to its old length afterwards, which leaves a removal exact;
 ``norms: output`` keeps the norm of each output row, by alternating projection. Rescaling rows once, naively, would put
 back much of what was removed.
+
+Protected features P are taken out of r beforehand, so that PᵀW stays. Where input norms are kept, what a column has along
+P is not rescaled; where a norm with gain g follows, U stays the reader and the change is written orthogonally to g ⊙ P.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from ..architecture import Writer
 from ..errors import EditError, RecipeError
 from ..records import EditStep
 from . import F64, Context, LinearOutput, Operation
+from .numerics import orthonormal
 from .operations import Project, ProjectKeepInputNorms, ProjectKeepOutputNorms
 
 
@@ -42,11 +46,15 @@ def scale(step: EditStep, context: Context, factor: Callable[[float], float], ba
         amount = factor(context.strength(step, writer.role, writer.layer))
         if amount == 1.0:
             continue
-        u = context.written(writer, basis(0 if writer.layer is None else writer.layer))
-        context.compiled.operations.append(_operation(step, writer, u, amount))
-        hooks[writer.module] = LinearOutput(writer.module, (amount - 1.0) * u, u, gate)
+        layer = 0 if writer.layer is None else writer.layer
+        u = context.written(writer, basis(layer))
+        kept = [context.written(writer, orthonormal(guarded)) for guarded in [context.guarded(step, layer)] if guarded]
+        write = _beside(u, kept[0], step) if kept and writer.gains else u
+        context.compiled.operations.append(_operation(step, writer, u, write, amount, kept[0] if kept else None))
+        hooks[writer.module] = LinearOutput(writer.module, (amount - 1.0) * write, u, gate)
         if context.architecture.tied and writer.tensor == context.architecture.embedding:
             context.compiled.notes.append(f"{writer.tensor} is tied: the unembedding changed with it")
+            context.compiled.unhooked = "a tied embedding is read by the unembedding too, which no hook on it reaches"
     context.compiled.hooks += hooks.values()
     if hooks and _norms(step) != "free":
         context.compiled.no_hooks = "the rescaling depends on the weights, not on what the module says"
@@ -56,18 +64,34 @@ def _norms(step: EditStep) -> str:
     return step.norms or ("input" if step.kind == "biprojected" else "free")
 
 
-def _operation(step: EditStep, writer: Writer, u: F64, factor: float) -> Operation:
+def _beside(u: F64, kept: F64, step: EditStep) -> F64:
+    """w ``[out, 1]`` with uᵀw = 1 and nothing along ``kept``: a norm's gains leave orthogonal directions oblique.
+
+    Raises:
+        EditError: a subspace, or kept norms, beside protected features in a post-norm family.
+    """
+    if u.shape[1] > 1 or _norms(step) != "free":
+        raise EditError("where a norm follows the writers, features can be protected from the removal of one direction "
+                        "with free norms only", where=step.kind, hint="leave out `also`, and use `norms: free`")  # fmt: skip
+    rest = Context.residual(u[:, 0], list(kept.T), step)[:, None]
+    return rest / float((rest * u).sum())
+
+
+def _operation(step: EditStep, writer: Writer, u: F64, write: F64, factor: float, kept: F64 | None) -> Operation:
     span = "u" if u.shape[1] == 1 else f"{u.shape[1]} directions"
     what = f"component along {span} times {factor:g}"
     norms = _norms(step)
     if norms == "input":
-        return ProjectKeepInputNorms(writer.tensor, writer.out_axis, u, factor, f"{what}, input norms kept")
+        return ProjectKeepInputNorms(writer.tensor, writer.out_axis, u, factor, f"{what}, input norms kept", kept)
     if norms == "output" and not writer.is_bias:
         if factor != 0.0:
             raise EditError("row norms can be kept by an exact removal only", where=step.kind,
                             hint="use amount 1, or `norms: input`")  # fmt: skip
+        if kept is not None:
+            raise EditError("row norms can't be kept beside protected features", where=step.kind,
+                            hint="use `norms: input` or `norms: free`")  # fmt: skip
         return ProjectKeepOutputNorms(writer.tensor, writer.out_axis, u, f"{what}, row norms kept")
-    return Project(writer.tensor, writer.out_axis, (factor - 1.0) * u, u, u if factor == 0.0 else None, what)
+    return Project(writer.tensor, writer.out_axis, (factor - 1.0) * write, u, u if factor == 0.0 else None, what)
 
 
 def share_left(step: EditStep) -> Callable[[float], float]:

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from ..direction import Direction
+from ..errors import EditError
 from ..measure.degenerate import why_degenerate
 from ..plan import compile_edit
 from ..records import Candidate, EditSpec, EditStep
@@ -170,8 +171,16 @@ def evaluate(
 
 
 def compile_hooks(model: RunningModel, spec: EditSpec, directions: dict[str, Direction]) -> list[Any]:
-    """The hooks of an edit on a running model; fitted constants are exact as hooks and need no fit."""
-    return compile_edit(model.checkpoint, spec, directions, hooks_only=True).hooks
+    """The hooks of an edit on a running model; fitted constants are exact as hooks and need no fit.
+
+    Raises:
+        EditError: an edit that hooks can't do.
+    """
+    compiled = compile_edit(model.checkpoint, spec, directions, hooks_only=True)
+    if compiled.unhooked:
+        raise EditError(f"this edit has no form as hooks: {compiled.unhooked}", where=spec.name or "edit",
+                        hint="leave the embedding out, or write it as weights with `weightsmith edit`")  # fmt: skip
+    return compiled.hooks
 
 
 def sources(layers: Seq[int]) -> list[int]:

@@ -2,8 +2,9 @@
 
 from .derive import diff, rebuild, undo
 from .edit import edit
+from .export import export
 from .files import convert, describe_direction, describe_model
 from .find import find
 from .measure import measure
 
-__all__ = ["convert", "describe_direction", "describe_model", "diff", "edit", "find", "measure", "rebuild", "undo"]
+__all__ = ["convert", "describe_direction", "describe_model", "diff", "edit", "export", "find", "measure", "rebuild", "undo"]

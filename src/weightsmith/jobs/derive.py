@@ -12,19 +12,44 @@ from pathlib import Path
 import numpy as np
 
 from .. import __version__
-from ..checkpoint import INDEX, KEPT, RECORD, Checkpoint, open_checkpoint, read_json, runnable, seen_at
+from ..checkpoint import KEPT, RECORD, Checkpoint, open_checkpoint, read_json, runnable, seen_places
 from ..compare import changed_tensors, diff_checkpoints
 from ..direction import Direction, is_direction, load_direction
 from ..edits import F64
 from ..errors import DigestMismatch, FormatError, RecipeError, UsageError, WeightsmithError
-from ..execute import FITS, KEEP_TOTAL, copy_small_files, file_plans, lanes, small_digests, write_small_files
-from ..formats.safetensors import TensorDigest, read_header, read_tensor
-from ..held import held_folder
+from ..execute import (
+    FITS,
+    KEEP_TOTAL,
+    MARGIN,
+    check_unchanged,
+    copy_small_files,
+    file_plans,
+    kept_files,
+    lanes,
+    make_record,
+    refuse_inside,
+    refuse_stray_links,
+    small_digests,
+    small_files,
+    write_small_files,
+)
+from ..formats.safetensors import TensorDigest, digest_and_check, read_header, read_tensor
+from ..held import held_folder, unfinished_bytes
 from ..lanes import FilePlan, FileResult, Lane, Stopped, rewritten
 from ..options import RunOptions
 from ..plan import EditPlan, plan_edit
-from ..records import DERIVATION, Derivation, DiffRecord, FittedConstant, RebuildRecord, parse
-from ..storage import digest_of, parallel_map, require_space
+from ..records import (
+    DERIVATION,
+    EDIT,
+    Derivation,
+    DiffRecord,
+    EditSpec,
+    FittedConstant,
+    ModelIdentity,
+    RebuildRecord,
+    parse,
+)
+from ..storage import digest_of, parallel_map, refuse_existing, require_space
 from .edit import find_directions
 from .files import as_checkpoint
 
@@ -49,23 +74,37 @@ def load_record(model: Checkpoint) -> Derivation:
     if model.kind != "folder" or not path.is_file():
         raise UsageError("there is no record of how this model was made", where=model.path,
                          hint=f"only models that `weightsmith edit` wrote have a {RECORD}")  # fmt: skip
-    record: Derivation = parse(Derivation, read_json(path), path, DERIVATION)
+    data = read_json(path)
+    record: Derivation = parse(Derivation, data, path, DERIVATION)
+    parse(EditSpec, data["edit"], path, EDIT)  # its own schema as well
     return record
 
 
-def find_base(record: Derivation, base: Checkpoint | str | Path | None, options: RunOptions) -> Checkpoint:
-    """The base of a record: the given model, or the one that was last seen with its digest; checked by digest.
+def find_base(
+    model: Checkpoint, record: Derivation, base: Checkpoint | str | Path | None, options: RunOptions
+) -> Checkpoint:
+    """The base of a record: the given model, or one that was seen with its digest and still has it; of several the one
+    whose other files are those that ``model`` has from its base.
 
     Raises:
         UsageError: no base is given and none is known here.
         DigestMismatch: the model that is given is not the base.
     """
     if base is None:
-        place = seen_at(record.base.digest)
-        if place is None:
-            raise UsageError(f"the base {record.base.ref} ({record.base.digest[:16]}…) is not known on this machine",
-                             hint="name it with --base")  # fmt: skip
-        base = place
+        known = None
+        for place in seen_places(record.base.digest):
+            with contextlib.suppress(WeightsmithError, OSError):  # something else stands there now
+                found = as_checkpoint(place, options)
+                if found.kind != "folder" or found.path.resolve() == model.path.resolve() \
+                        or found.digest(options.progress) != record.base.digest:  # fmt: skip
+                    continue
+                if _has_its_files(found, record):
+                    return found
+                known = known or found
+        if known is not None:
+            return known
+        raise UsageError(f"the base {record.base.ref} ({record.base.digest[:16]}…) is not known on this machine",
+                         hint="name it with --base")  # fmt: skip
     found = runnable(as_checkpoint(base, options), dequantize=options.dequantize, progress=options.progress)
     digest = found.digest(options.progress)
     if digest != record.base.digest:
@@ -73,6 +112,14 @@ def find_base(record: Derivation, base: Checkpoint | str | Path | None, options:
                              f"{record.base.digest[:16]}… ({record.base.ref})", where=found.path,
                              hint="fetch the revision that the record names")  # fmt: skip
     return found
+
+
+def _has_its_files(base: Checkpoint, record: Derivation) -> bool:
+    """Whether a model's small files are the ones that came along when the record was made."""
+    rewritten = {"config.json"} if record.config_changes else set()
+    own = base.path / RECORD
+    return (read_json(own) if own.is_file() else None) == record.base_record and all(
+        _holds(path, record.outputs.get(path.name)) for path in small_files(base) if path.name not in rewritten)  # fmt: skip
 
 
 def replan(model: Checkpoint, record: Derivation, base: Checkpoint, given: list[Path] | None = None) -> EditPlan:
@@ -118,7 +165,9 @@ def rebuild(
     model: Checkpoint | str | Path, *, base: Checkpoint | str | Path | None = None, directions: list[Path] | None = None,
     options: RunOptions | None = None,
 ) -> RebuildRecord:  # fmt: skip
-    """Make a derivative again from its base and its record, without writing it, and compare every byte.
+    """Make a derivative again from its base and its record, without writing it, and compare every byte, and the record
+    itself with the one that comes out. What can't be known from files is taken as it stands: names and descriptions,
+    where the base was, and how well a fitted constant did on prompts.
 
     Raises:
         UsageError: no record, or no base; DigestMismatch: not the base that the record names.
@@ -127,36 +176,73 @@ def rebuild(
     options = options or RunOptions()
     there = as_checkpoint(model, options)
     record = load_record(there)
-    found = find_base(record, base, options)
+    found = find_base(there, record, base, options)
     plan = replan(there, record, found, directions)
     results = _virtually(plan, options)
     digests = {n: d for r in results for n, d in r.digests.items()}
-    actual = there.tensor_digests(options.progress)
+    names = kept_directions(there, record, directions or []) if plan.operations else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        write_small_files(plan, Path(scratch), names)
+        made = _made_again(plan, record, found, results, names, small_digests(Path(scratch), []))
+    expected = made.outputs
+    files = [n for n in sorted(expected.keys() | record.outputs.keys()) if not _holds(there.path / n, expected.get(n))]
+    # digests that are remembered say nothing of a disk that went bad: where a file is not what it should be, read it
+    actual = _read(there) if {f.name for f in there.weight_files} & {*files} else there.tensor_digests(options.progress)
     order = [r.spec.name for f in file_plans(plan) for r in f.regions]
     wrong = set(changed_tensors(digests, actual)) | (digests.keys() ^ actual.keys())
     tensors = [n for n in [*order, *sorted(actual.keys() - set(order))] if n in wrong]
-    with tempfile.TemporaryDirectory() as scratch:
-        small = Path(scratch)
-        write_small_files(plan, small, {d: _direction(there, record, d, directions) for d in plan.spec.digests}
-                          if plan.operations else {})  # fmt: skip
-        expected = {**{r.name: r.sha256 for r in results}, **small_digests(small, [])}
-    files = [n for n in sorted(expected.keys() | record.outputs.keys()) if not _holds(there.path / n, expected.get(n))]
     notes = []
-    if record.outputs != expected:
-        odd = sorted(n for n in expected.keys() | record.outputs.keys() if expected.get(n) != record.outputs.get(n))
-        notes.append(f"the record claims another digest of {', '.join(odd[:3])}{' and others' if len(odd) > 3 else ''}")
-    shapes = {r.spec.name: (r.spec.dtype, r.spec.shape) for f in file_plans(plan) for r in f.regions}
-    rows = [[n, shapes[n][0], list(shapes[n][1]), digests[n]] for n in sorted(digests)]
+    if claims := _claims(record, made):
+        files.append(RECORD)
+        notes.append(f"the record claims other {', '.join(claims)}")
+    if extra := sorted(n for n in _names(there) if n not in {*expected, *record.outputs, RECORD}):
+        notes.append(f"{len(extra)} files are there that the record does not name: {', '.join(extra[:3])}"
+                     f"{' and others' if len(extra) > 3 else ''}")  # fmt: skip
     return RebuildRecord(
         model=there.ref, base=found.ref, base_digest=record.base.digest, record_digest=record.digest,
-        rebuilt_digest=digest_of(rows), found_digest=there.digest_of(actual), tensors=tensors, files=files,
+        rebuilt_digest=made.digest, found_digest=there.digest_of(actual), tensors=tensors, files=files,
         first_tensor=tensors[0] if tensors else None, made_with=record.versions,
         rebuilt_with={"weightsmith": __version__, "numpy": np.__version__}, notes=notes,
     )  # fmt: skip
 
 
-def _direction(model: Checkpoint, record: Derivation, digest: str, given: list[Path] | None) -> Direction:
-    return kept_directions(model, record, given or [])[digest]
+def _made_again(
+    plan: EditPlan, record: Derivation, base: Checkpoint, results: list[FileResult], directions: dict[str, Direction],
+    small: dict[str, str],
+) -> Derivation:  # fmt: skip
+    """The record that this edit of this base would get today."""
+    arch = base.architecture
+    identity = ModelIdentity(ref=record.base.ref, digest=record.base.digest, family=arch.family.name,
+                             n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
+    if not plan.operations:  # nothing was done with the directions, so they are not kept
+        made = make_record(plan, results, identity, {}, record.transferred, small)
+        return made.model_copy(update={"directions": record.directions, "notes": record.notes})
+    transferred = any(d.check_model(identity, transfer=True) for d in directions.values())
+    return make_record(plan, results, identity, directions, transferred, small)
+
+
+def _claims(record: Derivation, made: Derivation) -> list[str]:
+    """Fields of a record that are not what comes out; the wording of another version is let pass."""
+    fields = ["base_tensors", "directions", "transferred", "config_changes", "outputs", "digest"]
+    if record.versions.get("weightsmith") == __version__:
+        fields += ["base", "compute", "notes"]
+    if made.base_record is not None:  # the base at hand may be the same weights without their record
+        fields.append("base_record")
+    odd = [name for name in fields if getattr(record, name) != getattr(made, name)]
+    exact = record.versions == made.versions
+    mine, theirs = ([t if exact else (t.tensor, t.dtype, t.added) for t in r.tensors] for r in (record, made))
+    return odd + (["tensors"] if mine != theirs else [])
+
+
+def _read(model: Checkpoint) -> dict[str, str]:
+    rows = parallel_map(digest_and_check, model.tensors.values())
+    return {name: row[0] for name, row in zip(model.tensors, rows, strict=True)}
+
+
+def _names(model: Checkpoint) -> set[str]:
+    """Plain files of a folder, by relative path; hidden ones are other programs' own."""
+    found = (p.relative_to(model.path) for p in model.path.rglob("*") if p.is_file())
+    return {p.as_posix() for p in found if not any(part.startswith(".") for part in p.parts)}
 
 
 def _holds(path: Path, digest: str | None) -> bool:
@@ -170,14 +256,16 @@ def _virtually(plan: EditPlan, options: RunOptions) -> list[FileResult]:
     """What each output file would be, digested and not written."""
     files = file_plans(plan)
     count = lanes(options, len(files))
-    total, done, lock = sum(f.size for f in files), 0, threading.Lock()
+    total, done, lock, stop = sum(f.size for f in files), 0, threading.Lock(), threading.Event()
 
     def one(file: FilePlan) -> FileResult:
         nonlocal done
         result, whole = FileResult(file.name), hashlib.sha256(file.prefix)
         for region in file.regions:
             digest = TensorDigest(region.spec.dtype)
-            for block in rewritten(file, region, KEEP_TOTAL // count, plan.spec.name or "edit"):
+            for block in rewritten(file, region, KEEP_TOTAL // count, plan.spec.name or "edit", result.tensors):
+                if stop.is_set():
+                    raise Stopped
                 whole.update(block)
                 digest.update(block)
             result.digests[region.spec.name] = digest.hexdigest()
@@ -187,7 +275,7 @@ def _virtually(plan: EditPlan, options: RunOptions) -> list[FileResult]:
         result.sha256 = whole.hexdigest()
         return result
 
-    return parallel_map(one, files, workers=count)
+    return parallel_map(one, files, workers=count, stop=stop, quiet=Stopped)
 
 
 def undo(
@@ -201,11 +289,17 @@ def undo(
         OutputExists, OutputBusy, DiskFull: nothing is written.
     """
     options = options or RunOptions()
-    record = load_record(as_checkpoint(model, options))
-    found = find_base(record, base, options)
+    refuse_existing(Path(out))
+    there = as_checkpoint(model, options)
+    record = load_record(there)
+    found = find_base(there, record, base, options)
+    for folder in (there, found):
+        refuse_inside(folder, Path(out))
+    refuse_stray_links(found)
     plan = EditPlan.nothing(found, record.edit)
     files = file_plans(plan)
-    require_space(Path(out).absolute().parent, plan.bytes_written + (16 << 20))
+    require_space(Path(out).absolute().parent, plan.bytes_written + MARGIN - unfinished_bytes(Path(out)))
+    check_unchanged(found)
     stop = threading.Event()
     with held_folder(Path(out), digest_of([record.base.digest, "undo"])) as held:
         lane = Lane(held.path, stop, KEEP_TOTAL, "undo", lambda _more: None)
@@ -214,11 +308,10 @@ def undo(
         if digest != record.base.digest:
             raise DigestMismatch("the base changed while it was copied", where=found.path, hint="try again")
         copy_small_files(found, held.path)
-        if (found.path / INDEX).is_file():
-            (held.path / INDEX).write_bytes((found.path / INDEX).read_bytes())
-        if (found.path / RECORD).is_file():  # the base is itself a derivative
-            (held.path / RECORD).write_bytes((found.path / RECORD).read_bytes())
-            if (found.path / KEPT).is_dir():
-                shutil.copytree(found.path / KEPT, held.path / KEPT)
-    open_checkpoint(str(out), offline=True).remember({n: d for r in results for n, d in r.digests.items()})
+        for path in kept_files(found):  # a record where the base is itself a derivative
+            target = held.path / path.relative_to(found.path)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, target)
+    written = open_checkpoint(str(Path(out).absolute()), offline=True)
+    written.remember({n: d for r in results for n, d in r.digests.items()})
     return record

@@ -54,8 +54,12 @@ def edit(
     options = options or RunOptions()
     refuse_existing(Path(out))
     checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
-    spec, found = resolve_edit(checkpoint, what, remove=remove, amplify=amplify, add=add, layers=layers, source=source,
-                               roles=roles, constant=constant, how=how, directions=directions)  # fmt: skip
+    from .imported import with_imported
+
+    wishes: dict[str, Any] = {"remove": remove, "amplify": amplify, "add": add, "layers": layers, "source": source, "roles": roles,
+              "constant": constant, "how": how, "directions": directions}  # fmt: skip
+    what, wishes = with_imported(checkpoint, what, wishes, transfer=transfer, options=options)
+    spec, found = resolve_edit(checkpoint, what, **wishes)
     plan = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=options)
     return execute(plan, Path(out), found, transfer=transfer, resume=resume, options=options)
 
@@ -72,6 +76,20 @@ def prepare(
         DirectionModelMismatch: a direction of other weights, without ``transfer``; ShapeMismatch: of another width.
     """
     options = options or RunOptions()
+    check_directions(checkpoint, spec, found, transfer=transfer, options=options)
+    fits = needed_fits(checkpoint, spec, found, feature, options)
+    return plan_edit(checkpoint, spec, found, fits)
+
+
+def check_directions(
+    checkpoint: Checkpoint, spec: EditSpec, found: Mapping[str, Direction], *, transfer: bool, options: RunOptions
+) -> None:
+    """Check the directions that ``spec`` names against the model, as far as its digest is remembered.
+
+    Raises:
+        RemoteCode: a model that asks for its own code; DigestMismatch: one that was changed since it was edited.
+        DirectionModelMismatch: a direction of other weights, without ``transfer``; ShapeMismatch: of another width.
+    """
     arch = checkpoint.architecture
     refuse_remote_code(checkpoint, options)
     checkpoint.check_record()
@@ -81,11 +99,9 @@ def prepare(
         base = ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest_of(known) if known else meta.digest,
                              family=arch.family.name, n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
         found[digest].check_model(base, transfer=transfer)
-    fits = _fits(checkpoint, spec, found, feature, options)
-    return plan_edit(checkpoint, spec, found, fits)
 
 
-def _fits(
+def needed_fits(
     checkpoint: Checkpoint, spec: EditSpec, found: Mapping[str, Direction], feature: str | None, options: RunOptions
 ) -> dict[int, Any]:
     """Fitted constants for the additions of this edit that no bias can hold."""
@@ -112,7 +128,7 @@ def _fits(
     for step in steps:
         compiled = compile_edit(checkpoint, EditSpec(steps=[step]), found, hooks_only=True)
         additions = [h for h in compiled.hooks if isinstance(h, AddOutput)]
-        fits.update(fit_constants(running, prompts, additions, step.layers))
+        fits.update(fit_constants(running, prompts, additions, [a.layer for a in additions]))
     return fits
 
 

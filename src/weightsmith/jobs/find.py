@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def find(
         raise RecipeError(f"layers must lie between 0 and {n_layers - 1}", where=feature)
     how = extract.ExtractOptions(site, point, wanted, response_tokens)
     first, held_out = (extract.read_part(running, spec, sets, part, how) for part in ("extract", "select"))
-    found = quality.vectors(first, method)
+    found, readers = quality.vectors(first, method), quality.readers(first, method)
     rows = quality.layer_quality(found, wanted, first, held_out, method, options.seed)
     direction = Direction(
         found.astype(np.float32), first.lacks.norms.mean(0).astype(np.float32),
@@ -70,16 +71,17 @@ def find(
             n={p: len(sets.part(p).shows) for p in ("extract", "select", "report")}, quality=rows,
             ran=running.ran | ({"notes": "; ".join(running.notes)} if running.notes else {}),
             versions={"weightsmith": __version__, "numpy": np.__version__},
-        ),
+        ), None if readers is None else readers.astype(np.float32),
     )  # fmt: skip
     if choose:
         trials = select.prepare(running, spec, sets, held_out, trial_prompts, response_tokens, budget)
         chosen = select.choose(running, direction, trials)
         meta = direction.meta.model_copy(update={"candidates": chosen, "rule": trials.rule})
-        direction = Direction(direction.vectors, direction.resid_norm, direction.mean_shows, direction.mean_lacks, meta)
+        direction = replace(direction, meta=meta)
     if out is not None:
         direction.save(Path(out))
     return direction
+
 
 def _asked(feature: str, method: str, site: str | None, point: str, budget: float) -> tuple[Any, Any, str]:
     """The recipe, its prompts and the site, all checked before a model is opened."""

@@ -29,7 +29,8 @@ class Steering:
     open: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def factor(self, output: torch.Tensor) -> float | torch.Tensor:
-        """The strength, shaped to multiply a module's output ``[batch, tokens, d_model]``.
+        """The strength, shaped to multiply a module's output ``[batch, tokens, d_model]``, or ``[batch × tokens, d_model]``
+        where the module is a mixture, which sees the positions of all rows one after another.
 
         Raises:
             UsageError: a tensor whose shape fits neither the batch nor its positions.
@@ -39,6 +40,10 @@ class Steering:
         given = self.strength.to(output.device, torch.float32)
         if output.ndim == 3 and tuple(given.shape) in {(len(output),), tuple(output.shape[:2])}:
             return given.reshape(*given.shape, *[1] * (3 - given.ndim))
+        if output.ndim == 2 and given.ndim == 2 and given.numel() == len(output):
+            return given.reshape(-1, 1)
+        if output.ndim == 2 and given.ndim == 1 and len(output) % max(1, len(given)) == 0:
+            return given.repeat_interleave(len(output) // len(given)).unsqueeze(-1)
         raise UsageError(f"a strength of shape {list(given.shape)} fits neither the rows nor the positions of a batch of "
                          f"shape {list(output.shape[:-1])}", hint="give a number, [batch] or [batch, tokens]")  # fmt: skip
 
@@ -95,7 +100,8 @@ def _hook(operation: Hook, handle: Steering, model: RunningModel) -> Any:
         factor = handle.factor(y)
         if operation.gate is None:
             return factor
-        return handle.open[_key(operation.gate)].unsqueeze(-1).to(torch.float32) * factor
+        is_open = handle.open[_key(operation.gate)].to(torch.float32)
+        return is_open.reshape(*y.shape[:-1], 1) * factor
 
     if isinstance(operation, AddOutput):
         vector = _tensor(operation.vector, model, operation.module)

@@ -1,0 +1,45 @@
+"""``weightsmith export``: an edit as a LoRA adapter, a control vector, or a file for llama.cpp."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..options import RunOptions
+from .common import Json, Model, Out, console, plain, print_json, with_run_options
+from .wishes import Feature, Transfer, What, with_wishes
+
+
+@with_run_options(model=True)
+@with_wishes
+def command(
+    model: Model,
+    what: What,
+    out: Out,
+    *,
+    run: RunOptions,
+    wishes: dict[str, Any],
+    form: Annotated[str, typer.Option("--as", help="lora, gguf-lora, control-vector, weights or gguf.")] = "lora",
+    lora_dtype: Annotated[str, typer.Option(help="Of a LoRA adapter: float32, bfloat16 or float16.")] = "float32",
+    file_type: Annotated[
+        str | None, typer.Option(help="Of a GGUF file, e.g. F16, Q8_0 or Q4_K_M; a GGUF model keeps its own types.")
+    ] = None,
+    feature: Feature = None,
+    transfer: Transfer = False,
+    json: Json = False,
+) -> None:
+    """Write an edit in another form; what a form can't hold is refused, with the reason."""
+    from ..jobs.export import export
+
+    record = export(model, what, out, form=form, lora_dtype=lora_dtype, file_type=file_type, feature=feature,
+                    transfer=transfer, options=run, **wishes)  # fmt: skip
+    if json:
+        print_json(record.model_dump(by_alias=True))
+        return
+    screen = console()
+    screen.print(
+        f"wrote {plain(out)}: {plain(record.edit.name or 'edit')} as {plain(form)}, {len(record.tensors)} tensors"
+    )
+    for note in record.notes:
+        screen.print(f"[yellow]note[/] {plain(note)}")
