@@ -139,7 +139,7 @@ def test_an_edited_model_in_one_file(trial: Callable[[str], Trial], tmp_path: Pa
     spec = one.spec({"kind": "remove"}, {"kind": "add", "amount": 0.5, "layers": [1]})
     path = one.export(spec, tmp_path / "m.gguf", "gguf", file_type="F32")
     one.agrees(llamacpp.logits(path, ROWS), one.hooked(spec))
-    assert [p.name for p in tmp_path.iterdir()] == ["m.gguf"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["m.gguf", "m.gguf.Modelfile", "m.gguf.weightsmith.json"]
 
 
 @pytest.mark.slow

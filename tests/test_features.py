@@ -367,7 +367,7 @@ def test_methods_on_edge_cases() -> None:
         assert np.array_equal(found, np.zeros(4)), method.__name__
     separable = logistic_probe(np.eye(4) + 100, np.eye(4) - 100, False)
     assert np.isfinite(separable).all()
-    with pytest.raises(UnknownPlugin, match="difference-in-means, logistic-probe, paired-pca"):
+    with pytest.raises(UnknownPlugin, match="difference-in-means, leace, logistic-probe, paired-pca"):
         EXTRACTORS.load("magic")
 
 

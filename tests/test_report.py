@@ -233,7 +233,7 @@ class Parsed(HTMLParser):
 
 def poisoned(value: Any) -> Any:
     """A record's data with hostile text in every place that takes any text, keys included."""
-    fixed = {"schema", "kind", "test_", "interval", "point", "constant"}
+    fixed = {"schema", "kind", "test_", "interval", "point", "constant", "rounding"}
     if isinstance(value, dict):
         return {
             k if k in fixed or k.isidentifier() else k + HOSTILE: v if k in fixed and k != "kind" else poisoned(v)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .checkpoint import RECORD, Checkpoint, read_json
+from .checkpoint import INDEX, RECORD, Checkpoint, read_json
 from .errors import FormatError
 from .formats import gguf
 from .formats.safetensors import FLOAT_DTYPES, TensorSpec, decode
@@ -68,10 +68,10 @@ def _compared(a: TensorSpec, b: TensorSpec) -> TensorDifference:
     changed = seen = 0
     largest = moved = length = 0.0
     for x, y in zip(_values(a), _values(b), strict=True):
-        delta = y - x
         changed += int(np.count_nonzero((x != y) & ~(np.isnan(x) & np.isnan(y))))
         seen += x.size
         with np.errstate(invalid="ignore", over="ignore"):
+            delta = y - x
             largest = max(largest, float(np.nanmax(np.abs(delta), initial=0.0)))
             moved += float(np.nansum(delta * delta))
             length += float(np.nansum(x * x))
@@ -114,7 +114,7 @@ def _unit(spec: TensorSpec) -> tuple[tuple[int, int], Any]:
 
 
 def _files(a: Checkpoint, b: Checkpoint) -> list[FileDifference]:
-    """Differences of all files but weights and derivation records, by relative path."""
+    """Differences of all files but weights, their index and derivation records, by relative path."""
     if a.kind != "folder" or b.kind != "folder":
         return []
     mine, theirs = _small(a), _small(b)
@@ -133,7 +133,7 @@ def _small(checkpoint: Checkpoint) -> dict[str, Path]:
     weights = {f.name for f in checkpoint.weight_files}
     return {
         p.relative_to(checkpoint.path).as_posix(): p for p in checkpoint.path.rglob("*")
-        if p.is_file() and p.name not in weights and p.name != RECORD
+        if p.is_file() and p.name not in (*weights, INDEX, RECORD)
         and not any(part.startswith(".") for part in p.relative_to(checkpoint.path).parts)
     }  # fmt: skip
 

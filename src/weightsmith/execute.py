@@ -17,7 +17,7 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -27,13 +27,13 @@ import numpy as np
 from . import __version__
 from .checkpoint import INDEX, KEPT, PICKLES, RECORD, Checkpoint, open_checkpoint, read_json
 from .direction import Direction
-from .errors import BaseChanged, EditError, UsageError
-from .formats.safetensors import TensorSpec, build_header, write_file
-from .held import HeldFolder, held_folder
+from .errors import BaseChanged, EditError, FormatError, UsageError
+from .formats.safetensors import TensorSpec, build_header, read_header, write_file
+from .held import HeldFolder, held_folder, unfinished_bytes
 from .lanes import FilePlan, FileResult, Lane, Region, Stopped
 from .options import RunOptions
 from .plan import EditPlan
-from .records import Derivation, ModelIdentity
+from .records import Derivation, ModelIdentity, TensorRecord
 from .storage import (
     digest_of,
     fsync,
@@ -46,9 +46,11 @@ from .storage import (
 )
 
 _LEFT_BEHIND = (*PICKLES, ".py", ".gguf", ".safetensors", ".lock")
+_CASTS = {"nearest": "round to nearest even", "balanced": "to a neighbour, balanced along the cleared directions"}
 #: file of fitted vectors: F64, one a layer
 FITS = "fits.safetensors"
 MARGIN = 16 << 20  # bytes of disk for the small files
+_STILL = "let nothing write to the base, and try again"
 KEEP_TOTAL = 1 << 28  # bytes of touched tensors that all lanes together hold between turns
 
 
@@ -72,15 +74,15 @@ def execute(
         NonFinite: NaN or infinity in the base, or an edit that overflows its dtype.
         BaseChanged: the base is not what it was when the work began.
         DirectionModelMismatch: a direction of other weights, without ``transfer``.
-        UsageError: ``out`` lies inside the base folder.
+        UsageError: ``out`` lies inside the base folder; a file of the base is a link to somewhere else.
     """
     options = options or RunOptions()
     checkpoint = plan.checkpoint
-    real = Path(os.path.realpath(out))  # Path.resolve raises on a loop of links
-    if checkpoint.path.resolve() in (real, *real.parents):
-        raise UsageError("the output lies inside the base model", where=out, hint="choose another place with -o")
-    require_space(out.absolute().parent, plan.bytes_written + MARGIN)
+    refuse_inside(checkpoint, out)
+    refuse_stray_links(checkpoint)
+    require_space(out.absolute().parent, plan.bytes_written + MARGIN - unfinished_bytes(out))
     before = [stat_key(f) for f in checkpoint.weight_files]
+    check_unchanged(checkpoint)
     known = checkpoint.known_digests()
     named = {d: directions[d] for d in plan.spec.digests}
     with held_folder(out, run_key(plan, before), resume=resume) as held:
@@ -96,10 +98,52 @@ def execute(
     return record
 
 
+def refuse_inside(checkpoint: Checkpoint, out: Path) -> None:
+    """Raise :class:`UsageError` when ``out`` is the model's folder or lies in it."""
+    real = Path(os.path.realpath(out))  # Path.resolve raises on a loop of links
+    if checkpoint.path.resolve() in (real, *real.parents):
+        raise UsageError("the output lies inside the base model", where=out, hint="choose another place with -o")
+
+
+def refuse_stray_links(checkpoint: Checkpoint) -> None:
+    """Refuse files that would come along and are links out of the folder: what they point at is not the model's, and the
+    output may be published. A hub snapshot's links into its own ``blobs`` are what they should be.
+
+    Raises:
+        UsageError: with the name of the link.
+    """
+    folder = checkpoint.path.resolve()
+    homes = [folder, *(parent.parent / "blobs" for parent in folder.parents if parent.name == "snapshots")]
+    for path in (*checkpoint.weight_files, *small_files(checkpoint), *kept_files(checkpoint)):
+        real = path.resolve()
+        if not any(home.resolve() in real.parents for home in homes):
+            raise UsageError(f"{path.name!r} is a link to {real}, outside of the model's folder; it was not copied",
+                             where=checkpoint.path, hint="put the file itself there, or open the folder that holds it")  # fmt: skip
+
+
+def check_unchanged(checkpoint: Checkpoint) -> None:
+    """That headers and config are still the ones that the plan was made from.
+
+    Raises:
+        BaseChanged: they are not.
+    """
+    what = None
+    try:
+        what = next((h.path.name for h in checkpoint.headers if read_header(h.path).raw != h.raw), None)
+        config = checkpoint.path / "config.json"
+        if json.dumps(read_json(config), sort_keys=True) != json.dumps(dict(checkpoint.config), sort_keys=True):
+            what = config.name
+    except (OSError, FormatError) as error:
+        raise BaseChanged(f"a file changed after the base was opened: {error}", where=checkpoint.path, hint=_STILL) from error
+    if what is not None:
+        raise BaseChanged(f"{what!r} changed after the base was opened", where=checkpoint.path, hint=_STILL)
+
+
 def run_key(plan: EditPlan, base: Sequence[Any]) -> str:
-    """What decides the bytes of an unfinished folder: base files, edit, fitted vectors and version."""
+    """What decides the bytes of an unfinished folder: base files, config, edit, fitted vectors and version."""
     fits = {str(layer): np.asarray(w).tolist() for layer, (w, _) in sorted(plan.fits.items())}
-    return digest_of([list(base), plan.spec.model_dump(by_alias=True), fits, __version__])
+    config = hashlib.sha256((plan.checkpoint.path / "config.json").read_bytes()).hexdigest()
+    return digest_of([list(base), config, plan.spec.model_dump(by_alias=True), fits, __version__])
 
 
 def file_plans(plan: EditPlan) -> list[FilePlan]:
@@ -115,16 +159,17 @@ def _file_plan(plan: EditPlan, header: Any) -> FilePlan:
         entries = [(s.name, s.dtype, s.shape) for s in header.tensors]
         prefix = build_header([*entries, *created], header.metadata)
     regions: list[Region] = []
+    balanced = plan.spec.rounding == "balanced"
     position = len(prefix)
     for spec in header.tensors:
         moved = TensorSpec(spec.name, spec.dtype, spec.shape, spec.file, position, spec.nbytes)
-        regions.append(Region(moved, spec, plan.operations.get(spec.name, ())))
+        regions.append(Region(moved, spec, plan.operations.get(spec.name, ()), balanced))
         position += spec.nbytes
     for name, dtype, shape in created:
         nbytes = shape[0] * (plan.checkpoint.tensors[plan.new[name].beside].nbytes
                              // plan.checkpoint.tensors[plan.new[name].beside].numel)  # fmt: skip
         spec = TensorSpec(name, dtype, shape, header.path, position, nbytes)
-        regions.append(Region(spec, None, plan.operations.get(name, ())))
+        regions.append(Region(spec, None, plan.operations.get(name, ()), balanced))
         position += nbytes
     return FilePlan(header.path.name, header.path, prefix, regions)
 
@@ -188,21 +233,29 @@ def _identify(
     for result in results:
         new = plan.new.keys()
         found.update({n: d for n, d in result.digests.items() if n not in new} | result.base_digests)
+    for file, then in zip(checkpoint.weight_files, before, strict=True):
+        if not _is_still(file, then):
+            raise BaseChanged(f"{file.name!r} changed while it was read", where=checkpoint.path, hint=_STILL)
     if known is not None:
         for name, digest in found.items():
             if known[name] != digest:
                 if name in plan.operations:
                     raise BaseChanged(f"the tensor {name!r} is not what it was when the base was first read",
-                                      where=checkpoint.path, hint="let nothing write to the base, and try again")  # fmt: skip
+                                      where=checkpoint.path, hint=_STILL)  # fmt: skip
                 raise EditError(f"the tensor {name!r} was to stay as it is and differs from the base's",
                                 where=checkpoint.path, hint="the base or the disk changed under the edit: try again")  # fmt: skip
-    if any(stat_key(f) != then for f, then in zip(checkpoint.weight_files, before, strict=True)):
-        raise BaseChanged("a weight file changed while it was read", where=checkpoint.path,
-                          hint="let nothing write to the base, and try again")  # fmt: skip
+    check_unchanged(checkpoint)
     checkpoint.remember(found)
     arch = checkpoint.architecture
     return ModelIdentity(ref=checkpoint.ref, digest=checkpoint.digest_of(found), family=arch.family.name,
                          n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
+
+
+def _is_still(file: Path, then: list[Any]) -> bool:
+    try:
+        return stat_key(file) == then
+    except OSError:  # it is gone
+        return False
 
 
 def write_small_files(plan: EditPlan, folder: Path, directions: Mapping[str, Direction]) -> None:
@@ -234,12 +287,25 @@ def small_digests(folder: Path, results: Sequence[FileResult]) -> dict[str, str]
     }
 
 
-def copy_small_files(checkpoint: Checkpoint, scratch: Path) -> None:
+def small_files(checkpoint: Checkpoint) -> Iterator[Path]:
     """Config, tokenizer, template, licence: every plain file that is neither weights, code nor an old record."""
     for path in sorted(checkpoint.path.iterdir()):
-        if path.is_file() and path.suffix not in _LEFT_BEHIND and path.name not in (RECORD, INDEX) \
+        if path.is_file() and path.suffix not in _LEFT_BEHIND and path.name not in (RECORD, INDEX, KEPT) \
                 and not path.name.startswith("."):  # fmt: skip
-            shutil.copyfile(path, scratch / path.name)
+            yield path
+
+
+def kept_files(checkpoint: Checkpoint) -> Iterator[Path]:
+    """The index, and what an edited model has of its own: its record and what stands beside that."""
+    kept = checkpoint.path / KEPT
+    names = [checkpoint.path / INDEX, checkpoint.path / RECORD, *(sorted(kept.iterdir()) if kept.is_dir() else [])]
+    return (path for path in names if path.is_file())
+
+
+def copy_small_files(checkpoint: Checkpoint, scratch: Path) -> None:
+    """Copy :func:`small_files` to ``scratch``."""
+    for path in small_files(checkpoint):
+        shutil.copyfile(path, scratch / path.name)
 
 
 def _apply_config(checkpoint: Checkpoint, plan: EditPlan, scratch: Path) -> None:
@@ -262,6 +328,22 @@ def _apply_config(checkpoint: Checkpoint, plan: EditPlan, scratch: Path) -> None
     (scratch / INDEX).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+def left_notes(matrices: Sequence[TensorRecord]) -> list[str]:
+    """What to say where more than 1% of a removed direction is left; a bias may have had next to nothing along it, so
+    that the share that rounding leaves of it says little."""
+    notes = []
+    coarse = [t for t in matrices if t.left is not None and t.left > 0.01]
+    for several in (False, True):
+        group = [t for t in coarse if (len(t.operations) > 1) == several]
+        if not group:
+            continue
+        worst = max(group, key=lambda t: t.left or 0.0)
+        why = "other steps write again, or rounding leaves," if several else f"rounding to {worst.dtype} leaves"
+        notes.append(f"{why} more than 1% of the direction in {len(group)} tensors, at most {worst.left:.1%} in "
+                     f"{worst.tensor}")  # fmt: skip
+    return notes
+
+
 def make_record(
     plan: EditPlan, results: Sequence[FileResult], base: ModelIdentity, directions: Mapping[str, Direction],
     transferred: bool, small: Mapping[str, str],
@@ -273,11 +355,7 @@ def make_record(
     old = checkpoint.path / RECORD
     notes = list(plan.compiled.notes)
     tensors = [t for r in results for t in r.tensors]
-    # a single bias may have had next to nothing along u, so the share that rounding leaves of it says little
-    if coarse := [t for t in tensors if t.left is not None and t.left > 0.01 and len(shapes[t.tensor][1]) > 1]:
-        worst = max(coarse, key=lambda t: t.left or 0.0)
-        notes.append(f"rounding to {worst.dtype} leaves more than 1% of the direction in {len(coarse)} tensors, "
-                     f"at most {worst.left:.1%} in {worst.tensor}")  # fmt: skip
+    notes += left_notes([t for t in tensors if len(shapes[t.tensor][1]) > 1])
     return Derivation(
         base=base,
         base_source=dict(checkpoint.source),
@@ -286,7 +364,7 @@ def make_record(
         directions={d: direction.meta for d, direction in directions.items()},
         transferred=transferred,
         compute={"edit": "elementwise IEEE operations in a fixed order, fp32 (fp64 for fp32 and fp64 weights)",
-                 "cast": "round to nearest even"},
+                 "cast": _CASTS[plan.spec.rounding]},
         tensors=tensors,
         fitted=plan.compiled.fitted,
         notes=notes,
@@ -300,7 +378,7 @@ def make_record(
 
 def _remember(out: Path, record: Derivation, results: Sequence[FileResult]) -> None:
     """Keep the digests of what was just written, so that the next command need not read it again."""
-    written = open_checkpoint(str(out), offline=True)
+    written = open_checkpoint(str(out.absolute()), offline=True)
     written.remember({n: d for r in results for n, d in r.digests.items()})
     for name, digest in record.outputs.items():
         remember_sha256(out / name, digest)

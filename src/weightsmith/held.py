@@ -5,12 +5,14 @@ at any moment leaves NAME absent or complete. The folder itself is locked (``flo
 when its process dies, so no lock can be stale. Where there is no ``flock`` the number of the holder's process decides.
 
 What is finished is written to a journal inside. A run that is told to resume continues from it when its key (what would
-be written) is the same; any other run starts afresh.
+be written) is the same; any other run starts afresh. Whatever the journal does not name is half-written, or was made from
+files that may have changed since, and is removed.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -20,8 +22,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from .errors import OutputBusy, UsageError
-from .storage import alive, canonical_json, disk_errors, fsync, made_folders, refuse_existing, strict_json, umask
+from .errors import EditError, FormatError, IntegrityError, OutputBusy, UsageError
+from .storage import (
+    alive,
+    canonical_json,
+    digest_of,
+    disk_errors,
+    fsync,
+    made_folders,
+    refuse_existing,
+    strict_json,
+    umask,
+)
 
 try:
     import fcntl
@@ -47,22 +59,37 @@ class HeldFolder:
             value = strict_json(entry.read_bytes())
         except (OSError, ValueError, RecursionError):
             return None
-        return value if isinstance(value, dict) else None
+        if not isinstance(value, dict) or not isinstance(noted := value.get("value"), dict):
+            return None
+        return noted if digest_of(noted) == value.get("digest") else None
 
     def note(self, name: str, value: dict[str, Any]) -> None:
         """Note that ``name`` is finished; the entry appears whole or not at all."""
         entry = self.path / JOURNAL / f"{name}.json"
         fresh = entry.with_suffix(".new")
-        fresh.write_bytes(canonical_json(value))
+        fresh.write_bytes(canonical_json({"value": value, "digest": digest_of(value)}))
         fresh.replace(entry)
+
+    def drop_unfinished(self) -> bool:
+        """Remove everything that the journal does not name; whether anything is left."""
+        left = False
+        for entry in list(self.path.iterdir()):
+            if entry.name == JOURNAL:
+                continue
+            if self.done(entry.name) is not None and entry.is_file() and not entry.is_symlink():
+                left = True
+            else:
+                _remove(entry)
+        return left
 
 
 @contextlib.contextmanager
 def held_folder(target: Path, key: str, *, resume: bool = False) -> Iterator[HeldFolder]:
     """Hold ``.NAME.partial`` beside ``target``; rename it to ``target`` at the end.
 
-    On an error or an interrupt it is removed, unless ``resume``: then it stays for the next run with ``resume``. A kill
-    that can't be caught leaves it, and the next run removes it or, with ``resume`` and the same ``key``, goes on.
+    On an error or an interrupt it is removed, unless ``resume``: then what is finished stays for the next run with
+    ``resume``, but for errors that the next run would meet again. A kill that can't be caught leaves it, and the next run
+    removes it or, with ``resume`` and the same ``key``, goes on.
 
     Raises:
         OutputExists: ``target`` is taken.
@@ -73,22 +100,48 @@ def held_folder(target: Path, key: str, *, resume: bool = False) -> Iterator[Hel
     target = Path(os.path.abspath(target))
     refuse_existing(target)
     partial = target.parent / f".{target.name}.partial"
-    with disk_errors(target), made_folders(target.parent), _locked(partial, target) as lock:
-        refuse_existing(target)  # whoever held it may have finished in between
-        keep = False
+    kept = "what is finished was kept for --resume" if resume else "nothing was kept"
+    with disk_errors(target, kept), made_folders(target.parent), _locked(partial, target) as lock:
+        held = None
         try:
+            refuse_existing(target)  # whoever held it may have finished in between
+            _check_key(partial, key, resume)
             held = _prepare(partial, key, resume)
-            keep = resume
             yield held
             shutil.rmtree(partial / JOURNAL)
             partial.chmod(0o777 & ~umask())
             _rename(partial, target)
             fsync(target.parent)
-        except BaseException:
-            if not keep and _same(partial, lock):
-                shutil.rmtree(partial, ignore_errors=True)
-                shutil.rmtree(partial, ignore_errors=True)  # an interrupt may have struck in there as well
+        except BaseException as error:
+            keep = resume and not isinstance(error, IntegrityError | EditError | FormatError)
+            try:
+                _give_up(partial, lock, held, keep)
+            finally:
+                _give_up(partial, lock, held, keep)  # an interrupt may have struck in there as well
             raise
+
+
+def _give_up(partial: Path, lock: int | None, held: HeldFolder | None, keep: bool) -> None:
+    """Remove the folder, or with ``keep`` what is unfinished in it; one that someone else made anew is left alone."""
+    if not _same(partial, lock):
+        return
+    if keep:
+        try:
+            if held is None:
+                partial.rmdir()  # fails where there is anything in it
+                return
+            if held.drop_unfinished():
+                return
+        except OSError:
+            return
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink()
 
 
 def _rename(partial: Path, target: Path) -> None:
@@ -101,21 +154,26 @@ def _rename(partial: Path, target: Path) -> None:
         raise
 
 
+def _known_key(partial: Path) -> Any:
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        return strict_json((partial / JOURNAL / "key.json").read_bytes())
+    return None
+
+
+def _check_key(partial: Path, key: str, resume: bool) -> None:
+    if resume and _known_key(partial) not in (None, {"key": key}):
+        raise UsageError("the unfinished folder belongs to another edit, base or version; it was left alone", where=partial,
+                         hint="run without --resume to start again")  # fmt: skip
+
+
 def _prepare(partial: Path, key: str, resume: bool) -> HeldFolder:
     journal = partial / JOURNAL
-    known = None
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        known = strict_json((journal / "key.json").read_bytes())
-    resumed = resume and known == {"key": key}
-    if resume and known is not None and not resumed:
-        raise UsageError("the unfinished folder belongs to another edit, base or version", where=partial,
-                         hint="run without --resume to start again")  # fmt: skip
-    if not resumed:
+    resumed = resume and _known_key(partial) == {"key": key}
+    if resumed:
+        HeldFolder(partial, key, resumed=True).drop_unfinished()
+    else:
         for entry in list(partial.iterdir()):
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            else:
-                entry.unlink()
+            _remove(entry)
         journal.mkdir(mode=0o700)
         (journal / "key.json").write_bytes(canonical_json({"key": key}))
     who = {"pid": os.getpid(), "host": platform.node(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
@@ -138,7 +196,10 @@ def _locked(partial: Path, target: Path) -> Iterator[int | None]:
         except FileNotFoundError:
             continue  # its holder has just finished or given up
         except OSError as error:
-            raise UsageError("a file or link stands where the unfinished folder goes", where=partial) from error
+            if error.errno not in (errno.ENOTDIR, errno.ELOOP):
+                raise
+            raise UsageError("a file or link stands where the unfinished folder goes", where=partial,
+                             hint="remove it, or choose another name with -o") from error  # fmt: skip
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -153,6 +214,17 @@ def _locked(partial: Path, target: Path) -> Iterator[int | None]:
             return
         finally:
             os.close(handle)
+
+
+def unfinished_bytes(target: Path) -> int:
+    """Bytes on disk of what an earlier run left for ``target``: they are written over, not written anew."""
+    target = Path(os.path.abspath(target))
+    found = 0
+    for path in (target.parent / f".{target.name}.partial").rglob("*"):
+        with contextlib.suppress(OSError):
+            info = path.lstat()
+            found += min(info.st_size, getattr(info, "st_blocks", 0) * 512)
+    return found
 
 
 def _same(partial: Path, handle: int | None) -> bool:

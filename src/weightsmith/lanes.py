@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,7 @@ class Region:
     spec: TensorSpec
     source: TensorSpec | None
     operations: Sequence[Operation]
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,9 +122,11 @@ class _Front:
 
     def wait(self, ready: Callable[[], bool]) -> None:
         with self.condition:
-            while not ready():
-                if self.closed or self.stop.is_set():
+            while True:
+                if self.closed or self.stop.is_set():  # asked first: a lane that never has to wait must end as well
                     raise Stopped
+                if ready():
+                    return
                 self.condition.wait(0.2)
 
 
@@ -158,7 +161,7 @@ class SourceReader:
     def _pread(self, start: int, stop: int) -> bytes:
         parts, position = [], self.spec.start + start
         while position < self.spec.start + stop:
-            data = os.pread(self.handle, self.spec.start + stop - position, position)
+            data = _pread(self.handle, self.spec.start + stop - position, position, self.spec.file)
             if not data:
                 raise Truncated(f"tensor {self.spec.name!r} ends early: the base changed while it was read",
                                 where=self.spec.file)  # fmt: skip
@@ -220,6 +223,8 @@ class Lane:
         source = os.open(plan.base, os.O_RDONLY)
         try:
             shared = plan.in_place and _clone(source, target)
+            if shared and os.fstat(target).st_size != plan.size:
+                raise Truncated("the base's file has another size than when it was opened", where=plan.base)
             _pwrite(target, plan.prefix, 0)
             front.advance(written=len(plan.prefix))
             for region in plan.regions:
@@ -236,27 +241,26 @@ class Lane:
         position = region.spec.start
         if region.source is None:
             zeros = bytes(region.spec.nbytes)
-            job = Rewriting(region.spec, region.operations, lambda a, b: zeros[a:b], self.what)
+            job = Rewriting(region.spec, region.operations, lambda a, b: zeros[a:b], self.what, region.balanced)
             read = None
         else:
             zeros, read = b"", SourceReader(region.source, source, self.keep)
-            job = Rewriting(region.spec, region.operations, read, self.what)
+            job = Rewriting(region.spec, region.operations, read, self.what, region.balanced)
         with np.errstate(over="ignore", invalid="ignore"):  # what overflows is refused, by name
-            for block in job.blocks() if region.operations else [zeros]:
+            changed: Iterable[bytes | memoryview] = job.blocks() if region.operations else [zeros]
+            for block in changed:
                 _pwrite(target, block, position)
                 position += len(block)
                 front.advance(written=len(block))
                 front.wait(lambda: front.written - front.read < AHEAD)
         if read is not None:
             result.base_digests[region.spec.name] = read.digest.hexdigest()
-        result.tensors.append(TensorRecord(
-            tensor=region.spec.name, dtype=region.spec.dtype, operations=[o.describe() for o in region.operations],
-            left=job.left.share(), added=region.source is None))  # fmt: skip
+        result.tensors.append(_record(region, job))
 
     def _copy(self, front: _Front, spec: TensorSpec, source: int, target: int, to: int) -> None:
         done = 0
         while done < spec.nbytes:
-            moved = _move(source, target, min(COPY, spec.nbytes - done), spec.start + done, to + done)
+            moved = _move(source, target, min(COPY, spec.nbytes - done), spec.start + done, to + done, spec.file)
             if not moved:
                 raise Truncated(f"tensor {spec.name!r} ends early: the base changed while it was read", where=spec.file)
             done += moved
@@ -300,19 +304,31 @@ class Lane:
             self.report(len(view))
 
 
-def rewritten(plan: FilePlan, region: Region, keep: int, what: str) -> Iterator[bytes | memoryview]:
-    """The new bytes of one region in blocks, read from the base and written nowhere."""
+def _record(region: Region, job: Rewriting) -> TensorRecord:
+    return TensorRecord(
+        tensor=region.spec.name, dtype=region.spec.dtype, operations=[o.describe() for o in region.operations],
+        left=job.left.share(), added=region.source is None)  # fmt: skip
+
+
+def rewritten(
+    plan: FilePlan, region: Region, keep: int, what: str, records: list[TensorRecord]
+) -> Iterator[bytes | memoryview]:
+    """The new bytes of one region in blocks, read from the base and written nowhere; what was done to it goes into
+    ``records`` at the end."""
     if region.source is None:
         zeros = bytes(region.spec.nbytes)
-        yield from Rewriting(region.spec, region.operations, lambda a, b: zeros[a:b], what).blocks() \
-            if region.operations else [zeros]  # fmt: skip
+        job = Rewriting(region.spec, region.operations, lambda a, b: zeros[a:b], what, region.balanced)
+        yield from job.blocks() if region.operations else [zeros]
+        records.append(_record(region, job))
         return
     handle = os.open(plan.base, os.O_RDONLY)
     try:
         reader = SourceReader(region.source, handle, keep if region.operations else 0)
         if region.operations:
+            job = Rewriting(region.spec, region.operations, reader, what, region.balanced)
             with np.errstate(over="ignore", invalid="ignore"):
-                yield from Rewriting(region.spec, region.operations, reader, what).blocks()
+                yield from job.blocks()
+            records.append(_record(region, job))
             return
         for start in range(0, region.spec.nbytes, PASS):
             yield reader(start, min(region.spec.nbytes, start + PASS))
@@ -331,17 +347,27 @@ def _clone(source: int, target: int) -> bool:
     return True
 
 
-def _move(source: int, target: int, length: int, start: int, to: int) -> int:
+def _move(source: int, target: int, length: int, start: int, to: int, name: Path) -> int:
     """Copy up to ``length`` bytes by position, in the kernel where it can; the number of bytes, 0 at the end."""
     if hasattr(os, "copy_file_range"):
-        with contextlib.suppress(OSError):  # another file system, or one that can't: then by hand
-            return os.copy_file_range(source, target, length, start, to)
-    data = os.pread(source, min(length, 1 << 22), start)
+        # another file system, or one that can't, or one that says 0 where there is more: then by hand
+        with contextlib.suppress(OSError):
+            if moved := os.copy_file_range(source, target, length, start, to):
+                return moved
+    data = _pread(source, min(length, 1 << 22), start, name)
     _pwrite(target, data, to)
     return len(data)
 
 
-def _pwrite(target: int, data: bytes, position: int) -> None:
+def _pread(source: int, length: int, start: int, name: Path) -> bytes:
+    try:
+        return os.pread(source, length, start)
+    except OSError as error:
+        error.filename = str(name)  # a call by descriptor does not know it
+        raise
+
+
+def _pwrite(target: int, data: bytes | memoryview, position: int) -> None:
     view = memoryview(data)
     while view:
         done = os.pwrite(target, view, position)

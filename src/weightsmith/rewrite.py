@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 
 from .edits import Operation, State
-from .edits.numerics import ROWS, Array, RowSum, tree_sum
+from .edits.numerics import ROWS, Array, RowSum, orthonormal, tree_sum
+from .edits.rounding import Balance
 from .errors import NonFinite
-from .formats.safetensors import TensorSpec, all_finite, decode, encode
+from .formats.safetensors import FLOAT_WORDS, TensorSpec, all_finite, bf16_to_f32, decode, encode, round_to_bf16
 
 #: elements of a block of input vectors; of a block of rows there are always ROWS rows
 CHUNK = 1 << 18
+#: input vectors of a block of rows that are worked on at a time, so that the intermediates stay in the cache
+PANEL = 2048
 Reader = Callable[[int, int], memoryview | bytes]
 
 
@@ -53,16 +56,18 @@ class Rewriting:
     """One tensor being rewritten.
 
     ``read(start, stop)`` gives the raw bytes from ``start`` to ``stop`` of the tensor; it is called for every byte at
-    least once, in ascending order within a turn. Iterating :meth:`blocks` gives the new bytes in file order.
+    least once, in ascending order within a turn. Iterating :meth:`blocks` gives the new bytes in file order. With
+    ``balanced`` what rounding leaves of cleared directions cancels (see :mod:`weightsmith.edits.rounding`).
     """
 
     spec: TensorSpec
     operations: Sequence[Operation]
     read: Reader
     what: str = "edit"
+    balanced: bool = False
     left: Left = field(default_factory=Left)
 
-    def blocks(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[memoryview]:
         """The new bytes of the tensor, in order.
 
         Raises:
@@ -72,6 +77,8 @@ class Rewriting:
         if len(axes) != 1:
             raise ValueError("operations on one tensor must agree on its output axis")
         shape = self.spec.shape
+        if not self.spec.numel:
+            return
         if axes == {-1}:
             yield from self._along_rows(math.prod(shape[:-1]), shape[-1])
         else:
@@ -79,61 +86,116 @@ class Rewriting:
             for matrix in range(math.prod(shape[:-2])):
                 yield from self._down_rows(matrix * rows, rows, columns)
 
-    def _values(self, first: int, last: int, columns: int) -> Array:
-        """Rows ``first`` to ``last`` of the tensor seen as rows of ``columns``, in the arithmetic dtype, owned."""
-        width = self.spec.nbytes // max(1, self.spec.numel)
+    def _words(self, first: int, last: int, columns: int) -> Array:
+        """Rows ``first`` to ``last`` of the tensor seen as rows of ``columns``, as raw words."""
+        width = self._word.itemsize
         raw = self.read(first * columns * width, last * columns * width)
-        values = decode(raw, self.spec.dtype, arithmetic(self.spec.dtype))
-        return values.reshape(last - first, columns)
+        return np.frombuffer(raw, self._word).reshape(last - first, columns)
 
-    def _encode(self, values: Array) -> tuple[bytes, Array]:
-        """The block's bytes, and its values as they will be read."""
-        data = encode(values, self.spec.dtype)
-        if not all_finite(data, self.spec.dtype):
+    @property
+    def _word(self) -> np.dtype[Any]:
+        """Of the raw bytes of one value."""
+        return np.dtype(f"<u{self.spec.nbytes // max(1, self.spec.numel)}")
+
+    def _decode(self, words: Array) -> Array:
+        """The values of raw words, in the arithmetic dtype, owned."""
+        if self.spec.dtype == "BF16":
+            return bf16_to_f32(words)
+        flat = np.ascontiguousarray(words).reshape(-1)
+        return decode(flat.data, self.spec.dtype, arithmetic(self.spec.dtype)).reshape(words.shape)
+
+    def _encode(self, values: Array) -> tuple[Array, Array]:
+        """The block's raw words, and its values as they will be read; ``values`` may be overwritten."""
+        if self.spec.dtype == "BF16" and values.dtype == np.float32 and not np.isnan(np.max(values, initial=0.0)):
+            words, after = round_to_bf16(values), values
+        else:
+            data = encode(values, self.spec.dtype)
+            words = np.frombuffer(data, self._word).reshape(values.shape)
+            after = self._decode(words)
+        if not all_finite(words.reshape(-1).data, self.spec.dtype):
             raise NonFinite(f"{self.spec.name!r} would overflow {self.spec.dtype}", where=self.what,
                             hint="use a smaller amount")  # fmt: skip
-        return data, decode(data, self.spec.dtype, arithmetic(self.spec.dtype)).reshape(values.shape)
+        return words, after
 
-    def _down_rows(self, offset: int, rows: int, columns: int) -> Iterator[bytes]:
-        def read(block: slice) -> Array:
-            return self._values(offset + block.start, offset + block.stop, columns)
+    def _balance(self) -> Balance | None:
+        """Balanced rounding for one panel, where it is asked for and something is to be cleared."""
+        cleared = [column for o in self.operations if o.cleared is not None for column in o.cleared.T]
+        if not (self.balanced and cleared and self.spec.dtype in FLOAT_WORDS):
+            return None
+        return Balance(orthonormal(cleared), self.spec.dtype, lambda values: encode(values, self.spec.dtype))
 
-        states = self._begin(read, rows, slice(0, columns))
-        meter = _Meter(self, states, read, rows)
+    def _rounded(self, balance: Balance | None, block: slice, values: Array) -> tuple[Array, Array]:
+        if balance is None:
+            return self._encode(values)
+        self._encode(values.copy())  # what overflows is refused there
+        return balance.round(block, values)
+
+    def _down_rows(self, offset: int, rows: int, columns: int) -> Iterator[memoryview]:
+        width = columns if any(o.whole for o in self.operations) else PANEL
+        panels = [slice(start, min(columns, start + width)) for start in range(0, columns, width)]
+
+        def read(block: slice) -> list[Array]:
+            words = self._words(offset + block.start, offset + block.stop, columns)
+            return [words[:, panel] for panel in panels]
+
+        states = self._begin(read, rows, panels)
+        meters = [_Meter(self, s) for s in states]
+        if any(m.unknown for m in meters):
+            for block in blocks(rows):
+                for meter, words in zip(meters, read(block), strict=True):
+                    meter.base(block, self._decode(words))
+        balances = [self._balance() for _ in panels]
+        for block in blocks(rows) if balances[0] else ():
+            for balance, state, words in zip(balances, states, read(block), strict=True):
+                if balance is not None:
+                    balance.see(block, _through(state, block, self._decode(words)))
         for block in blocks(rows):
-            data, after = self._encode(_through(states, block, read(block)))
-            meter.add(block, after)
-            yield data
-        meter.close()
+            out = np.empty((block.stop - block.start, columns), self._word)
+            for panel, state, meter, balance, words in zip(panels, states, meters, balances, read(block), strict=True):
+                out[:, panel], after = self._rounded(balance, block, _through(state, block, self._decode(words)))
+                meter.add(block, after)
+            yield out.reshape(-1).data.cast("B")
+        for meter in meters:
+            meter.close()
 
-    def _along_rows(self, inputs: int, width: int) -> Iterator[bytes]:
+    def _along_rows(self, inputs: int, width: int) -> Iterator[memoryview]:
         step = inputs if any(o.whole for o in self.operations) else max(1, CHUNK // width)
         for start in range(0, inputs, step):
             stop = min(inputs, start + step)
-            turned = np.ascontiguousarray(self._values(start, stop, width).T)
+            turned = np.ascontiguousarray(self._words(start, stop, width).T)
 
-            def read(block: slice, turned: Array = turned) -> Array:
-                return turned[block].copy()
+            def read(block: slice, turned: Array = turned) -> list[Array]:
+                return [turned[block]]
 
-            states = self._begin(read, width, slice(start, stop))
-            meter = _Meter(self, states, read, width)
-            changed = np.concatenate([_through(states, block, read(block)) for block in blocks(width)])
-            data, after = self._encode(np.ascontiguousarray(changed.T))
+            state = self._begin(read, width, [slice(start, stop)])[0]
+            meter = _Meter(self, state)
+            out, balance = np.empty(turned.shape, turned.dtype), self._balance()
+            if balance is not None:
+                for block in blocks(width):
+                    balance.see(block, _through(state, block, self._decode(turned[block])))
             for block in blocks(width):
-                meter.add(block, np.ascontiguousarray(after.T[block]))
+                values = self._decode(turned[block])
+                if meter.unknown:
+                    meter.base(block, values)
+                out[block], after = self._rounded(balance, block, _through(state, block, values))
+                meter.add(block, after)
             meter.close()
-            yield data
+            yield np.ascontiguousarray(out.T).reshape(-1).data.cast("B")
 
-    def _begin(self, read: Callable[[slice], Array], rows: int, columns: slice) -> list[State]:
-        states: list[State] = []
+    def _begin(self, read: Callable[[slice], list[Array]], rows: int, panels: Sequence[slice]) -> list[list[State]]:
+        """The operations' states, for each panel of input vectors, after all their turns."""
+        states: list[list[State]] = [[] for _ in panels]
         for operation in self.operations:
-            state = operation.begin(columns, arithmetic(self.spec.dtype))
+            fresh = [operation.begin(panel, arithmetic(self.spec.dtype)) for panel in panels]
             for turn in range(operation.turns):
                 for block in blocks(rows):
-                    state.see(turn, block, _through(states, block, read(block)))
-                if state.end(turn):
+                    for before, state, words in zip(states, fresh, read(block), strict=True):
+                        state.see(turn, block, _through(before, block, self._decode(words)))
+                done = [state.end(turn) for state in fresh]
+                if all(done):
                     break
-            states.append(state)
+            for before, state in zip(states, fresh, strict=True):
+                before.append(state)
         return states
 
 
@@ -149,34 +211,38 @@ def _through(states: Sequence[State], block: slice, values: Array) -> Array:
 
 
 class _Meter:
-    """Adds up what is left of every cleared direction, over the blocks of one matrix, into the tensor's record."""
+    """Adds up what is left of every cleared direction, over the blocks of some input vectors, into the tensor's record."""
 
-    def __init__(self, job: Rewriting, states: Sequence[State], read: Callable[[slice], Array], rows: int) -> None:
+    def __init__(self, job: Rewriting, states: Sequence[State]) -> None:
         self.left = job.left
         dtype = arithmetic(job.spec.dtype)
         self.sums: list[RowSum] = []
+        self.unknown: list[RowSum] = []  #: what was there before, where no operation knows
         for index, (operation, state) in enumerate(zip(job.operations, states, strict=True)):
             if operation.cleared is None:
                 continue
             had = state.had() if index == 0 else None
             if had is None:
-                base = RowSum(operation.cleared, dtype)
-                for block in blocks(rows):
-                    base.add(block, read(block))
-                had = base.result()
-            self.left.before += _energy(had)
+                self.unknown.append(RowSum(operation.cleared, dtype))
+            else:
+                self.left.before += _energy(had)
             self.left.measured = True
             self.sums.append(RowSum(operation.cleared, dtype))
 
+    def base(self, block: slice, values: Array) -> None:
+        """One block as it was before all operations."""
+        for total in self.unknown:
+            total.add(block, values)
+
     def add(self, block: slice, after: Array) -> None:
-        """One block as it was written."""
+        """One block as it was written; it is overwritten."""
         for total in self.sums:
-            total.add(block, after)
+            total.add(block, after, spare=total is self.sums[-1])
 
     def close(self) -> None:
-        """The matrix is complete."""
-        for total in self.sums:
-            self.left.after += _energy(total.result())
+        """All blocks have been given."""
+        self.left.before += sum(_energy(total.result()) for total in self.unknown)
+        self.left.after += sum(_energy(total.result()) for total in self.sums)
 
 
 def _energy(along: Array) -> float:
@@ -191,14 +257,14 @@ def low_rank(spec: TensorSpec, operations: Sequence[Operation], read: Reader) ->
     rows, columns = spec.shape[-2:] if down else (spec.shape[-1], math.prod(spec.shape[:-1]))
     found: list[tuple[Array, Array]] = []
     for matrix in range(math.prod(spec.shape[:-2]) if down else 1):
-        turned = None if down else np.ascontiguousarray(job._values(0, columns, rows).T)
+        turned = None if down else np.ascontiguousarray(job._words(0, columns, rows).T)
 
-        def values(block: slice, matrix: int = matrix, turned: Array | None = turned) -> Array:
+        def words(block: slice, matrix: int = matrix, turned: Array | None = turned) -> list[Array]:
             if turned is not None:
-                return turned[block].copy()
-            return job._values(matrix * rows + block.start, matrix * rows + block.stop, columns)
+                return [turned[block]]
+            return [job._words(matrix * rows + block.start, matrix * rows + block.stop, columns)]
 
-        factors = [state.factors() for state in job._begin(values, rows, slice(0, columns))]
+        factors = [state.factors() for state in job._begin(words, rows, [slice(0, columns)])[0]]
         pairs = [f for f in factors if f is not None]
         if len(pairs) < len(factors):
             return None

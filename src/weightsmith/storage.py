@@ -115,14 +115,14 @@ def cache_dir() -> Path:
 
 
 @contextlib.contextmanager
-def disk_errors(where: object) -> Iterator[None]:
+def disk_errors(where: object, kept: str = "nothing was kept") -> Iterator[None]:
     """Turn the operating system's "no space" and "not permitted" into one clear error each."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskFull(
-                "no space left while writing; nothing was kept",
+                f"no space left while writing; {kept}",
                 where=where,
                 hint="free some space or choose another disk with -o",
             ) from error
@@ -261,8 +261,10 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
+def whole_file(target: Path, *, replace: bool = False, flush: bool = True) -> Iterator[Path]:
     """A scratch path beside ``target`` that is renamed to it at the end, or removed on any error.
+
+    Without ``flush`` a power cut may leave it empty, as a cache entry may be.
 
     Raises:
         OutputExists: ``target`` is taken and ``replace`` is false.
@@ -274,7 +276,8 @@ def whole_file(target: Path, *, replace: bool = False) -> Iterator[Path]:
     with _scratch(target) as scratch:
         scratch.touch(0o600, exist_ok=False)
         yield scratch
-        fsync(scratch)
+        if flush:
+            fsync(scratch)
         scratch.chmod(0o666 & ~umask())
         if replace:
             scratch.replace(target)
@@ -293,16 +296,20 @@ def _rename_new(scratch: Path, target: Path) -> None:
         scratch.rename(target)
 
 
-def write_whole(target: Path, data: bytes, *, replace: bool = False) -> None:
+def write_whole(target: Path, data: bytes, *, replace: bool = False, flush: bool = True) -> None:
     """Write ``data`` to ``target`` whole or not at all."""
-    with whole_file(target, replace=replace) as scratch:
+    with whole_file(target, replace=replace, flush=flush) as scratch:
         scratch.write_bytes(data)
 
 
 def write_cache(target: Path, data: bytes) -> None:
-    """Write a cache entry whole, or not at all: a cache that can't be written costs time, never a result."""
+    """Write a cache entry whole, or not at all: a cache that can't be written costs time, never a result.
+
+    It is not flushed to the disk, which would cost an edit more than all its reading and writing of a small model: whoever
+    reads an entry takes one that is torn for absent.
+    """
     with contextlib.suppress(OSError, DiskFull, UsageError):
-        write_whole(target, data, replace=True)
+        write_whole(target, data, replace=True, flush=False)
 
 
 def require_space(folder: Path, needed: int) -> None:

@@ -27,6 +27,7 @@ _OPTIONS: dict[str, Any] = {
     "constant": Annotated[str | None, typer.Option(help="How an addition is held: exact, fitted or as-llama.")],
     "kind": Annotated[str | None, typer.Option(help="With --remove: projected, biprojected, affine or leace.")],
     "norms": Annotated[str | None, typer.Option(help="Norms to keep: free, input or output.")],
+    "rounding": Annotated[str | None, typer.Option(help="nearest, or balanced: what rounding leaves then cancels.")],
     "also": Annotated[list[str] | None, typer.Option(help="Further directions that span the subspace.")],
     "protect": Annotated[list[str] | None, typer.Option(help="Directions of features that must not move.")],
     "direction": Annotated[list[str] | None, typer.Option(help="Direction files that an Edit names by digest.")],
@@ -62,7 +63,7 @@ def _wishes(given: dict[str, Any]) -> dict[str, Any]:
         "layers": parse_layers(given["layers"]), "source": _source(given["source"]),
         "roles": roles.split(",") if roles else None, "constant": constant,
         "directions": [Path(d) for d in given["direction"] or []],
-        "how": {k: given[k] for k in ("kind", "norms", "also", "protect") if given[k]},
+        "how": {k: given[k] for k in ("kind", "norms", "rounding", "also", "protect") if given[k]},
     }  # fmt: skip
 
 

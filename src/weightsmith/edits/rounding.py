@@ -42,8 +42,8 @@ class Balance:
         """Add up what rounding to nearest would leave."""
         self.sums.add(rows, self._nearest(values)[1])
 
-    def round(self, rows: slice, values: Array) -> tuple[bytes, Array]:
-        """The block's bytes, and its values as they will be read."""
+    def round(self, rows: slice, values: Array) -> tuple[Array, Array]:
+        """The block's raw words, and its values as they will be read."""
         if self.error is None:
             self.error = self.sums.result().astype(np.float64)
         words, nearest = self._nearest(values)
@@ -57,7 +57,7 @@ class Balance:
             flips[i] = self._row(step[i].astype(np.float64), free[i], unit[i])
         words[flips] = other_words[flips]
         nearest[flips] = other[flips]
-        return words.tobytes(), nearest
+        return words, nearest
 
     def _row(self, step: Array, free: Array, unit: Array) -> Array:
         """Which weights of one row go to their other neighbour; the totals follow."""

@@ -42,6 +42,15 @@ def vectors(activations: Activations, method: str) -> F64:
     return np.stack([extractor(shows[:, k], lacks[:, k], activations.paired) for k in range(shows.shape[1])])
 
 
+def readers(activations: Activations, method: str) -> F64 | None:
+    """What the method reads along in every captured layer, ``[layers, d]``; ``None`` where that is its vector."""
+    reader = getattr(EXTRACTORS.load(method), "reader", None)
+    if reader is None:
+        return None
+    shows, lacks = activations.shows.means.astype(np.float64), activations.lacks.means.astype(np.float64)
+    return np.stack([reader(shows[:, k], lacks[:, k], activations.paired) for k in range(shows.shape[1])])
+
+
 def split_half(activations: Activations, method: str, seed: int = 0) -> F64:
     """Cosine per layer between the directions of two random halves of the prompts, ``[layers]``."""
     extractor, rng = EXTRACTORS.load(method), np.random.default_rng(seed)

@@ -44,7 +44,7 @@ def edit(
 
     ``what`` is a direction, with exactly one of ``remove``, ``amplify`` and ``add``, or an Edit (a file or a spec).
     ``"auto"`` takes the amount, layers and source that ``find`` chose on the select prompts. ``how`` refines the step:
-    ``kind`` (projected, biprojected, affine or leace, in place of remove), ``norms``, and ``also`` and ``protect``,
+    ``kind`` (projected, biprojected, affine or leace, in place of remove), ``norms``, ``rounding``, and ``also`` and ``protect``,
     lists of direction files.
 
     Raises:
@@ -176,8 +176,12 @@ def resolve_edit(
     kind, amount = next(iter(amounts.items()))
     digest = what.digest()
     step = _step(checkpoint, what, digest, kind, amount, layers, source, roles or [], constant)
-    step, others = _refined(step, dict(how or {}))
-    return EditSpec(name=f"{step.kind} {what.meta.feature}", steps=[step]), {digest: what, **others}
+    how = dict(how or {})
+    rounding = how.pop("rounding", None) or "nearest"
+    step, others = _refined(step, how)
+    name = f"{step.kind} {what.meta.feature}"
+    spec: EditSpec = parse(EditSpec, {"schema": EDIT, "name": name, "steps": [step.model_dump()], "rounding": rounding}, "edit")
+    return spec, {digest: what, **others}
 
 
 def _refined(step: EditStep, how: dict[str, Any]) -> tuple[EditStep, dict[str, Direction]]:
