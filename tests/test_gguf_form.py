@@ -88,7 +88,8 @@ def test_it_does_in_llama_cpp_what_the_hooks_do(source: Path, tmp_path: Path) ->
         return float(np.sqrt(np.mean([((x - y) ** 2).mean() / y.var() for x, y in zip(a, b, strict=True)])))
 
     effect, rounding = apart(wanted, base), apart(alone, base)
-    assert effect > 0.1
+    # the norm behind a Gemma writer gives most of a removed component's length back to the others
+    assert effect > (0.003 if gguf.read_header(source).architecture == "gemma3" else 0.1)
     coarse = 0.9 if "Q4_0" in {t for t, _ in tensors(source).values()} else 0.35  # 4 bits round the edited tensors anew
     assert apart(got, wanted) < coarse * effect + 2 * rounding, (apart(got, wanted), effect, rounding)
 
