@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -52,13 +54,24 @@ def main() -> None:
 
 def prepared(given: argparse.Namespace, work: Path) -> Path:
     """The folder to edit."""
-    if given.synthetic:
-        return synthetic(work / "base", given.synthetic)
-    base = Path(given.folder)
-    return resharded(base, work / "base", given.shards) if given.shards else base
+    if not given.synthetic and not given.shards:
+        return Path(given.folder)
+    # in a process of its own: what it takes in memory would count as the edit's, which begins as a copy of this one
+    job: tuple[Any, ...] = (synthetic, given.synthetic) if given.synthetic else (resharded, Path(given.folder), given.shards)
+    spawned = multiprocessing.get_context("spawn").Process(target=made, args=(work / "base", *job))
+    spawned.start()
+    spawned.join()
+    if spawned.exitcode:
+        sys.exit("the base could not be made")
+    return work / "base"
 
 
-def resharded(base: Path, folder: Path, count: int) -> Path:
+def made(folder: Path, how: Any, *arguments: Any) -> None:
+    """Make the base in ``folder``."""
+    how(folder, *arguments)
+
+
+def resharded(folder: Path, base: Path, count: int) -> Path:
     """The same model in ``count`` files of about the same size."""
     checkpoint = open_checkpoint(str(base))
     folder.mkdir()

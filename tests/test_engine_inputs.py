@@ -24,9 +24,11 @@ from warm import Warm
 from weightsmith import jobs, lanes
 from weightsmith.checkpoint import INDEX, open_checkpoint
 from weightsmith.direction import Direction, load_direction
-from weightsmith.errors import BaseChanged, DirectionModelMismatch, EditError, Truncated, WeightsmithError
+from weightsmith.errors import BaseChanged, DirectionModelMismatch, EditError, RecipeError, Truncated, WeightsmithError
 from weightsmith.formats.safetensors import TensorSpec, read_header
 from weightsmith.options import RunOptions
+from weightsmith.plan import compile_edit
+from weightsmith.records import EditSpec, EditStep
 
 KEEP = "free some space or choose another disk"
 
@@ -614,3 +616,20 @@ def test_infinity_that_turns_up_in_the_base(tmp_path: Path, dtype: torch.dtype) 
     with pytest.raises(EditError, match=f"{UNTOUCHED}' holds NaN or infinity"):
         jobs.edit(base, direction, tmp_path / "out", remove=1.0)
     assert os.listdir(tmp_path) == ["base"]
+
+
+def test_strengths_count_in_a_dose(world: World) -> None:
+    """A dose can't grow past its limit, nor past its warning, by way of strengths."""
+    checkpoint = open_checkpoint(str(world.model))
+    known = load_direction(world.direction)
+    found = {known.digest(): known}
+
+    def compiled(strength: float) -> Any:
+        step = EditStep(kind="add", direction=known.digest(), source=1, layers=[0, 1], amount=1.0,
+                        strengths={"*": [strength, 1.0]})  # fmt: skip
+        return compile_edit(checkpoint, EditSpec(steps=[step]), found, hooks_only=True)
+
+    assert not compiled(1.0).notes
+    assert any("a dose of 2 is large" in note for note in compiled(3.0).notes)
+    with pytest.raises(RecipeError, match="drown"):
+        compiled(1000.0)

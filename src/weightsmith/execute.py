@@ -49,6 +49,7 @@ _LEFT_BEHIND = (*PICKLES, ".py", ".gguf", ".safetensors", ".lock")
 _CASTS = {"nearest": "round to nearest even", "balanced": "to a neighbour, balanced along the cleared directions"}
 #: file of fitted vectors: F64, one a layer
 FITS = "fits.safetensors"
+MEMORY = 1 << 30  # bytes that an edit stays under, whatever the model
 MARGIN = 16 << 20  # bytes of disk for the small files
 _STILL = "let nothing write to the base, and try again"
 KEEP_TOTAL = 1 << 28  # bytes of touched tensors that all lanes together hold between turns
@@ -86,7 +87,7 @@ def execute(
     known = checkpoint.known_digests()
     named = {d: directions[d] for d in plan.spec.digests}
     with held_folder(out, run_key(plan, before), resume=resume) as held:
-        results = _write_all(plan, held, options)
+        results = _write_all(plan, held, known, options)
         base = _identify(plan, results, known, before)
         transferred = [d.check_model(base, transfer=transfer) for d in named.values()]
         write_small_files(plan, held.path, named)
@@ -176,19 +177,24 @@ def _file_plan(plan: EditPlan, header: Any) -> FilePlan:
 
 def needs(plan: EditPlan, options: RunOptions) -> dict[str, int]:
     """Bytes of memory (at most) and of disk that carrying out a plan takes, and how many lanes it runs in."""
-    count = lanes(options, len(plan.checkpoint.headers))
+    count = lanes(options, plan)
     return {"lanes": count, "peak_memory": plan.peak_memory(count, KEEP_TOTAL // count),
             "disk_needed": plan.bytes_written + MARGIN}  # fmt: skip
 
 
-def lanes(options: RunOptions, files: int) -> int:
-    """How many files are written side by side."""
-    return max(1, min(options.threads or usable_cores(), files))
+def lanes(options: RunOptions, plan: EditPlan) -> int:
+    """How many files are written side by side: as many as cores, as long as their blocks fit :data:`MEMORY`."""
+    count = max(1, min(options.threads or usable_cores(), len(plan.checkpoint.headers)))
+    while count > 1 and plan.peak_memory(count, KEEP_TOTAL // count) > MEMORY:
+        count -= 1
+    return count
 
 
-def _write_all(plan: EditPlan, held: HeldFolder, options: RunOptions) -> list[FileResult]:
+def _write_all(
+    plan: EditPlan, held: HeldFolder, known: Mapping[str, str] | None, options: RunOptions
+) -> list[FileResult]:
     files = file_plans(plan)
-    count = lanes(options, len(files))
+    count = lanes(options, plan)
     total, done, lock, stop = sum(f.size for f in files), 0, threading.Lock(), threading.Event()
 
     def report(more: int) -> None:
@@ -197,7 +203,8 @@ def _write_all(plan: EditPlan, held: HeldFolder, options: RunOptions) -> list[Fi
             done += more
             options.report("writing weights", done, total)
 
-    lane = Lane(held.path, stop, KEEP_TOTAL // count, plan.spec.name or "edit", report)
+    lane = Lane(held.path, stop, KEEP_TOTAL // count, plan.spec.name or "edit", report,
+                finite=() if known is None else known.keys(), alone=count >= usable_cores())  # fmt: skip
 
     def write(file: FilePlan) -> FileResult:
         if (note := _finished(held, file)) is not None:

@@ -15,9 +15,11 @@ import numpy as np
 from .checkpoint import Checkpoint
 from .direction import Direction
 from .edits import F64, KINDS, Compiled, Context, NewTensor, Operation
+from .edits.numerics import ROWS
 from .errors import EditError, RecipeError, UnsupportedModel
 from .formats.safetensors import FLOAT_DTYPES, read_tensor
 from .records import EditSpec, EditStep, FittedConstant
+from .rewrite import CHUNK, PANEL
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ class EditPlan:
         def block(name: str) -> int:
             spec = self.checkpoint.tensors[name]
             wide = 8 if spec.dtype in ("F32", "F64") else 4
-            along = self.operations[name][0].out_axis == -1
-            elements = max(1 << 18, spec.shape[-1]) if along else 64 * spec.shape[-1]
-            if along and any(o.whole for o in self.operations[name]):
-                elements = spec.numel
-            return 6 * wide * elements
+            whole = any(o.whole for o in self.operations[name])
+            if self.operations[name][0].out_axis == -1:
+                return 8 * wide * (spec.numel if whole else max(CHUNK, spec.shape[-1]))
+            columns = spec.shape[-1]
+            # a block as raw words in and out, one panel of it worked on, and for each operation its sums over the rows
+            sums = 3 * 8 * columns * sum(1 if o.cleared is None else o.cleared.shape[1] for o in self.operations[name])
+            return ROWS * columns * 2 * wide + 8 * wide * ROWS * (columns if whole else min(columns, PANEL)) + sums
 
         most = max((min(keep, self.checkpoint.tensors[n].nbytes) + block(n) for n in self.touched), default=0)
         return (96 << 20) + lanes * (most + (4 << 20))
@@ -151,8 +155,10 @@ def _check_strengths(step: EditStep, context: Context) -> None:
 
 
 def _warn_absurd(step: EditStep, compiled: Compiled) -> None:
-    if step.kind == "add" and abs(step.amount) > 1.5:
-        compiled.notes.append(f"a dose of {step.amount:g} is large: models often collapse above 1.5")
+    if step.kind == "add" and step.dose > 1.5:
+        compiled.notes.append(f"a dose of {step.dose:g} is large: models often collapse above 1.5")
+    if step.kind == "amplify" and step.amount > 10:
+        compiled.notes.append(f"a factor of {step.amount:g} is large: models often collapse above 10")
 
 
 def plan_edit(

@@ -188,6 +188,12 @@ class EditStep(Strict):
     constant: Literal["exact", "fitted", "as-llama"] | None = None
 
     @property
+    def dose(self) -> float:
+        """Of an addition: Σ |αv|/‖h‖ over its layers, strengths included."""
+        row = self.strengths.get("*") or [1.0] * len(self.layers)
+        return abs(self.amount) * sum(abs(x) for x in row) / len(self.layers)
+
+    @property
     def digests(self) -> list[str]:
         """Every direction that the step names, once."""
         gate = [self.gate.direction] if self.gate else []

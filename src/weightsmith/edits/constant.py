@@ -57,8 +57,8 @@ def doses(step: EditStep, context: Context) -> dict[int, F64]:
     Raises:
         RecipeError: amplitudes that would be absurd (a total dose above 10).
     """
-    if abs(step.amount) > 10:
-        raise RecipeError(f"a dose of {step.amount:g} would drown the model: 0.3 to 1 is usual, 2 collapses it")
+    if step.dose > 10:
+        raise RecipeError(f"a dose of {step.dose:g} would drown the model: 0.3 to 1 is usual, 2 collapses it")
     direction = context.directions[step.direction]
     return {
         layer: context.strength(step, "*", layer) / len(step.layers)

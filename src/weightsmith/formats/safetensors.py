@@ -341,8 +341,8 @@ class TensorDigest:
     is what lets a file's SHA-256 and its tensors' digests be taken in one pass at the speed of the former.
     """
 
-    def __init__(self, dtype: str) -> None:
-        self.dtype = dtype
+    def __init__(self, dtype: str, *, check: bool = True) -> None:
+        self.dtype = dtype if check else ""
         self.finite = True
         self._hash = blake3()
 

@@ -1,10 +1,45 @@
-"""One public function per verb. Faces call these and records, nothing below."""
+"""One public function per verb. Faces call these and records, nothing below.
 
-from .derive import diff, rebuild, undo
-from .edit import edit
-from .export import export
-from .files import convert, describe_direction, describe_model
-from .find import find
-from .measure import measure
+Each is imported when it is first used: an edit need not wait for what an export imports.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .derive import diff, rebuild, undo
+    from .edit import edit
+    from .export import export
+    from .files import convert, describe_direction, describe_model
+    from .find import find
+    from .measure import measure
+
+_LAZY = {"convert": "files", "describe_direction": "files", "describe_model": "files", "diff": "derive", "edit": "edit",
+         "export": "export", "find": "find", "measure": "measure", "rebuild": "derive", "undo": "derive"}  # fmt: skip
 
 __all__ = ["convert", "describe_direction", "describe_model", "diff", "edit", "export", "find", "measure", "rebuild", "undo"]
+
+
+class _Package(types.ModuleType):
+    """A package whose functions are not taken over by the modules of the same name when those are imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _LAZY and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+sys.modules[__name__].__class__ = _Package

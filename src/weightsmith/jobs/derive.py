@@ -255,7 +255,7 @@ def _holds(path: Path, digest: str | None) -> bool:
 def _virtually(plan: EditPlan, options: RunOptions) -> list[FileResult]:
     """What each output file would be, digested and not written."""
     files = file_plans(plan)
-    count = lanes(options, len(files))
+    count = lanes(options, plan)
     total, done, lock, stop = sum(f.size for f in files), 0, threading.Lock(), threading.Event()
 
     def one(file: FilePlan) -> FileResult:
@@ -303,7 +303,7 @@ def undo(
     stop = threading.Event()
     with held_folder(Path(out), digest_of([record.base.digest, "undo"])) as held:
         lane = Lane(held.path, stop, KEEP_TOTAL, "undo", lambda _more: None)
-        results = parallel_map(lane.write, files, workers=lanes(options, len(files)), stop=stop, quiet=Stopped)
+        results = parallel_map(lane.write, files, workers=lanes(options, plan), stop=stop, quiet=Stopped)
         digest = found.digest_of({n: d for r in results for n, d in r.digests.items()})
         if digest != record.base.digest:
             raise DigestMismatch("the base changed while it was copied", where=found.path, hint="try again")

@@ -54,11 +54,14 @@ def edit(
     options = options or RunOptions()
     refuse_existing(Path(out))
     checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
-    from .imported import with_imported
+    wishes: dict[str, Any] = {
+        "remove": remove, "amplify": amplify, "add": add, "layers": layers, "source": source, "roles": roles,
+        "constant": constant, "how": how, "directions": directions,
+    }  # fmt: skip
+    if isinstance(what, str | Path) and not is_direction(Path(what).expanduser()):
+        from .imported import with_imported
 
-    wishes: dict[str, Any] = {"remove": remove, "amplify": amplify, "add": add, "layers": layers, "source": source, "roles": roles,
-              "constant": constant, "how": how, "directions": directions}  # fmt: skip
-    what, wishes = with_imported(checkpoint, what, wishes, transfer=transfer, options=options)
+        what, wishes = with_imported(checkpoint, what, wishes, transfer=transfer, options=options)
     spec, found = resolve_edit(checkpoint, what, **wishes)
     plan = prepare(checkpoint, spec, found, transfer=transfer, feature=feature, options=options)
     return execute(plan, Path(out), found, transfer=transfer, resume=resume, options=options)
