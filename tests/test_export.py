@@ -35,7 +35,7 @@ from weightsmith.forms import table as forms_table
 from weightsmith.forms.change import change_of, exact_rank, needs_fit
 from weightsmith.forms.control_vector import import_control_vector, is_control_vector, layer_of
 from weightsmith.forms.lora import CONFIG, WEIGHTS
-from weightsmith.jobs.edit import edit
+from weightsmith.jobs.edit import edit, save_edit
 from weightsmith.jobs.export import export
 from weightsmith.jobs.imported import base_identity
 from weightsmith.plan import compile_edit
@@ -563,3 +563,21 @@ def test_the_forms_agree_on_the_real_model(tmp_path: Path) -> None:
         far = apart(one.adapted(tmp_path / name), reference)
         print(name, far)
         assert far < 1e-3 if name != "embedded" else far < 0.2  # the weights are rounded to bf16
+
+
+def test_an_edit_file_and_an_edited_model_stand_alone(tmp_path: Path) -> None:
+    """The base is the model that the directions were found on, or the one of the record."""
+    base = pico.build("qwen3", tmp_path / "base", torch.bfloat16)
+    direction = pico.a_direction(base)
+    direction.save(tmp_path / "d.safetensors")
+    record = edit(base, direction, tmp_path / "edited", remove=1.0)
+    save_edit(record.edit, tmp_path / "e.yaml")
+    options = pico.CPU
+    export(base, tmp_path / "e.yaml", tmp_path / "0", form="lora", options=options)
+    export(tmp_path / "e.yaml", None, tmp_path / "1", form="lora", options=options)
+    export(tmp_path / "edited", None, tmp_path / "2", form="lora", options=options)
+    export(tmp_path / "d.safetensors", None, tmp_path / "3", form="lora", remove=1.0, options=options)
+    for name in ("1", "2", "3"):
+        assert (tmp_path / name / WEIGHTS).read_bytes() == (tmp_path / "0" / WEIGHTS).read_bytes()
+    with pytest.raises(UsageError, match="say which edit"):
+        export(base, None, tmp_path / "4", form="lora", options=options)

@@ -226,6 +226,8 @@ class Lane:
         try:
             reader = self._digesting(front, plan, target, result)
             for _ in self._producing(front, plan, target, result):
+                if self.stop.is_set():
+                    raise Stopped
                 if front.written - front.read >= BEHIND:
                     next(reader, None)
             for _ in reader:

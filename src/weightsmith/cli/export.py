@@ -7,16 +7,20 @@ from typing import Annotated, Any
 import typer
 
 from ..options import RunOptions
-from .common import Json, Model, Out, console, plain, print_json, with_run_options
-from .wishes import Feature, Transfer, What, with_wishes
+from .common import Json, Out, console, plain, print_json, with_run_options
+from .wishes import Feature, Transfer, with_wishes
 
 
 @with_run_options(model=True)
 @with_wishes
 def command(
-    model: Model,
-    what: What,
+    model: Annotated[
+        str, typer.Argument(help="A model; or, alone, an edited model or an Edit file.", metavar="MODEL|EDIT")
+    ],
     out: Out,
+    what: Annotated[
+        str | None, typer.Argument(help="A direction file, or an Edit file (YAML).", metavar="[EDIT|DIRECTION]")
+    ] = None,
     *,
     run: RunOptions,
     wishes: dict[str, Any],

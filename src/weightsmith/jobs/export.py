@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from .. import __version__
-from ..checkpoint import KEPT, RECORD, Checkpoint, runnable
-from ..direction import Direction
-from ..errors import UsageError
+from ..checkpoint import KEPT, RECORD, Checkpoint, runnable, seen_places
+from ..direction import Direction, is_direction, load_direction
+from ..errors import RecipeError, UsageError
 from ..execute import execute
 from ..forms import FORMS, Export, FormTensor
 from ..forms.change import change_of, exactly, needs_fit
@@ -22,7 +22,8 @@ from ..forms.lora import CONFIG, WEIGHTS, adapter_of, write_adapter
 from ..options import RunOptions
 from ..records import Derivation, EditSpec
 from ..storage import refuse_existing, sha256_range, whole_folder
-from .edit import check_directions, needed_fits, prepare, resolve_edit
+from .derive import find_base, load_record
+from .edit import check_directions, find_directions, load_edit, needed_fits, prepare, resolve_edit
 from .files import as_checkpoint
 from .gguf_form import as_gguf
 from .imported import base_identity, with_imported
@@ -33,7 +34,7 @@ _WISHES = ("remove", "amplify", "add", "layers", "source", "roles", "constant", 
 
 def export(
     model: Checkpoint | str | Path,
-    what: Direction | EditSpec | str | Path,
+    what: Direction | EditSpec | str | Path | None,
     out: str | Path,
     *,
     form: str,
@@ -45,6 +46,9 @@ def export(
     **wishes: Any,
 ) -> Export | Derivation:
     """Write an edit of ``model`` to ``out`` as ``form``, one of :data:`weightsmith.forms.FORMS`, whole or not at all.
+
+    Without ``what``, ``model`` is an edited model, whose record then says base and edit, or an Edit or direction file,
+    whose base is the model that it was found on.
 
     ``what`` and ``wishes`` (amounts, layers, roles …) are as in :func:`weightsmith.jobs.edit`; ``what`` may also be a
     control vector file of llama.cpp or repeng. ``lora_dtype`` is that of a LoRA adapter's factors, ``file_type`` that of a
@@ -62,6 +66,8 @@ def export(
     if lora_dtype not in DTYPES:
         raise UsageError(f"no such dtype {lora_dtype!r} for an adapter", hint=f"one of {', '.join(DTYPES)}")
     refuse_existing(out, folder=form in ("weights", "lora"))
+    if what is None:
+        model, what, wishes = of_its_own(model, wishes, options)
     checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
     what, wishes = with_imported(checkpoint, what, dict.fromkeys(_WISHES) | wishes, transfer=transfer, options=options)
     spec, found = resolve_edit(checkpoint, what, **wishes)
@@ -88,6 +94,44 @@ def export(
         write_adapter(folder, checkpoint, adapter, DTYPES[lora_dtype])
         _keep(folder, record, found)
     return record
+
+
+def of_its_own(
+    given: Checkpoint | str | Path, wishes: dict[str, Any], options: RunOptions
+) -> tuple[Checkpoint | str, Direction | EditSpec | str | Path, dict[str, Any]]:
+    """Base, edit and wishes of an edited model, an Edit file or a direction file that stands alone.
+
+    Raises:
+        UsageError: the base is not known on this machine.
+        RecipeError: directions that can't be found, or that were found on different models.
+    """
+    path = Path(given.path if isinstance(given, Checkpoint) else given).expanduser()
+    if (path / RECORD).is_file():
+        model = as_checkpoint(given, options)
+        record = load_record(model)
+        kept = sorted((model.path / KEPT).glob("direction-*.safetensors"))
+        return find_base(model, record, None, options), record.edit, wishes | {"directions": kept}
+    if not path.is_file():
+        raise UsageError("say which edit: an Edit or a direction file", where=given,
+                         hint="weightsmith export MODEL EDIT --as FORM -o OUT")  # fmt: skip
+    if is_direction(path):
+        return _home([load_direction(path)], options), path, wishes
+    spec = load_edit(path)
+    found = find_directions(spec, path.absolute().parent, wishes.get("directions") or [])
+    return _home(list(found.values()), options), path, wishes
+
+
+def _home(directions: list[Direction], options: RunOptions) -> Checkpoint | str:
+    """The model that directions were found on, where it was last seen, else by its reference."""
+    models = {d.meta.model.digest: d.meta.model for d in directions}
+    if len(models) != 1:
+        raise RecipeError("its directions were found on different models", hint="name the model before the Edit")
+    who = next(iter(models.values()))
+    for place in seen_places(who.digest):
+        checkpoint = runnable(as_checkpoint(place, options), dequantize=options.dequantize)
+        if checkpoint.digest() == who.digest:
+            return checkpoint
+    return who.ref
 
 
 def _as_control_vector(
