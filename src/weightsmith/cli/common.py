@@ -104,6 +104,8 @@ def progress(*, quiet: bool = False, log: Callable[[str, float], None] | None = 
         if total > 1 << 20:
             done, total = done >> 20, total >> 20
         if step not in tasks:
+            if done >= total:  # told of the end once more
+                return
             tasks[step] = bars.add_task(safe(step), total=total)
             started[step] = time.perf_counter()
         bars.update(tasks[step], completed=done, total=total)
@@ -159,6 +161,22 @@ def parse_layers(text: str | None) -> list[int] | None:
             raise UsageError(f"can't read the layers {text!r}", hint="for example 14, 10-20 or 3,7,10-12")
         found += range(first, last + 1)
     return sorted(set(found))
+
+
+def spans(layers: list[int]) -> str:
+    """Layers for people: ``3, 7–12``."""
+    parts: list[list[int]] = []
+    for layer in sorted(layers):
+        if parts and layer == parts[-1][1] + 1:
+            parts[-1][1] = layer
+        else:
+            parts.append([layer, layer])
+    return ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in parts)
+
+
+def several(n: int, what: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def gigabytes(n: int) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ..options import RunOptions
-from .common import Json, Model, Out, console, plain, print_json, with_run_options
+from .common import Json, Model, Out, console, plain, print_json, several, with_run_options
 
 DIFFERS = 1
 _SHOWN = 40
@@ -55,8 +55,8 @@ def _print_diff(record: Any) -> None:
     if record.same:
         screen.print(f"[green]identical[/]: {record.identical_tensors} tensors and all other files")
     else:
-        screen.print(f"{len(record.tensors)} tensors and {len(record.files)} files differ; {record.identical_tensors} "
-                     "tensors are identical")  # fmt: skip
+        screen.print(f"{several(len(record.tensors), 'tensor')} and {several(len(record.files), 'file')} differ; "
+                     f"{several(record.identical_tensors, 'tensor')} identical")  # fmt: skip
 
 
 @with_run_options(model=False)
@@ -83,7 +83,7 @@ def rebuild(
                      f"digest {record.rebuilt_digest[:16]}…")  # fmt: skip
         return 0
     if record.first_tensor:
-        screen.print(f"[red]differs[/] first at the tensor {plain(record.first_tensor)}; {len(record.tensors)} tensors in all")
+        screen.print(f"[red]differs[/] first at {plain(record.first_tensor)}; {several(len(record.tensors), 'tensor')} in all")
     for name in record.files[:_SHOWN]:
         screen.print(f"[red]differs[/] {plain(name)}")
     if not record.tensors and not record.files:

@@ -9,7 +9,7 @@ import typer
 
 from ..errors import UsageError
 from ..options import RunOptions
-from .common import Json, Model, console, gigabytes, plain, print_json, with_run_options
+from .common import Json, Model, console, gigabytes, plain, print_json, several, spans, with_run_options
 from .wishes import Feature, Transfer, What, with_wishes
 
 
@@ -70,10 +70,10 @@ def _plan(
         print_json({"edit": spec.model_dump(by_alias=True), **record})
         return
     screen = console()
-    screen.print(f"would change {len(record['tensors_changed'])} tensors ({gigabytes(plan.bytes_rewritten)}) and add "
+    screen.print(f"would change {several(len(record['tensors_changed']), 'tensor')} ({gigabytes(plan.bytes_rewritten)}) and add "
                  f"{len(record['tensors_added'])}; all others are copied")  # fmt: skip
     screen.print(f"  reads {gigabytes(plan.bytes_read)}, writes {gigabytes(plan.bytes_written)}; memory at most "
-                 f"{gigabytes(record['peak_memory'])}, disk {gigabytes(record['disk_needed'])}, {record['lanes']} files "
+                 f"{gigabytes(record['peak_memory'])}, disk {gigabytes(record['disk_needed'])}, {several(record['lanes'], 'file')} "
                  "at a time")  # fmt: skip
     for name, operations in record["operations"].items():
         screen.print(f"  {plain(name)}  [dim]{plain('; '.join(operations))}[/]")
@@ -89,7 +89,7 @@ def _print(record: Any, out: str) -> None:
                  + (f", {added} biases added" if added else "") + "; all others are byte for byte the base's")  # fmt: skip
     for step in record.edit.steps:
         screen.print(f"  {step.kind} {plain(record.directions[step.direction].feature)}, amount {step.amount:g}, layers "
-                     f"{min(step.layers)}–{max(step.layers)}, vector of layer {step.source}")  # fmt: skip
+                     f"{spans(step.layers)}, vector of {'each' if step.source == 'each' else f'layer {step.source}'}")  # fmt: skip
     if left := [t.left for t in record.tensors if t.left is not None]:
         screen.print(f"  share of the direction left after rounding to {changed[0].dtype}: at most {max(left):.3%}")
     for fit in record.fitted:
