@@ -21,6 +21,7 @@ from weightsmith.checkpoint import INDEX, KEPT, RECORD, open_checkpoint
 from weightsmith.direction import Direction
 from weightsmith.errors import DigestMismatch, UsageError, WeightsmithError
 from weightsmith.execute import FITS
+from weightsmith.formats.gguf_export import export_gguf
 from weightsmith.jobs import derive
 from weightsmith.jobs.edit import edit
 from weightsmith.records import Derivation, EditSpec, EditStep, RebuildRecord
@@ -599,3 +600,16 @@ def test_a_rebuild_of_a_resharded_derivative_says_that_the_files_are_others(mode
     assert again.tensors == [], "the tensors are the same however they are sharded"
     assert again.files == ["model.safetensors"]
     assert again.rebuilt_digest == again.found_digest
+
+
+def test_metadata_of_two_ggufs_are_compared(tmp_path: Path) -> None:
+    """A template that was exchanged is a difference, though every weight is the same."""
+    folder = pico.build("llama", tmp_path / "folder")
+    base = open_checkpoint(str(folder))
+    for name, said in (("a", "one"), ("b", "one"), ("c", "two")):
+        export_gguf(base, tmp_path / f"{name}.gguf", "F32", metadata={"general.description": said})
+    assert jobs.diff(tmp_path / "a.gguf", tmp_path / "b.gguf").same
+    found = jobs.diff(tmp_path / "a.gguf", tmp_path / "c.gguf")
+    assert not found.same
+    assert not found.tensors
+    assert [(f.file, f.keys) for f in found.files] == [("(metadata)", ["general.description"])]

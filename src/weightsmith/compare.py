@@ -113,8 +113,18 @@ def _unit(spec: TensorSpec) -> tuple[tuple[int, int], Any]:
     return (1, 1), lambda raw: np.frombuffer(raw, np.uint8).astype(np.float64)
 
 
+def _metadata(a: Path, b: Path) -> list[FileDifference]:
+    """The metadata keys (template, tokenizer, settings) in which two GGUF files differ, as one entry."""
+    mine, theirs = gguf.read_header(a).metadata, gguf.read_header(b).metadata
+    missing = object()
+    keys = sorted(k for k in mine.keys() | theirs.keys() if repr(mine.get(k, missing)) != repr(theirs.get(k, missing)))
+    return [FileDifference(file="(metadata)", what="changed", keys=keys)] if keys else []
+
+
 def _files(a: Checkpoint, b: Checkpoint) -> list[FileDifference]:
     """Differences of all files but weights, their index and derivation records, by relative path."""
+    if a.kind == b.kind == "gguf":
+        return _metadata(a.path, b.path)
     if a.kind != "folder" or b.kind != "folder":
         return []
     mine, theirs = _small(a), _small(b)

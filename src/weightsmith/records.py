@@ -43,9 +43,12 @@ def parse(model: type[Strict], data: Any, where: object, schema: str | None = No
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        found_ = error.errors()
+        first = found_[0]
+        if first["type"] == "missing":  # perhaps by a typo, which is then an unknown field beside it
+            first = next((e for e in found_ if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]), first)
         place = ".".join(str(p) for p in first["loc"]) or "(top)"
-        message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"]
+        message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{place}: {message}", where=where, hint="docs/formats.md lists every field") from error
 
 

@@ -109,4 +109,6 @@ def undo(
     if json:
         print_json({"out": out, "base": record.base.model_dump()})
         return
-    console().print(f"wrote {plain(out)}: {plain(record.base.ref)}, byte for byte ({record.base.digest[:16]}…)")
+    converted = {"gguf_sha256", "dequantised_from"} & record.base_source.keys()
+    what = "the bf16 folder that the edit began from, which stands for " if converted else ""
+    console().print(f"wrote {plain(out)}: {what}{plain(record.base.ref)}, byte for byte ({record.base.digest[:16]}…)")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ..options import RunOptions
-from .common import Json, Out, console, plain, print_json, with_run_options
+from .common import Json, Out, console, plain, print_json, several, with_run_options
 from .wishes import Feature, Transfer, with_wishes
 
 
@@ -43,7 +43,12 @@ def command(
         return
     screen = console()
     screen.print(
-        f"wrote {plain(out)}: {plain(record.edit.name or 'edit')} as {plain(form)}, {len(record.tensors)} tensors"
+        f"wrote {plain(out)}: {plain(record.edit.name or 'edit')} as {plain(form)}, {several(len(record.tensors), 'tensor')}"
     )
+    left: list[float] = [x for t in record.tensors if (x := getattr(t, "left", None)) is not None]
+    if left:
+        screen.print(f"  share of the direction left: at most {max(left):.3%}")
+    if form == "gguf":
+        screen.print(f"  beside it: {plain(out)}.Modelfile for Ollama, {plain(out)}.weightsmith.json with the record")
     for note in record.notes:
         screen.print(f"[yellow]note[/] {plain(note)}")

@@ -54,4 +54,5 @@ def command(
         print_candidates(screen, direction.meta)
     if note := direction.meta.ran.get("notes"):
         screen.print(f"[yellow]note[/] {plain(note)}")
-    screen.print(f"[dim]next: weightsmith edit {plain(model)} {plain(out)} --add auto -o OUT   (or --remove auto)[/]")
+    how = "--add auto -o OUT   (or --remove auto)" if direction.meta.candidates else "--remove 1 -o OUT   (or --add 0.3)"
+    screen.print(f"[dim]next: weightsmith edit {plain(model)} {plain(out)} {how}[/]")

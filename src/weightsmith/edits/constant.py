@@ -94,7 +94,7 @@ def add(step: EditStep, context: Context) -> None:
     if step.amount == 0.0:
         return
     if step.also or step.norms not in (None, "free"):
-        raise RecipeError("add takes one direction and free norms", hint="use one step for each direction")
+        raise RecipeError("add takes one direction and free norms", hint="leave out `also` and `norms`, or use a step for each")
     if set(step.strengths) - {"*"}:
         raise RecipeError("an addition belongs to layers, not to roles", hint="give its strengths under `*`")
     context.architecture.select(context.architecture.default_roles(), step.layers)

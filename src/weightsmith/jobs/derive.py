@@ -71,6 +71,9 @@ def load_record(model: Checkpoint) -> Derivation:
         RecipeError: it is malformed, or of a newer version.
     """
     path = model.path / RECORD
+    if model.kind == "gguf" and (beside := model.path.with_name(f"{model.path.name}.weightsmith.json")).is_file():
+        raise UsageError("a GGUF is not rebuilt or undone: its weights were quantised again", where=model.path,
+                         hint=f"its record is in {beside.name}; rebuild the edit as weights and export it again")  # fmt: skip
     if model.kind != "folder" or not path.is_file():
         raise UsageError("there is no record of how this model was made", where=model.path,
                          hint=f"only models that `weightsmith edit` wrote have a {RECORD}")  # fmt: skip
@@ -105,7 +108,8 @@ def find_base(
             return known
         raise UsageError(f"the base {record.base.ref} ({record.base.digest[:16]}…) is not known on this machine",
                          hint="name it with --base")  # fmt: skip
-    found = runnable(as_checkpoint(base, options), dequantize=options.dequantize, progress=options.progress)
+    dequantize = options.dequantize or "dequantised_from" in record.base_source
+    found = runnable(as_checkpoint(base, options), dequantize=dequantize, progress=options.progress)
     digest = found.digest(options.progress)
     if digest != record.base.digest:
         raise DigestMismatch(f"this is not the base: its digest is {digest[:16]}…, the record names "

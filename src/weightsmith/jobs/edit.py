@@ -221,7 +221,7 @@ def _step(
     chosen = direction.meta.best("add" if kind == "add" else "remove")
     if amount == "auto":
         if chosen is None:
-            raise UsageError("this direction has no chosen amount", hint="give a number, or run `find` again")
+            raise UsageError("this direction has no chosen amount", hint="give a number, or run `find` again without --no-choose")
         amount = chosen.amount
     if source is None:
         source = chosen.source if chosen else _default_source(direction)

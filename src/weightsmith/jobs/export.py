@@ -68,6 +68,7 @@ def export(
     refuse_existing(out, folder=form in ("weights", "lora"))
     if what is None:
         model, what, wishes = of_its_own(model, wishes, options)
+        transfer = transfer or bool(wishes.pop("transferred", False))
     checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
     what, wishes = with_imported(checkpoint, what, dict.fromkeys(_WISHES) | wishes, transfer=transfer, options=options)
     spec, found = resolve_edit(checkpoint, what, **wishes)
@@ -110,8 +111,11 @@ def of_its_own(
         model = as_checkpoint(given, options)
         record = load_record(model)
         kept = sorted((model.path / KEPT).glob("direction-*.safetensors"))
-        return find_base(model, record, None, options), record.edit, wishes | {"directions": kept}
-    if not path.is_file():
+        more = {"directions": kept, "transferred": record.transferred}
+        return find_base(model, record, None, options), record.edit, wishes | more
+    if not path.exists() and not isinstance(given, Checkpoint):
+        raise UsageError("no such model, Edit or direction", where=given)
+    if not path.is_file() or path.suffix == ".gguf":
         raise UsageError("say which edit: an Edit or a direction file", where=given,
                          hint="weightsmith export MODEL EDIT --as FORM -o OUT")  # fmt: skip
     if is_direction(path):
