@@ -27,9 +27,11 @@ from .storage import (
     remembered_sha256,
     require_space,
     stat_key,
-    strict_json,
     whole_folder,
     write_cache,
+)
+from .storage import (
+    read_json as read_json,
 )
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -281,21 +283,6 @@ def open_checkpoint(ref: str, *, offline: bool = False, progress: Progress | Non
 def _starts_with(path: Path, magic: bytes) -> bool:
     with path.open("rb") as file:
         return file.read(len(magic)) == magic
-
-
-def read_json(path: Path) -> Any:
-    """A JSON object from a file.
-
-    Raises:
-        FormatError: not UTF-8, not JSON, or not an object.
-    """
-    try:
-        value = strict_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not valid JSON ({error})", where=path) from error
-    if not isinstance(value, dict):
-        raise FormatError("expected a JSON object", where=path)
-    return value
 
 
 def _refuse_pickles(where: Path, pickles: list[Path]) -> None:

@@ -162,10 +162,15 @@ class Direction:
         data = self.to_bytes()
         digest = hashlib.sha256(data).hexdigest()
         write_whole(path, data, replace=replace)
-        kept = cache_dir() / "directions" / f"{digest}.safetensors"
+        self.keep()
+        return digest
+
+    def keep(self) -> None:
+        """Keep a copy in the cache, where an Edit that names this direction by digest finds it."""
+        data = self.to_bytes()
+        kept = cache_dir() / "directions" / f"{hashlib.sha256(data).hexdigest()}.safetensors"
         if not kept.exists():
             write_cache(kept, data)
-        return digest
 
 
 def load_direction(path: Path) -> Direction:

@@ -21,7 +21,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from .errors import DiskFull, OutputExists, ResourceError, Truncated, UsageError
+from .errors import DiskFull, FormatError, OutputExists, ResourceError, Truncated, UsageError
 
 BLOCK = 1 << 22
 #: scratch names of this very process; what has its number and is not here was left by a dead one
@@ -42,6 +42,21 @@ def strict_json(raw: bytes, pairs: Callable[[list[tuple[str, Any]]], Any] | None
     value = json.loads(raw.decode(), object_pairs_hook=pairs)
     if b"\\ud" in raw or b"\\uD" in raw:
         json.dumps(value, ensure_ascii=False).encode()
+    return value
+
+
+def read_json(path: Path) -> Any:
+    """A JSON object from a file.
+
+    Raises:
+        FormatError: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = strict_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON ({error})", where=path) from error
+    if not isinstance(value, dict):
+        raise FormatError("expected a JSON object", where=path)
     return value
 
 

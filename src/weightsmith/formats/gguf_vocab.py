@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, UnsupportedModel
-from ..storage import strict_json
+from ..storage import read_json
 from .gguf_tokenizer import _PRE, SPACE, TURN_ENDS
 from .gguf_write import Typed, Value
 
@@ -144,15 +144,8 @@ class _Files:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = strict_json(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise FormatError(f"not valid JSON ({error})", where=path) from error
-    if not isinstance(value, dict):
-        raise FormatError("expected a JSON object", where=path)
-    return value
+    return dict(read_json(path)) if path.is_file() else {}
+
 
 
 def _stages(value: Any, name: str) -> list[dict[str, Any]]:

@@ -183,6 +183,8 @@ def resolve_edit(
     rounding = how.pop("rounding", None) or "nearest"
     step, others = _refined(step, how)
     name = f"{step.kind} {what.meta.feature}"
+    for direction in (what, *others.values()):
+        direction.keep()
     spec: EditSpec = parse(EditSpec, {"schema": EDIT, "name": name, "steps": [step.model_dump()], "rounding": rounding}, "edit")
     return spec, {digest: what, **others}
 

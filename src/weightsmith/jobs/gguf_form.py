@@ -31,7 +31,7 @@ from ..options import RunOptions
 from ..plan import EditPlan
 from ..records import Derivation, EditSpec, TensorRecord
 from ..rewrite import Rewriting
-from ..storage import digest_of, refuse_existing, remembered_sha256, sha256_range, write_whole
+from ..storage import refuse_existing, remembered_sha256, sha256_range, write_whole
 from .edit import prepare
 from .files import as_checkpoint
 from .imported import base_identity
@@ -59,7 +59,8 @@ def as_gguf(
         record, stops = _in_its_own_form(plan, origin.path, found, out, transfer, options)
     else:
         record, stops = _from_folder(plan, found, out, file_type or "Q8_0", transfer, options)
-    record = record.model_copy(update={"outputs": {out.name: sha256_range(out)}})
+    digest = as_checkpoint(out).digest(options.progress)
+    record = record.model_copy(update={"outputs": {out.name: sha256_range(out)}, "digest": digest})
     write_whole(beside["modelfile"], gguf_export.modelfile(out.name, stops).encode())
     text = json.dumps(record.model_dump(by_alias=True), indent=1, ensure_ascii=False)
     write_whole(beside["record"], text.encode() + b"\n")
@@ -127,8 +128,7 @@ def _in_its_own_form(
     rows = [TensorRecord(tensor=n, dtype=kinds.get(n, "F32"), operations=[o.describe() for o in plan.operations.get(n, ())],
                          left=left.get(n), added=n in added) for n in [*touched, *added]]  # fmt: skip
     notes = [*record.notes, *_coarse(rows, shapes)]
-    digest = digest_of([[t.name, t.type, list(t.shape)] for t in gguf.read_header(out).tensors] + [sha256_range(out)])
-    record = record.model_copy(update={"tensors": rows, "notes": notes, "digest": digest})
+    record = record.model_copy(update={"tensors": rows, "notes": notes})
     return record, ()
 
 
