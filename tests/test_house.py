@@ -17,17 +17,17 @@ from pathlib import Path
 import pytest
 
 import weightsmith
-from weightsmith import architecture, errors, records
+from weightsmith import architecture, errors, measured, records
 from weightsmith.features.prompts import NEAR, PARTS, prompt_sets, read_prompts, similarity
 from weightsmith.features.recipe import PromptSource, TwoSources, load_feature, shipped_features
-from weightsmith.measure.compare import make_scorers
+from weightsmith.measure.prepare import make_scorers
 from weightsmith.measure.scorers import SCORERS
 from weightsmith.registry import Registry
 
 SOURCE = Path(weightsmith.__file__).parent
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "records", "storage", "held", "registry", "options"), 0),
-    **dict.fromkeys(("formats", "checkpoint", "hub", "architecture"), 1),
+    **dict.fromkeys(("errors", "records", "measured", "claimed", "storage", "held", "registry", "options"), 0),
+    **dict.fromkeys(("formats", "checkpoint", "hub", "architecture", "cards"), 1),
     **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
     **dict.fromkeys(("runtime", "features", "measure"), 3),
     **dict.fromkeys(("jobs", "report", "release"), 4),
@@ -273,7 +273,7 @@ def test_errors_are_one_tree_and_only_bad_verdicts_exit_with_1() -> None:
 
 
 def test_every_written_schema_has_a_name_and_a_version() -> None:
-    ids = [records.DIRECTION, records.EDIT, records.DERIVATION, records.MEASUREMENTS]
+    ids = [records.DIRECTION, records.EDIT, records.DERIVATION, measured.MEASUREMENTS]
     assert all(re.fullmatch(r"weightsmith/[a-z]+/\d+", i) for i in ids)
     assert len(set(ids)) == len(ids)
 
@@ -299,7 +299,7 @@ def test_every_shipped_feature_parses_and_has_its_prompts(name: str) -> None:
         assert len(set(seen)) == len(seen)
     kinds = [s.kind for s in spec.scorers]
     assert len(set(kinds)) == len(kinds)
-    assert make_scorers(spec, None, None)  # type: ignore[arg-type]
+    assert make_scorers(spec, None, None)
 
 
 @cache

@@ -11,7 +11,7 @@ from weightsmith import jobs
 from weightsmith.checkpoint import open_checkpoint
 from weightsmith.features.select import compile_hooks
 from weightsmith.jobs.measure import Session
-from weightsmith.records import Difference, MeasureRecord
+from weightsmith.measured import Difference, MeasureRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.real]
 MODEL = "demo:smollm2"

@@ -16,7 +16,6 @@ from .errors import RecipeError
 DIRECTION = "weightsmith/direction/1"
 EDIT = "weightsmith/edit/1"
 DERIVATION = "weightsmith/derivation/1"
-MEASUREMENTS = "weightsmith/measurements/1"
 DIFF = "weightsmith/diff/1"
 REBUILD = "weightsmith/rebuild/1"
 
@@ -50,39 +49,6 @@ def parse(model: type[Strict], data: Any, where: object, schema: str | None = No
         place = ".".join(str(p) for p in first["loc"]) or "(top)"
         message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{place}: {message}", where=where, hint="docs/formats.md lists every field") from error
-
-
-class Measurement(Strict):
-    """One figure that can be believed: value, unit, interval, n, and how the interval was made.
-
-    ``low`` and ``high`` bound a 95% interval; ``values`` (when kept) are per prompt, in prompt order.
-    """
-
-    name: str
-    value: float
-    unit: str
-    low: float
-    high: float
-    n: int
-    interval: Literal["wilson", "bootstrap", "none"]
-    condition: str = ""
-    values: list[float] | None = None
-
-
-class Difference(Strict):
-    """A paired comparison, edited minus base, on the same prompts; ``p`` by the named test."""
-
-    name: str
-    condition: str
-    unit: str
-    base: Measurement
-    edited: Measurement
-    value: float
-    low: float
-    high: float
-    p: float
-    test: str
-    n: int
 
 
 class LayerQuality(Strict):
@@ -130,7 +96,11 @@ class ModelIdentity(Strict):
 
 
 class DirectionMeta(Strict):
-    """The metadata of a direction file."""
+    """The metadata of a direction file.
+
+    ``prompts`` holds, for each part that was used (``extract``, ``select``), one-way sketches of its prompts: enough to
+    see that none of them is reported on, not enough to read them.
+    """
 
     schema_id: str = Field(DIRECTION, alias="schema")
     feature: str
@@ -150,6 +120,7 @@ class DirectionMeta(Strict):
     transfer: list[dict[str, str]] = []
     expression: str = ""
     versions: dict[str, str] = {}
+    prompts: dict[str, list[str]] = {}
 
     def best(self, kind: str) -> Candidate | None:
         """The candidate chosen on *select* for ``add`` or ``remove``."""
@@ -358,45 +329,3 @@ class RebuildRecord(Strict):
     def same(self) -> bool:
         """Whether what is there is, byte for byte, what the record gives."""
         return not self.tensors and not self.files and self.rebuilt_digest == self.record_digest
-
-
-class Answer(Strict):
-    """One prompt and what was said to it, before and after."""
-
-    prompt: str
-    condition: str
-    base: str
-    edited: str
-    degenerate_base: bool = False
-    degenerate_edited: bool = False
-
-
-class ScorerNote(Strict):
-    """What a scorer reads, and what is known of its error."""
-
-    name: str
-    reads: str
-    error: str
-
-
-class MeasureRecord(Strict):
-    """Everything that one ``measure`` found; the HTML report is drawn from this and nothing else."""
-
-    schema_id: str = Field(MEASUREMENTS, alias="schema")
-    title: str
-    sentence: str
-    feature: str
-    feature_description: str
-    base: ModelIdentity
-    edited: ModelIdentity
-    differences: list[Difference]
-    damage: list[Measurement]
-    answers: list[Answer]
-    scorers: list[ScorerNote]
-    direction: DirectionMeta | None = None
-    derivation: Derivation | None = None
-    options: dict[str, Any] = {}
-    ran: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    notes: list[str] = []
-    versions: dict[str, str] = {}

@@ -28,7 +28,8 @@ def demo(out: Path) -> int:
     """The demo; ``out`` receives the direction, both models, the report and its JSON."""
     from .. import jobs
     from ..direction import load_direction
-    from ..jobs.measure import Session, save_record, save_report
+    from ..jobs.measure import Session
+    from ..jobs.measured import save_record, save_report
     from ..options import RunOptions
 
     screen, begun = console(), time.perf_counter()
@@ -111,7 +112,7 @@ def _show(screen: Any, records: list[Any]) -> None:
                              f"(change {d.value:+.2f} \\[{d.low:+.2f}, {d.high:+.2f}], n = {d.n})")  # fmt: skip
             if d.name == "degenerate":
                 screen.print(f"  degenerate answers {d.base.value:.0%} → {d.edited.value:.0%}")
-        kl = next(m for m in record.damage if "response tokens" in m.name)
+        kl = next(m for m in record.damage if m.key == f"{FEATURE}.kl.mean")
         screen.print(f"  {kl.name}: {kl.value:.3f} \\[{kl.low:.3f}, {kl.high:.3f}] {kl.unit}")
 
 

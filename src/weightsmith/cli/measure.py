@@ -1,8 +1,9 @@
-"""``weightsmith measure``: a model against its base, with intervals."""
+"""``weightsmith measure``: a model against its base, or alone, with intervals."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,24 +19,37 @@ def command(
     model: Model,
     *,
     run: RunOptions,
-    against: Annotated[str, typer.Option(help="The base to compare with.", metavar="BASE")],
-    feature: Annotated[str, typer.Option(help="A shipped feature or a YAML file.")],
+    against: Annotated[
+        str | None, typer.Option(help="The base to compare with; without one the model is measured alone.", metavar="BASE")
+    ] = None,
+    suite: Annotated[str, typer.Option(help="quick, standard or full.")] = "quick",
+    feature: Annotated[
+        list[str] | None,
+        typer.Option(help="A shipped feature or a YAML file; several times if you like. "
+                          "What the model's own record edits by default.")] = None,
     direction: Annotated[str | None, typer.Option(help="The feature's direction, for the probe.")] = None,
-    n: Annotated[int | None, typer.Option("-n", help="Report prompts per condition; all by default.", min=2)] = None,
-    tokens: Annotated[int, typer.Option(help="Length of answers, in tokens.", min=1)] = 48,
+    n: Annotated[int | None, typer.Option("-n", help="Prompts per condition, instead of the suite's number.", min=2)] = None,
+    tokens: Annotated[int | None, typer.Option(help="Length of answers in tokens, instead of the suite's.", min=1)] = None,
+    drop_overlap: Annotated[
+        bool, typer.Option("--drop-overlap", help="Leave out prompts that the edit was found or chosen with.")] = False,
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="Write FILE.html and/or FILE.json.", metavar="FILE")
     ] = None,
     json: Json = False,
-) -> None:
-    """Measure a model against its base: effect where the feature can show, and damage everywhere."""
-    from ..jobs.measure import measure, save_record, save_report
+) -> None:  # fmt: skip
+    """Measure a model: effect where a feature can show, damage, and safety both ways, each with its interval."""
+    from ..jobs.measure import Session
+    from ..jobs.measured import save_record, save_report
     from ..storage import refuse_existing
 
     targets = _targets(out)
     for target in targets:
         refuse_existing(target, folder=False)
-    record = measure(model, against, feature, direction=direction, n=n, tokens=tokens, options=run)
+    session = Session(against, feature or (), edited=model, options=run, suite=suite, direction=direction, n=n, tokens=tokens,
+                      drop_overlap=drop_overlap)  # fmt: skip
+    if not json:
+        print_design(session)
+    record = session.compare(model)
     with contextlib.ExitStack() as undo:  # both files or none
         for target in targets:
             (save_report([record], target) if target.suffix == ".html" else save_record(record, target))
@@ -44,9 +58,28 @@ def command(
     if json:
         print_json(record.model_dump(by_alias=True))
         return
+    from .measure_table import print_measurements
+
     print_measurements(record)
     for target in targets:
         console().print(f"wrote {plain(str(target))}")
+
+
+def print_design(session: Any) -> None:
+    """What will be asked and the smallest change that it can show, before anything runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    screen = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 100)
+    suite = session.suite
+    how = "greedy only" if not suite.sampled else f"greedy, and {suite.sampled} prompts sampled with {suite.seeds} seeds"
+    screen.print(f"suite {suite.name}: answers of {suite.tokens} tokens, {how}")
+    table = Table("asked", "n", "smallest change seen (rate)", "(mean, in SD)", box=None, pad_edge=False)
+    for condition, units, rate, mean in session.design():
+        shown = f"{rate:.0%}" if rate < 1 else "none"
+        table.add_row(plain(condition), str(units), shown, f"{mean:.2f}")
+    screen.print(table)
+    screen.print("with 80% power at 5%, for one figure alone; smaller changes will say “cannot tell”\n")
 
 
 def _targets(out: str | None) -> list[Path]:
@@ -62,26 +95,3 @@ def _targets(out: str | None) -> list[Path]:
             f"can't write {path.suffix!r}", hint="name a .html or .json file, or a name without a suffix for both"
         )
     return [path.with_suffix(".html"), path.with_suffix(".json")]
-
-
-def print_measurements(record: Any) -> None:
-    """The table of figures: base, edited, difference with its interval, n and p."""
-    from rich.table import Table
-
-    screen = console()
-    screen.print(f"[bold]{plain(record.title)}[/]\n{plain(record.sentence)}\n")
-    table = Table("condition", "figure", "base", "edited", "difference [95%]", "p", "n", box=None, pad_edge=False)
-    last = ""
-    for d in record.differences:
-        change = f"{d.value:+.3f} \\[{d.low:+.3f}, {d.high:+.3f}]"
-        table.add_row("" if d.condition == last else plain(d.condition), d.name, f"{d.base.value:.3f}",
-                      f"{d.edited.value:.3f}", change, f"{d.p:.3g}", str(d.n))  # fmt: skip
-        last = d.condition
-    screen.print(table)
-    harm = Table("damage", "value [95%]", "n", box=None, pad_edge=False)
-    for m in record.damage:
-        harm.add_row(m.name, f"{m.value:.4g} \\[{m.low:.4g}, {m.high:.4g}] {m.unit}", str(m.n))
-    screen.print()
-    screen.print(harm)
-    for note in record.notes:
-        screen.print(f"[yellow]note[/] {plain(note)}")

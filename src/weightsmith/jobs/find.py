@@ -70,7 +70,7 @@ def find(
             layers=list(wanted), prompts_digest=sets.digest,
             n={p: len(sets.part(p).shows) for p in ("extract", "select", "report")}, quality=rows,
             ran=running.ran | ({"notes": "; ".join(running.notes)} if running.notes else {}),
-            versions={"weightsmith": __version__, "numpy": np.__version__},
+            versions={"weightsmith": __version__, "numpy": np.__version__}, prompts=_sketches(sets),
         ), None if readers is None else readers.astype(np.float32),
     )  # fmt: skip
     if choose:
@@ -81,6 +81,14 @@ def find(
     if out is not None:
         direction.save(Path(out))
     return direction
+
+
+def _sketches(sets: Any) -> dict[str, list[str]]:
+    """What was read and what the choice was made with, so that a report on the same prompts can be refused."""
+    from ..measure.overlap import sketch
+
+    used = {part: dict.fromkeys((*sets.part(part).shows, *sets.part(part).lacks)) for part in ("extract", "select")}
+    return {part: [sketch(p) for p in prompts] for part, prompts in used.items()}
 
 
 def _asked(feature: str, method: str, site: str | None, point: str, budget: float) -> tuple[Any, Any, str]:

@@ -1,158 +1,220 @@
-"""``measure``: one model against its base, on report prompts, with intervals; the record from which reports are drawn."""
+"""``measure``: a model against its base, or alone, on prompts that nothing was chosen with; the record that all else is
+drawn from."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import __version__
 from ..checkpoint import RECORD, Checkpoint, read_json
 from ..direction import Direction, load_direction
-from ..errors import RecipeError, ShapeMismatch, UsageError, WeightsmithError
+from ..errors import ShapeMismatch, UsageError
+from ..measured import MeasureRecord
 from ..options import RunOptions
-from ..records import DERIVATION, Derivation, MeasureRecord, parse
-from ..storage import cache_dir, write_whole
+from ..records import DERIVATION, Derivation, DirectionMeta, parse
 from .files import as_checkpoint
+
+if TYPE_CHECKING:
+    from ..features.recipe import FeatureSpec
+    from ..measure.damage import Reference
+    from ..measure.run import Run
+    from ..measure.subject import Subject
+
+Model = Checkpoint | str | Path
+
+
+@dataclass(frozen=True)
+class MeasureOptions:
+    """What is measured, apart from the models.
+
+    ``suite`` is ``quick``, ``standard``, ``full`` or a :class:`weightsmith.measure.suites.Suite`; ``n`` and ``tokens``
+    override its number of prompts and length of answers. The probe needs a feature's ``direction``; it is taken from the
+    model's own record and the cache when it is not given. ``drop_overlap`` leaves out prompts that the edit was found or
+    chosen with, which are an error otherwise. ``sets`` names the sets of questions (all that are installed, where the
+    suite has them, by default), ``tasks`` tasks of lm-eval.
+    """
+
+    suite: Any = "quick"
+    direction: Direction | str | Path | None = None
+    n: int | None = None
+    tokens: int | None = None
+    drop_overlap: bool = False
+    sets: tuple[str, ...] | None = None
+    tasks: tuple[str, ...] = ()
+    workers: str | None = None
 
 
 def measure(
-    model: Checkpoint | str | Path,
-    against: Checkpoint | str | Path,
-    feature: str,
-    *,
-    direction: Direction | str | Path | None = None,
-    n: int | None = None,
-    tokens: int = 48,
-    options: RunOptions | None = None,
-) -> MeasureRecord:
-    """Measure ``model`` against its base on the *report* prompts of ``feature``.
+    model: Model, against: Model | None = None, feature: str | Sequence[str] = (), *, options: RunOptions | None = None,
+    **wishes: Any,
+) -> MeasureRecord:  # fmt: skip
+    """Measure ``model``, against its base where one is given, on the *report* prompts of the features and on safety.
 
-    ``n`` limits the prompts (all of the report part by default), ``tokens`` the length of answers. The probe needs the
-    feature's ``direction``; it is taken from the model's own record and the cache when it is not given.
+    ``wishes`` are the fields of :class:`MeasureOptions`.
 
     Raises:
-        RecipeError: a feature that can't be asked for; EditError: different vocabularies; NonFinite: NaN.
+        RecipeError: a feature that can't be asked for, or prompts that were used before; NonFinite: NaN in the logits;
+        UsageError: an unknown suite or set.
     """
-    options = options or RunOptions()
-    if n is not None and n < 2:
-        raise UsageError(f"{n} prompts have no interval", hint="give at least 2")
     clock = time.perf_counter()
-    session = Session(against, feature, direction=direction, n=n, tokens=tokens, options=options, edited=model)
+    session = Session(against, feature, edited=model, options=options, **wishes)
     record = session.compare(model)
     record.seconds["in all"] = time.perf_counter() - clock
     return record
 
 
 class Session:
-    """A base that is loaded and measured once, and compared with any number of edits."""
+    """A plan and a base that is measured once, compared with any number of edits; without a base, models alone.
+
+    Nothing is loaded or asked before the first comparison; ``design`` says what will be asked and what can be seen.
+    """
 
     def __init__(
-        self, against: Checkpoint | str | Path, feature: str, *, direction: Direction | str | Path | None = None,
-        n: int | None = None, tokens: int = 48, options: RunOptions | None = None,
-        edited: Checkpoint | str | Path | None = None,
+        self, against: Model | None, feature: str | Sequence[str] = (), *, edited: Model | None = None,
+        options: RunOptions | None = None, **wishes: Any,
     ) -> None:  # fmt: skip
-        from ..features.prompts import prompt_sets
-        from ..features.recipe import load_feature
-        from ..measure import compare
-        from ..runtime.load import load
+        from ..measure import prepare, suites
+        from ..measure.subject import Subject
 
-        self.options = options or RunOptions()
+        self.options, self.wishes = options or RunOptions(), _wishes(wishes)
+        w = self.wishes
+        chosen = suites.get_suite(w.suite) if isinstance(w.suite, str) else w.suite
+        self.suite = replace(chosen, **{k: v for k, v in {"n": w.n, "tokens": w.tokens}.items() if v is not None})
         self.seconds: dict[str, float] = {}
-        self.spec, folder = load_feature(feature)
-        self.sets = prompt_sets(self.spec, folder)
-        self.tokens = tokens
-        base = as_checkpoint(against, self.options)
-        derivation = None
+        self.notes: list[str] = []
+        self.given = load_direction(Path(w.direction)) if isinstance(w.direction, str | Path) else w.direction
+        self.derivation = None
         if edited is not None:
             other = as_checkpoint(edited, self.options)
             other.check_record()  # a damaged model is known before minutes are spent on its base
-            derivation = read_derivation(other)
-        self.direction = self._find_direction(direction, derivation)
+            self.derivation = read_derivation(other)
         start = time.perf_counter()
-        self.base = load(base, self.options)
-        self._check_direction(given=direction is not None)
-        self.seconds["loading the base"] = time.perf_counter() - start
+        self.base: Subject | None = None
+        if against is not None:
+            self.base = Subject.open("base", as_checkpoint(against, self.options), self.options)
+        self.seconds["reading the base"] = time.perf_counter() - start
+        self.directions: dict[str, Direction] = {}
+        self._reader: Subject | None = self.base
+        names = (feature,) if isinstance(feature, str) else tuple(feature)
+        used = self._used()
+        self.plans = prepare.plan_features(
+            prepare.Wanted(names or self._own_features(), self.given, w.drop_overlap), self.suite, used, self._read,
+            self.base.identity.digest if self.base else "", self._direction_of, self.notes,
+        )  # fmt: skip
+        self.safety = suites.safety_blocks(self.suite, prepare.check_safety(used, w.drop_overlap, self.notes))
+        self.before: Run | None = None
+        self.references: dict[str, Reference] = {}
+        self.after: Run | None = None
+
+    def _used(self) -> list[DirectionMeta]:
+        """What is known of the prompts that the edit was found and chosen with."""
+        own = list(self.derivation.directions.values()) if self.derivation else []
+        return [*own, *([self.given.meta] if self.given else [])]
+
+    def _own_features(self) -> tuple[str, ...]:
+        """The shipped features that the model's own record edits."""
+        from ..features.recipe import shipped_features
+
+        own = dict.fromkeys(m.feature for m in (self.derivation.directions.values() if self.derivation else ()))
+        return tuple(name for name in own if name in shipped_features())
+
+    def _read(self) -> Any:
+        """The running model that probes read with: the base, or the model itself where there is none."""
+        assert self._reader is not None, "a session reads with a model"
+        return self._reader.running
+
+    def _direction_of(self, spec: FeatureSpec) -> Direction | None:
+        """The feature's direction, given or from the model's record; one of another shape is an error where it was given."""
+        from ..measure.prepare import own_direction
+
+        mine = self.given if self.given is not None and self.given.meta.feature == spec.name else None
+        found = mine or own_direction(spec.name, self.derivation)
+        if found is None:
+            return None
+        try:
+            if self.base is not None and found.check_model(self.base.identity, transfer=True):
+                self.notes.append(f"{spec.name}: the probe's direction was found on other weights than this base")
+        except ShapeMismatch:
+            if mine is not None:
+                raise
+            return None
+        self.directions[spec.name] = found
+        return found
+
+    def design(self) -> list[tuple[str, int, float, float]]:
+        """What each condition can see: (condition, units, smallest change of a rate, of a mean in standard deviations)."""
+        from ..measure.power import minimum_detectable
+
+        rows = []
+        for block in [*(b for p in self.plans for b in p.blocks), *self.safety]:
+            n = len(set(block.units))
+            rows.append((f"{block.group}: {block.condition}", n, minimum_detectable(n, True), minimum_detectable(n, False)))
+        return rows
+
+    def measure_base(self) -> None:
+        """Measure the base, or look up what is known of it; called by the first comparison."""
+        if self.base is None or self.before is not None:
+            return
+        from ..measure import damage
+
         start = time.perf_counter()
-        self.suite = compare.build_suite(self.base, self.spec, self.sets, self.direction, n, tokens)
-        self.before = compare.run_model(self.base, self.suite, "base")
-        self.items, self.states = compare.base_states(self.base, self.suite, self.before)
+        self.before = self._run(self.base)
+        for block in self._compared_blocks():
+            self.references[block.key] = damage.reference(self.base, self.before.block(block.key))
+        if not any(s.asks for p in self.plans for s in p.scorers):
+            self.base.release()
         self.seconds["measuring the base"] = time.perf_counter() - start
 
-    def _find_direction(self, given: Direction | str | Path | None, record: Derivation | None) -> Direction | None:
-        if isinstance(given, Direction):
-            return given
-        if given is not None:
-            return load_direction(Path(given))
-        for digest, meta in (record.directions if record else {}).items():
-            kept = cache_dir() / "directions" / f"{Path(digest).name}.safetensors"
-            with contextlib.suppress(WeightsmithError):  # a damaged cache entry is none
-                if meta.feature == self.spec.name and kept.is_file():
-                    found = load_direction(kept)
-                    if found.digest() == digest:
-                        return found
-        return None
+    def _compared_blocks(self) -> list[Any]:
+        """Where distributions are compared: harmless requests, and features' neutral prompts that are others."""
+        harmless = next(b for b in self.safety if b.key == "safety.harmless")
+        own = [p.blocks[0] for p in self.plans if p.blocks[0].prompts_digest != harmless.prompts_digest]
+        return [harmless, *own]
 
-    def _check_direction(self, *, given: bool) -> None:
-        """The probe reads the base: a direction of another shape is an error where it was given, else left out."""
-        if self.direction is None:
-            return
-        try:
-            if self.direction.check_model(self.base.identity, transfer=True):
-                self.base.note("the probe's direction was found on other weights than this base")
-        except ShapeMismatch:
-            if given:
-                raise
-            self.direction = None
+    def _run(self, subject: Subject) -> Run:
+        from ..measure.run import run_suite
 
-    def compare(self, model: Checkpoint | str | Path, *, title: str = "") -> MeasureRecord:
-        """Load ``model``, measure it as the base was measured, and compare."""
-        from ..runtime.load import load
+        return run_suite(subject, self.suite, self.plans, self.safety, self._sets, pool=None)
 
-        start = time.perf_counter()
+    def _sets(self, subject: Subject) -> list[Any]:
+        return []
+
+    def compare(self, model: Model, *, title: str = "") -> MeasureRecord:
+        """Measure ``model`` as the base is measured, and compare; without a base, measure it alone."""
+        from ..measure.subject import Subject
+
         checkpoint = as_checkpoint(model, self.options)
-        edited = load(checkpoint, self.options)
-        seconds = {"loading the edited model": time.perf_counter() - start}
-        return self._compare(edited, read_derivation(checkpoint), seconds, title)
+        checkpoint.check_record()
+        self.measure_base()
+        edited = Subject.open("edited" if self.base else "model", checkpoint, self.options)
+        return self._compare(edited, read_derivation(checkpoint), title)
 
     def compare_hooks(self, hooks: list[Any], *, title: str = "") -> MeasureRecord:
         """Compare the base with itself under runtime hooks: the same edit, without new weights."""
-        from ..runtime import steering
+        if self.base is None:
+            raise UsageError("hooks are compared with the model without them", hint="give the base")
+        self.measure_base()
+        return self._compare(self.base.under(hooks, "edited"), None, title)
 
-        with steering(self.base, hooks):
-            return self._compare(self.base, None, {}, title)
-
-    def _compare(
-        self, edited: Any, derivation: Derivation | None, seconds: dict[str, float], title: str
-    ) -> MeasureRecord:
-        from ..measure import compare
+    def _compare(self, edited: Subject, derivation: Derivation | None, title: str) -> MeasureRecord:
+        from . import measured
 
         start = time.perf_counter()
-        after = compare.run_model(edited, self.suite, "edited")
-        harm = compare.damage(self.base, edited, self.items, self.states, self.before, after)
-        seconds["measuring the edited model"] = time.perf_counter() - start
-        conditions = [{"condition": c, "n": len(p[0])} for c, p in self.suite.conditions.items()]
-        notes = sorted({*self.base.notes, *edited.notes, *(derivation.notes if derivation else [])})
-        if self.direction is None and any(s.kind == "probe" for s in self.spec.scorers):
-            notes.append("the probe was left out: the feature's direction is not at hand (give --direction)")
-        if self.direction is not None and self.direction.meta.prompts_digest != self.sets.digest:
-            notes.append("the direction was found with other prompts than this recipe's: some of the report prompts may "
-                         "have been used to find it, so run `find` again before you trust these figures")  # fmt: skip
-        return MeasureRecord(
-            title=title or f"{self.spec.name}: {edited.checkpoint.title} against {self.base.checkpoint.title}",
-            sentence=sentence(derivation, self.base.checkpoint.title, self.spec.name),
-            feature=self.spec.name, feature_description=self.spec.description.strip(),
-            base=self.base.identity, edited=edited.identity,
-            differences=compare.differences(self.suite, self.before, after), damage=harm,
-            answers=compare.answers(self.suite, self.before, after), scorers=compare.scorer_notes(self.suite),
-            direction=self.direction.meta if self.direction else None, derivation=derivation,
-            options={"answer_tokens": self.tokens, "decoding": "greedy", "conditions": conditions,
-                     "prompts_digest": self.sets.digest, "part": "report"},
-            ran=edited.ran, seconds={**self.seconds, **seconds}, notes=notes,
-            versions={"weightsmith": __version__},
-        )  # fmt: skip
+        if self.base is None:
+            self._reader = edited
+        self.after = self._run(edited)
+        seconds = {"measuring the edited model" if self.base else "measuring the model": time.perf_counter() - start}
+        return measured.record(self, edited, self.after, derivation, seconds, title)
+
+
+def _wishes(given: dict[str, Any]) -> MeasureOptions:
+    known = MeasureOptions.__dataclass_fields__
+    if odd := [k for k in given if k not in known]:
+        raise TypeError(f"measure() has no option {odd[0]!r}; it takes {', '.join(known)}")
+    return MeasureOptions(**given)
 
 
 def read_derivation(checkpoint: Checkpoint) -> Derivation | None:
@@ -166,45 +228,3 @@ def read_derivation(checkpoint: Checkpoint) -> Derivation | None:
         return None
     derivation: Derivation = parse(Derivation, read_json(file), file, DERIVATION)
     return derivation
-
-
-def sentence(derivation: Derivation | None, base: str, feature: str) -> str:
-    """What was done, in one sentence."""
-    if derivation is None:
-        return f"A model was compared with {base} on {feature}."
-    parts = []
-    for step in derivation.edit.steps:
-        found = derivation.directions.get(step.direction)
-        name = found.feature if found else "a direction that the record does not hold"
-        span = f"layers {min(step.layers)}–{max(step.layers)}" if len(step.layers) > 1 else f"layer {step.layers[0]}"
-        if step.kind == "remove":
-            how = "removed exactly from" if step.amount == 1 else f"removed by {step.amount:.0%} from"
-            parts.append(f"{name} was {how} {len(derivation.tensors)} tensors ({span})")
-        elif step.kind == "add":
-            pole = "enhanced" if step.amount > 0 else "turned down"
-            parts.append(f"{name} was {pole} by a constant of dose {step.amount:g} ({span})")
-        else:
-            parts.append(f"what {base} shows of {name} was multiplied by {step.amount:g} ({span})")
-    return f"In {base}, {' and '.join(parts)}."
-
-
-def save_record(record: MeasureRecord | list[MeasureRecord], path: Path, *, replace: bool = False) -> None:
-    """Write measurements as JSON, whole or not at all."""
-    many = record if isinstance(record, list) else [record]
-    data = [r.model_dump(by_alias=True) for r in many]
-    text = json.dumps(data if isinstance(record, list) else data[0], indent=1, ensure_ascii=False, allow_nan=False)
-    write_whole(path, (text + "\n").encode(), replace=replace)
-
-
-def save_report(records: list[MeasureRecord], path: Path, *, title: str | None = None, replace: bool = False) -> None:
-    """Write the HTML report, whole or not at all.
-
-    Raises:
-        RecipeError: there is nothing to report.
-    """
-    from ..report.html import render_report
-
-    if not records:
-        raise RecipeError("there is nothing to report")
-    html = render_report(records if len(records) > 1 else records[0], title=title)
-    write_whole(path, html.encode(), replace=replace)

@@ -47,3 +47,10 @@ def _loops(words: list[str], text: str) -> bool:
     stretches = [words[i : i + _WINDOW] for i in starts]
     raw = text.encode(errors="replace")
     return any(len(set(s)) < 0.45 * len(s) for s in stretches) or len(zlib.compress(raw)) < 0.3 * len(raw)
+
+
+def repetition(text: str, size: int = 4) -> float:
+    """Share of a text's ``size``-grams of words that occurred before in it: 0 when none does, 0 for a shorter text."""
+    words = _WORD.findall(text.casefold())
+    grams = [tuple(words[i : i + size]) for i in range(len(words) - size + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0

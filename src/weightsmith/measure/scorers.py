@@ -1,20 +1,21 @@
 """Scorers: what an answer is scored by. Plug-ins of the group ``weightsmith.scorers``.
 
-A scorer is made from its recipe's options and gives one value a prompt. Two narrow shapes: a :class:`TextScorer` reads
-the answer's text; a :class:`ModelScorer` asks the running model (teacher-forced log-odds, the feature's own probe).
-Each states what it reads and what is known of its error.
+A scorer is made from its recipe's options and gives one value an exchange. Some read the answer's text, some ask the
+running model (teacher-forced log-odds, the feature's own probe); each states what it reads and what is known of its
+error.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import MissingExtra, RecipeError
-from ..records import ScorerNote
+from ..measured import ScorerNote
 from ..registry import Registry
+from .asks import Exchange
 
 if TYPE_CHECKING:
     from ..direction import Direction
@@ -22,34 +23,34 @@ if TYPE_CHECKING:
 
 
 class Scorer(Protocol):
-    """One value a prompt; ``rate`` when it is 0 or 1; ``rises`` is +1 when more of the feature means a higher value."""
+    """One value an exchange; ``rate`` when it is 0 or 1; ``rises`` is +1 when more of the feature means a higher value.
+
+    ``asks`` says that it asks the running model about the prompt or the answer and doesn't read text alone: it is then
+    used on greedy answers only, since its figure does not depend on the dice.
+    """
 
     name: str
     unit: str
     rate: bool
-    rises: int
+    asks: bool
+
+    @property
+    def rises(self) -> int:
+        """+1 when the feature raises it, -1 when the feature lowers it."""
+        ...
+
+    def score(self, model: RunningModel | None, exchanges: Sequence[Exchange]) -> list[float | None]:
+        """One value an exchange; ``None`` where there is none (no answer to read, a judge that did not answer)."""
+        ...
 
     def note(self) -> ScorerNote:
         """What it reads and what is known of its error."""
         ...
 
 
-class TextScorer(Scorer, Protocol):
-    """Reads answers as text."""
-
-    def score_texts(self, answers: Sequence[str]) -> list[float]:
-        """One value an answer."""
-        ...
-
-
-class ModelScorer(Scorer, Protocol):
-    """Asks the running model."""
-
-    def score_model(
-        self, model: RunningModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-    ) -> list[float]:
-        """One value a prompt; ``prompts`` are what the model is asked, ``answers`` what it said, as token ids."""
-        ...
+def read_texts(exchanges: Sequence[Exchange], read: Callable[[str], float]) -> list[float | None]:
+    """``read`` on every answer that there is; a thought that never ended leaves no answer and no value."""
+    return [None if e.text is None else read(e.text) for e in exchanges]
 
 
 def _only(kind: str, options: Mapping[str, Any], allowed: Mapping[str, type]) -> None:
@@ -76,6 +77,7 @@ class Sentiment:
     name: str = "sentiment"
     unit: str = "VADER compound, −1 to 1"
     rate: bool = False
+    asks: bool = False
 
     @classmethod
     def make(cls, options: Mapping[str, Any]) -> Sentiment:
@@ -91,14 +93,14 @@ class Sentiment:
         """Which way the feature moves it."""
         return self.sign
 
-    def score_texts(self, answers: Sequence[str]) -> list[float]:
+    def score(self, model: RunningModel | None, exchanges: Sequence[Exchange]) -> list[float | None]:
         """Compound scores; an empty answer scores 0."""
         try:
             from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
         except ImportError as error:
             raise MissingExtra("the sentiment scorer needs VADER", hint="pip install 'weightsmith[model]'") from error
         analyzer = SentimentIntensityAnalyzer()
-        return [float(analyzer.polarity_scores(a)["compound"]) for a in answers]
+        return read_texts(exchanges, lambda text: float(analyzer.polarity_scores(text)["compound"]))
 
     def note(self) -> ScorerNote:
         """What it reads and what is known of its error."""
@@ -114,6 +116,7 @@ class Phrases:
     name: str = "phrases"
     unit: str = "share of answers"
     rate: bool = True
+    asks: bool = False
     rises: int = 1
 
     @classmethod
@@ -122,10 +125,10 @@ class Phrases:
         _only("phrases", options, {"phrases": list})
         return cls(_strings("phrases", options, "phrases"))
 
-    def score_texts(self, answers: Sequence[str]) -> list[float]:
+    def score(self, model: RunningModel | None, exchanges: Sequence[Exchange]) -> list[float | None]:
         """1 where a phrase occurs, else 0."""
         pattern = re.compile("|".join(rf"(?<!\w){re.escape(p.strip())}(?!\w)" for p in self.phrases), re.IGNORECASE)
-        return [float(bool(pattern.search(a.replace("’", "'")) or pattern.search(a))) for a in answers]
+        return read_texts(exchanges, lambda a: float(bool(pattern.search(a.replace("’", "'")) or pattern.search(a))))
 
     def note(self) -> ScorerNote:
         """What it reads and what is known of its error."""
@@ -142,6 +145,7 @@ class Continuations:
     name: str = "continuations"
     unit: str = "nats per token"
     rate: bool = False
+    asks: bool = True
     rises: int = 1
 
     @classmethod
@@ -150,14 +154,13 @@ class Continuations:
         _only("continuations", options, {"shows": list, "lacks": list})
         return cls(_strings("continuations", options, "shows"), _strings("continuations", options, "lacks"))
 
-    def score_model(
-        self, model: RunningModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-    ) -> list[float]:
+    def score(self, model: RunningModel | None, exchanges: Sequence[Exchange]) -> list[float | None]:
         """Mean log-probability per token of ``shows`` minus that of ``lacks``, after each prompt."""
         from ..runtime import Continuation, score_answers
 
+        assert model is not None, "this scorer asks the model"
         openings = [tuple(model.tokens(t)) for t in (*self.shows, *self.lacks)]
-        items = [Continuation(tuple(p), o) for p in prompts for o in openings]
+        items = [Continuation(e.prompt_ids, o) for e in exchanges for o in openings]
         scores = score_answers(model, items, "comparing openings")
         n, k = len(openings), len(self.shows)
         rows = [scores[i : i + n] for i in range(0, len(scores), n)]
@@ -179,27 +182,37 @@ class Probe:
 
     direction: Direction
     layer: int
-    reader: RunningModel | None = None
+    reader: Callable[[], RunningModel] | None = None
+    reader_digest: str = ""
     name: str = "probe"
     unit: str = "0 lacks, 1 shows"
     rate: bool = False
+    asks: bool = True
     rises: int = 1
 
-    def score_model(
-        self, model: RunningModel, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-    ) -> list[float]:
-        """One projection a prompt; an empty answer is read at its prompt's last token."""
+    def score(self, model: RunningModel | None, exchanges: Sequence[Exchange]) -> list[float | None]:
+        """One projection an exchange; an empty answer is read at its prompt's last token.
+
+        The answer is read after the user's turns alone, without a system message: not the persona is read but the answer.
+        """
         from ..runtime import Sequence as Span
         from ..runtime import capture
 
-        reader = self.reader or model
-        spans = [Span((*p, *a), len(p) if a else len(p) - 1, len(p) + len(a))
-                 for p, a in zip(prompts, answers, strict=True)]  # fmt: skip
+        reader = self.reader() if self.reader else model
+        assert reader is not None, "this scorer reads with a model"
+        spans = []
+        for e in exchanges:
+            p = reader.encode([dict(m) for m in e.ask.messages if m["role"] != "system"])
+            spans.append(Span((*p, *e.tokens), len(p) if e.tokens else len(p) - 1, len(p) + len(e.tokens)))
         means, _ = capture(reader, spans, [self.layer], self.direction.meta.point, "reading answers with the probe")
         row, unit = self.direction.row(self.layer), self.direction.unit(self.layer)
         low = float(self.direction.mean_lacks[row] @ unit)
         high = float(self.direction.mean_shows[row] @ unit)
         return [float(v) for v in (means[:, 0] @ unit - low) / ((high - low) or 1.0)]
+
+    def settings(self) -> list[Any]:
+        """What its values depend on besides the exchange."""
+        return [self.direction.digest(), self.layer, self.reader_digest]
 
     def note(self) -> ScorerNote:
         """What it reads and what is known of its error."""
@@ -216,5 +229,8 @@ SCORERS = Registry(
         "phrases": "weightsmith.measure.scorers:Phrases",
         "continuations": "weightsmith.measure.scorers:Continuations",
         "probe": "weightsmith.measure.scorers:Probe",
+        "refusal": "weightsmith.measure.refusal:Refusal",
+        "similarity": "weightsmith.measure.similarity:Similarity",
+        "judge": "weightsmith.measure.judge:Judge",
     },
 )

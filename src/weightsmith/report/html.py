@@ -13,18 +13,18 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ..errors import RecipeError
-from ..records import DirectionMeta, EditSpec, MeasureRecord
-from . import charts, intervals, text, view
-from .view import NARROW, WIDE, Variant
-
-T = TypeVar("T")
+from ..measured import MeasureRecord
+from ..records import DirectionMeta, EditSpec
+from . import answers, charts, intervals, scorers, sections, text, tiles, view
+from .variant import Variant, grouped, variants
+from .view import NARROW, WIDE
 
 
 def _asset(name: str) -> str:
@@ -44,8 +44,9 @@ def _printable(value: Any) -> Any:
 @cache
 def _template() -> Template:
     env = Environment(
-        autoescape=True, undefined=StrictUndefined, finalize=_printable, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, finalize=_printable,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
     env.filters.update(
         compact=text.compact,
         duration=text.duration,
@@ -54,7 +55,7 @@ def _template() -> Template:
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
         steps=edit_text,
     )
-    return env.from_string(_asset("report.html.j2"))
+    return env.get_template("report.html.j2")
 
 
 def edit_text(edit: EditSpec) -> str:
@@ -80,20 +81,6 @@ def _direction_charts(found: Sequence[DirectionMeta]) -> list[dict[str, Any]]:
     ]
 
 
-def _grouped(seen: Sequence[Variant], value: Callable[[MeasureRecord], T]) -> list[tuple[list[Variant], T]]:
-    """What the records say, each distinct answer once, with the variants that say it."""
-    groups: list[tuple[list[Variant], T]] = []
-    for v in seen:
-        mine = value(v.record)
-        for owners, theirs in groups:
-            if theirs == mine:
-                owners.append(v)
-                break
-        else:
-            groups.append(([v], mine))
-    return groups
-
-
 def _title(records: Sequence[MeasureRecord], seen: Sequence[Variant]) -> str:
     if len({r.title for r in records}) == 1:
         return records[0].title
@@ -101,41 +88,65 @@ def _title(records: Sequence[MeasureRecord], seen: Sequence[Variant]) -> str:
     return f"{features}, {' and '.join(v.label for v in seen)}"
 
 
+def _charts(seen: Sequence[Variant]) -> dict[str, Any]:
+    """Everything on the page that is drawn from figures."""
+    known = scorers.pages(seen)
+    compared = view.comparisons(seen, known)
+    # the safety section has its own rows; each difference stands once on the page
+    apart = [c for c in compared if view.is_safety(c.changes[0].difference)]
+    rest = [c for c in compared if c not in apart]
+    alone = view.figures(seen, known)
+    return {
+        "tiles": [(t, Markup(t.chart)) for t in tiles.tiles(seen, compared)],
+        "comparison_count": sum(len(c.changes) for c in compared),
+        "groups": view.groups(rest),
+        "safety_groups": view.groups(apart, "safe"),
+        "safety": sections.safety(seen),
+        "alone": [p for p in alone if not _safe_panel(p)],
+        "safety_alone": [p for p in alone if _safe_panel(p)],
+        "sights": view.sights(compared),
+        "families": view.families([v.record for v in seen]),
+        "trends": sections.trends(seen),
+        "spreads": sections.spreads(seen),
+        "without_spread": sections.without_spread(seen),
+        "kl": sections.kl_views(seen),
+        "damage": view.damage(seen, known),
+        "pages": known,
+    }
+
+
+def _safe_panel(panel: view.FigurePanel) -> bool:
+    return all(view.is_safety(m) for row in panel.rows for _, m, _, _ in row.cells)
+
+
 def _context(records: Sequence[MeasureRecord], title: str | None) -> dict[str, Any]:
-    seen = view.variants(records)
-    compared = view.comparisons(seen)
-    forest_wide, forest_narrow = view.forests(compared, len(seen) > 1)
+    seen = variants(records)
     # the page's policy names the style sheet by its digest, so an injected style would not apply either
-    css = _asset("report.css") + chart_styles()
+    css = _asset("report.css") + _asset("sections.css") + chart_styles()
     digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
     seconds = [(v, v.record.seconds, _pair(partial(intervals.time_bar, v.record.seconds), f"time{i}"))
                for i, v in enumerate(seen) if v.record.seconds]  # fmt: skip
-    tiles = [(t, Markup(t.chart)) for t in view.tiles(seen, compared)]
     return {
         "css": Markup(css),
         "css_digest": digest,
         "title": title or _title(records, seen),
         "variants": seen,
         "several": len(seen) > 1,
+        "compared": any(r.base is not None for r in records),
         "records": records,
-        "features": _grouped(seen, lambda r: (r.feature, r.feature_description)),
-        "tiles": tiles,
-        "comparisons": compared,
-        "comparison_count": sum(len(c.changes) for c in compared),
-        "forest": (Markup(forest_wide), Markup(forest_narrow)),
-        "conditions": view.exchanges(seen),
-        "open_answers": view.OPEN_ANSWERS,
-        "tallies": [(v, view.tally(v)) for v in seen],
+        "features": grouped(seen, lambda r: (r.feature, r.feature_description)),
+        "conditions": answers.exchanges(seen),
+        "worst": [(v, answers.worst(v)) for v in seen if v.record.worst],
+        "tallies": [(v, answers.tally(v)) for v in seen],
         "directions": _direction_charts(view.directions(seen)),
-        "damage": view.damage(seen),
-        "scorers": _grouped(seen, lambda r: r.scorers),
-        "options": _grouped(seen, lambda r: r.options),
-        "ran": _grouped(seen, lambda r: r.ran),
-        "remarks": _grouped(seen, lambda r: r.notes),
+        "options": grouped(seen, lambda r: ({"suite": r.suite} if r.suite else {}) | r.options),
+        "ran": grouped(seen, lambda r: r.ran),
+        "remarks": grouped(seen, lambda r: r.notes),
         "seconds": seconds,
         "versions": view.merged([r.versions for r in records]),
         "schema": records[0].schema_id,
         "cannot_tell": text.CANNOT_TELL,
+        **_charts(seen),
     }
 
 

@@ -1,13 +1,16 @@
-"""Dots with their intervals: the small strip of a headline figure, the plot of all paired differences, the time bar."""
+"""Dots with their intervals: the small strip of a headline figure, the rows of the tables of figures, the time bar."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from .svg import Scale, esc, fit, line, mark, put, rect, svg, text_width, tick_words, ticks
 from .text import duration
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,6 @@ class Dot:
     def drawable(self) -> bool:
         """Whether all three numbers are finite."""
         return math.isfinite(self.value + self.low + self.high)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of the plot of differences: one scorer under one condition, a dot per variant."""
-
-    name: str
-    condition: str
-    unit: str
-    dots: list[Dot]
 
 
 def extent(dots: Sequence[Dot], *, zero: bool = False) -> tuple[float, float]:
@@ -83,74 +76,45 @@ def strip(dots: Sequence[Dot], domain: tuple[float, float], width: int, title: s
     return svg(width, foot + 20, title, desc, parts, uid)
 
 
-def _forest_group(lines: Sequence[Line], xs: Scale, top: float, width: int, narrow: bool) -> tuple[list[str], float]:
-    """All rows that share a unit, and their axis; returns the parts and where the next group may begin."""
-    parts: list[str] = []
-    y = top
-    bottoms: list[float] = []
-    for row in lines:
-        if narrow:
-            whole = f"{row.name} · {row.condition}" if row.condition else row.name
-            parts.append(put(0, y + 12, fit(whole, 13, width), "strong"))
-            y += 24
-        else:
-            parts.append(put(0, y + 10, fit(row.name, 13, xs.start - 22), "strong"))
-            parts.append(put(0, y + 26, fit(row.condition, 12, xs.start - 22), "tick"))
-        for i, d in enumerate(row.dots):
-            at = y + 6 + i * (38 if narrow else 24) + (0 if len(row.dots) > 1 or narrow else 7)
-            parts += _dot(d, xs, at, 6)
-            said = f"{d.label}: {d.words}" if d.label else d.words
-            if narrow:
-                parts.append(put(0, at + 20, fit(said, 12, width), "value"))
-            else:
-                parts.append(put(xs.end + 16, at + 4, fit(said, 12.5, width - xs.end - 16), "value"))
-        y += max(len(row.dots) * (38 if narrow else 24) + (6 if narrow else 10), 0 if narrow else 42)
-        bottoms.append(y)
-    foot = y
-    parts.insert(0, line(xs(0), top - 6, xs(0), foot, "zero"))
-    parts.append(line(xs.start, foot, xs.end, foot, "axis"))
-    wanted = ticks(xs.low, xs.high, 3 if narrow else 5)
-    for value, words in zip(wanted, tick_words(wanted, signed=True), strict=True):
-        parts.append(line(xs(value), foot, xs(value), foot + 4, "axis"))
-        parts.append(put(xs(value), foot + 18, words, "tick-small", "middle"))
-    unit = lines[0].unit
-    if narrow:
-        parts.append(put(xs.end, foot + 34, fit(unit, 12, width), "name", "end"))
-        return parts, foot + 62
-    parts.append(put(0, foot + 18, fit(unit, 12, xs.start - 22), "name"))
-    return parts, foot + 50
-
-
-def forest(lines: Sequence[Line], width: int, uid: str) -> str:
-    """Every paired difference with its interval. Rows of one unit share an axis; zero stands in one line for all."""
-    drawn = [row for row in lines if any(d.drawable for d in row.dots)]
-    if not drawn:
-        return ""
-    narrow = width < 560
-    groups: dict[str, list[Line]] = {}
-    for row in drawn:
-        groups.setdefault(row.unit, []).append(row)
-    ranges = {u: extent([d for row in rows for d in row.dots], zero=True) for u, rows in groups.items()}
-    # a unit in which nothing changed has no range: any will do, with zero in its middle
-    ranges = {u: (low, high) if high > low else (-1.0, 1.0) for u, (low, high) in ranges.items()}
-    # where zero lies, as a share of the axis, is the same for every unit, so that left always means less
-    left = max(max(-low / (high - low) for low, high in ranges.values()), 0.0)
-    right = max(max(high / (high - low) for low, high in ranges.values()), 0.0)
-    cut = min(0.92, max(0.08, left / (left + right)))
-    start, end = (8.0, width - 8.0) if narrow else (width * 0.23, width * 0.61)
-    parts = [
-        put(start + (end - start) * cut - 12, 14, "← less", "name", "end"),
-        put(start + (end - start) * cut + 12, 14, "more →", "name"),
-    ]
-    y = 36.0
-    for unit, rows in groups.items():
-        low, high = ranges[unit]
+def aligned(ranges: Mapping[K, tuple[float, float]]) -> dict[K, tuple[float, float]]:
+    """Ranges widened so that zero lies at the same place on every axis: left always means less."""
+    # where nothing changed there is no range: any will do, with zero in its middle
+    real = {k: (low, high) if high > low else (-1.0, 1.0) for k, (low, high) in ranges.items()}
+    left = max((-low / (high - low) for low, high in real.values()), default=0.5)
+    right = max((high / (high - low) for low, high in real.values()), default=0.5)
+    left, right = max(left, 0.0), max(right, 0.0)
+    cut = min(0.92, max(0.08, left / (left + right))) if left + right > 0 else 0.5
+    found = {}
+    for key, (low, high) in real.items():
         reach = max(-low / cut, high / (1 - cut))
-        xs = Scale(-reach * cut, reach * (1 - cut), start, end)
-        more, y = _forest_group(rows, xs, y, width, narrow)
-        parts += more
-    desc = "; ".join(f"{r.name}, {r.condition}, {d.label} {d.words}" for r in drawn for d in r.dots)
-    return svg(width, y - 20, "Paired differences, edited minus base, with 95% intervals", desc, parts, uid)
+        found[key] = (-reach * cut, reach * (1 - cut))
+    return found
+
+
+def row(dots: Sequence[Dot], domain: tuple[float, float], width: int, title: str, uid: str) -> str:
+    """The dots of one table row, without words, on an axis that :func:`axis` draws once for all rows."""
+    xs = Scale(domain[0], domain[1], 12, width - 12)
+    tall = 26
+    parts = [line(xs(v), 0, xs(v), tall, "grid") for v in ticks(*domain, 4)]
+    if domain[0] <= 0 <= domain[1]:
+        parts.append(line(xs(0), 0, xs(0), tall, "zero"))
+    for d in dots:
+        parts += _dot(d, xs, tall / 2, 6)
+    return svg(width, tall, title, "; ".join(f"{d.label} {d.words}".strip() for d in dots), parts, uid)
+
+
+def axis(domain: tuple[float, float], width: int, unit: str, uid: str, *, signed: bool) -> str:
+    """The axis under the rows of one panel, with the words of its unit."""
+    xs = Scale(domain[0], domain[1], 12, width - 12)
+    parts = [line(xs.start, 1, xs.end, 1, "axis")]
+    wanted = ticks(*domain, 4)
+    for value, words in zip(wanted, tick_words(wanted, signed=signed), strict=True):
+        half = text_width(words, 11) / 2
+        parts.append(line(xs(value), 1, xs(value), 5, "axis"))
+        parts.append(put(min(max(xs(value), half), width - half), 17, words, "tick-small", "middle"))
+    if unit:
+        parts.append(put(width / 2, 32, fit(unit, 11, width - 8), "tick-small", "middle"))
+    return svg(width, 36 if unit else 20, f"Axis: {unit or 'value'}", f"{domain[0]:g} to {domain[1]:g}", parts, uid)
 
 
 def time_bar(parts: dict[str, float], width: int, uid: str) -> str:

@@ -15,7 +15,7 @@ from .html import chart_styles
 from .text import number, spans, visible
 
 PAPER = {
-    "paper": "#ffffff", "ink": "#1f1d1a", "quiet": "#6a655c", "rule": "#e4ded3", "soft": "#d9d1c3",
+    "paper": "#ffffff", "ink": "#1f1d1a", "quiet": "#6a655c", "rule": "#e4ded3", "soft": "#d9d1c3", "ink-wash": "#ece8e0",
     "warm": "#ad4a1c", "cool": "#1f5f86",
     "sans": "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'Liberation Sans', Arial, sans-serif",
 }  # fmt: skip
@@ -47,7 +47,7 @@ def layer_curve_svg(meta: DirectionMeta) -> str:
     _quality(meta)
     drawing = layer_curve(meta, 760, "layers", 'xmlns="http://www.w3.org/2000/svg" ')
     # viewers outside browsers know no custom properties, so the colours are written out
-    style = re.sub(r"var\(--(\w+)\)", lambda m: PAPER[m.group(1)], chart_styles())
+    style = re.sub(r"var\(--([\w-]+)\)", lambda m: PAPER[m.group(1)], chart_styles())
     style = style.replace("{display:block;width:100%;height:auto;", "{")
     width, height = (float(v) for v in re.findall(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', drawing)[0])
     drawing = re.sub(r'viewBox="[^"]*" width="[^"]*" height="[^"]*"',

@@ -133,10 +133,10 @@ def probability(p: float) -> str:
 
 
 def verdict(low: float, high: float) -> str:
-    """What a paired interval says: ``higher``, ``lower``, or that it cannot tell because zero lies inside."""
+    """What a paired interval says alone: ``rises``, ``falls``, or that it cannot tell because zero lies inside."""
     if low > 0:
-        return "higher"
-    return "lower" if high < 0 else CANNOT_TELL
+        return "rises"
+    return "falls" if high < 0 else CANNOT_TELL
 
 
 def duration(seconds: float) -> str:
@@ -166,11 +166,27 @@ def runs(layers: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
+def clip(text: str, most: int) -> str:
+    """``text`` on one line, cut at a word with an ellipsis past ``most`` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[:most].rpartition(" ")[0].rstrip(" ,;:.") + "…"
+
+
 def compact(value: Any) -> str:
-    """An option's value on one line."""
+    """An option's value on one line; flat lists and mappings without their brackets."""
     if isinstance(value, str):
         return value
+    if isinstance(value, dict) and value and all(_flat(v) for v in value.values()):
+        return ", ".join(f"{k} {compact(v)}" for k, v in value.items())
+    if isinstance(value, list) and value and all(map(_flat, value)):
+        return ", ".join(map(compact, value))
+    if isinstance(value, list) and value and all(isinstance(v, dict) and all(map(_flat, v.values())) for v in value):
+        return "; ".join(compact(v) for v in value)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _flat(value: Any) -> bool:
+    return not isinstance(value, dict | list)
 
 
 @dataclass(frozen=True)

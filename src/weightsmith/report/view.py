@@ -1,64 +1,29 @@
-"""From records to what the page shows: labels, printed figures, and charts. No markup but the charts' own is made here."""
+"""From records to the tables of the page: printed figures, groups with one axis for each unit, and the headline."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from ..records import Answer, Difference, DirectionMeta, Measurement, MeasureRecord
-from . import text
-from .intervals import Dot, Line, extent, forest, strip
-from .text import Piece, Shown, show
+from markupsafe import Markup
 
-# Answers of each condition that stand open; the others wait in a fold, so that a long record is still a short page.
-OPEN_ANSWERS = 4
-WIDE, NARROW = 760, 342
+from ..measured import Difference, Measurement, MeasureRecord
+from ..records import DirectionMeta
+from . import intervals, text
+from .intervals import Dot
+from .scorers import Page, page_of
+from .text import Shown, show
+from .variant import Variant
 
-
-@dataclass(frozen=True)
-class Variant:
-    """One edited model of the page: its short name, and the tone and mark that it has everywhere."""
-
-    label: str
-    tone: str
-    shape: str
-    record: MeasureRecord
-
-    @property
-    def sign(self) -> str:
-        """The mark as a character, for running text."""
-        return {"up": "▲", "down": "▼", "square": "■", "diamond": "◆"}[self.shape]
-
-
-def _kind(record: MeasureRecord) -> str:
-    steps = record.derivation.edit.steps if record.derivation else []
-    ups = {(s.kind == "add" and s.amount > 0) or (s.kind == "amplify" and s.amount > 1) for s in steps}
-    if ups == {True}:
-        return "enhanced"
-    downs = {(s.kind == "remove" and s.amount > 0) or (s.kind in {"add", "amplify"} and s.amount < 0) for s in steps}
-    return "removed" if downs == {True} else "edited"
-
-
-def variants(records: Sequence[MeasureRecord]) -> list[Variant]:
-    """Name the edited models so that no two are alike: by what was done, else by their folder, else by number."""
-    kinds = [_kind(r) for r in records]
-    folders = [r.edited.ref.rstrip("/").rpartition("/")[2] or "edited" for r in records]
-    labels = kinds
-    if len(set(labels)) < len(labels) or (len(records) > 1 and "edited" in labels):
-        labels = folders
-    if len(set(labels)) < len(labels):
-        labels = [f"{label} {i}" for i, label in enumerate(labels, 1)]
-    looks = {"enhanced": ("warm", "up"), "removed": ("cool", "down"), "edited": ("warm", "diamond")}
-    spare = [("warm", "up"), ("cool", "down"), ("ink", "square"), ("ink", "diamond")]
-    chosen: list[tuple[str, str]] = []
-    for i, kind in enumerate(kinds):
-        look = looks[kind]
-        if look in chosen:
-            look = next((s for s in spare if s not in chosen), spare[i % len(spare)])
-        chosen.append(look)
-    return [Variant(a, tone, shape, r) for a, (tone, shape), r in zip(labels, chosen, records, strict=True)]
+WIDE, NARROW, PLOT = 760, 342, 260
+SAFETY = "safety"
+# the mark of each reading; the words stand beside it, so neither shape nor colour tells alone
+READINGS = {"rises": ("up", "▲"), "falls": ("down", "▼"), text.CANNOT_TELL: ("dot", "○")}
+TURN_WORDS = re.compile(r"[\s,·:;]*\bturn \d+\b[\s,·:;]*", re.IGNORECASE)
+Style = tuple[bool, int | None]
 
 
 def printed(m: Measurement, *, signed: bool = False, places: int | None = None) -> Shown:
@@ -66,16 +31,27 @@ def printed(m: Measurement, *, signed: bool = False, places: int | None = None) 
     return show(m.value, m.low, m.high, m.unit, signed=signed, bounded=m.interval != "none", places=places)
 
 
-def _style(found: Sequence[Difference]) -> tuple[bool, int | None]:
+def reading(d: Difference) -> str:
+    """``rises``, ``falls`` or ``cannot tell``; a record without adjusted p values is read by its interval."""
+    return d.verdict if d.p_holm is not None else text.verdict(d.low, d.high)
+
+
+def is_safety(m: Measurement | Difference) -> bool:
+    """Whether a figure belongs to the safety section."""
+    return m.group == SAFETY or m.key.startswith(SAFETY + ".")
+
+
+def _style(found: Sequence[Difference | Measurement]) -> Style:
     """Whether a scorer's values need signs, and decimals that suit all of its intervals, so that its figures line up."""
-    sides = [m for d in found for m in (d.base, d.edited)]
+    sides = [m for d in found for m in ((d.base, d.edited) if isinstance(d, Difference) else (d,))]
     share = text.is_share(found[0].unit)
-    bounds = [(m.low, m.high) for m in sides] + [(d.low, d.high) for d in found]
+    bounds = [(m.low, m.high) for m in sides] + [(d.low, d.high) for d in found if isinstance(d, Difference)]
     widths = [high - low for low, high in bounds if math.isfinite(high - low) and high > low]
     signed = not share and any(min(m.value, m.low) < 0 for m in sides)
     if not widths:
         return signed, None
-    typical = math.exp(sum(math.log(w) for w in widths) / len(widths)) * (100 if share else 1)
+    # the median: a figure that nothing moved has hardly any width, and must not give all the others its decimals
+    typical = sorted(widths)[len(widths) // 2] * (100 if share else 1)
     return signed, text.decimals_for(0.0, 0.0, typical)
 
 
@@ -89,9 +65,16 @@ class Change:
     change: Shown
     n: int
     p: str
+    p_holm: str
+    mde: str
     test: str
     verdict: str
     difference: Difference
+
+    @property
+    def sign(self) -> str:
+        """The mark of its verdict as a character."""
+        return READINGS[self.verdict][1]
 
     @property
     def base_n(self) -> int:
@@ -103,6 +86,11 @@ class Change:
         """Prompts behind the edited model's own figure."""
         return self.difference.edited.n
 
+    @property
+    def missing(self) -> int:
+        """Answers without a value, both models together."""
+        return self.difference.base.missing + self.difference.edited.missing
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -111,177 +99,210 @@ class Comparison:
     name: str
     condition: str
     unit: str
+    group: str
+    key: str
     changes: list[Change]
+    page: Page | None
 
 
-def _change(v: Variant, d: Difference, style: tuple[bool, int | None]) -> Change:
+def _change(v: Variant, d: Difference, style: Style) -> Change:
     signed, places = style
+    mde = "" if d.mde is None or not math.isfinite(d.mde) else show(d.mde, d.mde, d.mde, d.unit, places=places).value
+    mde = mde if any(c in "123456789" for c in mde) else ""  # where nothing varied, nothing is known of what could be seen
     return Change(
         variant=v, base=printed(d.base, signed=signed, places=places), edited=printed(d.edited, signed=signed, places=places),
-        change=show(d.value, d.low, d.high, d.unit, change=True, places=places), n=d.n, p=text.probability(d.p), test=d.test,
-        verdict=text.verdict(d.low, d.high), difference=d,
+        change=show(d.value, d.low, d.high, d.unit, change=True, places=places), n=d.n, p=text.probability(d.p),
+        p_holm="" if d.p_holm is None else text.probability(d.p_holm), mde=mde.rstrip("%"), test=d.test,
+        verdict=reading(d), difference=d,
     )  # fmt: skip
 
 
-def comparisons(seen: Sequence[Variant]) -> list[Comparison]:
-    """All differences, the same scorer and condition of several variants together, in the order of the records."""
+def comparisons(seen: Sequence[Variant], pages: Sequence[Page] = ()) -> list[Comparison]:
+    """All differences, the same figure of several variants together, in the order of the records."""
     scorers: dict[tuple[str, str], list[Difference]] = {}
     for v in seen:
         for d in v.record.differences:
             scorers.setdefault((d.name, d.unit), []).append(d)
     styles = {key: _style(mine) for key, mine in scorers.items()}
-    found: dict[tuple[str, str, str], list[Change]] = {}
+    found: dict[tuple[str, str, str, str, str], list[Change]] = {}
     for v in seen:
         for d in v.record.differences:
-            found.setdefault((d.name, d.condition, d.unit), []).append(_change(v, d, styles[d.name, d.unit]))
-    return [Comparison(*key, changes) for key, changes in found.items()]
+            place = (d.name, d.condition, d.unit, d.group, d.key)
+            found.setdefault(place, []).append(_change(v, d, styles[d.name, d.unit]))
+    made = []
+    for place, changes in found.items():
+        first = changes[0]
+        page = page_of(pages, first.variant.record, first.difference.scorer, first.difference.name)
+        made.append(Comparison(*place, changes, page))
+    return made
 
 
-def _dot(m: Measurement, label: str, words: str, tone: str, shape: str) -> Dot:
+def dot(m: Measurement, label: str, words: str, tone: str, shape: str) -> Dot:
+    """A measurement to draw; shares in per cent."""
     scale = 100 if text.is_share(m.unit) else 1
     return Dot(m.value * scale, m.low * scale, m.high * scale, tone, shape, label, words)
 
 
+def _change_dot(g: Change) -> Dot:
+    d, scale = g.difference, 100 if text.is_share(g.difference.unit) else 1
+    words = f"{g.change.value} ({g.change.interval}), {g.verdict}"
+    return Dot(d.value * scale, d.low * scale, d.high * scale, g.variant.tone, READINGS[g.verdict][0], g.variant.label,
+               words, g.verdict != text.CANNOT_TELL)  # fmt: skip
+
+
 @dataclass(frozen=True)
-class Tile:
-    """A headline: a scorer under a condition, or a damage figure. ``rows`` are (label, tone, sign, figure, n)."""
+class Panel:
+    """The comparisons of one group and unit on one axis; a plot for each change of each row."""
+
+    unit: str
+    rows: list[tuple[Comparison, list[Markup]]]
+    axis: Markup
+
+
+@dataclass(frozen=True)
+class Group:
+    """What belongs together: one feature, safety, multiple choice, ..."""
+
+    name: str
+    panels: list[Panel]
+
+    @property
+    def title(self) -> str:
+        """The group's name as a heading."""
+        return self.name[:1].upper() + self.name[1:]
+
+    @property
+    def tests(self) -> dict[str, list[str]]:
+        """Every test with the figures that it was used on."""
+        found: dict[str, list[str]] = {}
+        for c in (c for p in self.panels for c, _ in p.rows):
+            for g in c.changes:
+                names = found.setdefault(g.test, [])
+                if c.name not in names:
+                    names.append(c.name)
+        return found
+
+
+def groups(all_of: Sequence[Comparison], uid: str = "forest") -> list[Group]:
+    """The comparisons by group and unit; zero stands at one place on every axis. ``uid`` keeps ids on one page apart."""
+    sorted_: dict[str, dict[str, list[Comparison]]] = {}
+    for c in all_of:
+        sorted_.setdefault(c.group, {}).setdefault(c.changes[0].change.unit, []).append(c)
+    ranges = {
+        (name, unit): intervals.extent([_change_dot(g) for c in rows for g in c.changes], zero=True)
+        for name, units in sorted_.items() for unit, rows in units.items()
+    }  # fmt: skip
+    domains = intervals.aligned(ranges)
+    found = []
+    for i, (name, units) in enumerate(sorted_.items()):
+        panels = []
+        for j, (unit, rows) in enumerate(units.items()):
+            domain = domains[name, unit]
+            drawn = [
+                (c, [Markup(intervals.row([_change_dot(g)], domain, PLOT, c.name, f"{uid}{i}-{j}-{k}-{m}"))
+                     for m, g in enumerate(c.changes)])
+                for k, c in enumerate(rows)
+            ]  # fmt: skip
+            # what the rows have in common is said once, under the axis
+            common = rows[0].unit if len({c.unit for c in rows}) == 1 else unit
+            of_what = common.partition(" ")[2] if common != unit and text.is_share(common) else ""
+            axis = intervals.axis(domain, PLOT, f"{unit} {of_what}".strip(), f"{uid}{i}-{j}", signed=True)
+            panels.append(Panel(common, drawn, Markup(axis)))
+        found.append(Group(name, panels))
+    return found
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """A figure of a model that was measured alone, one cell for each variant that has it."""
 
     name: str
     condition: str
     unit: str
-    rows: list[tuple[str, str, str, Shown, int]]
-    changes: list[Change]
-    chart: str
-
-    @property
-    def n_words(self) -> str:
-        """``n = 48`` if that holds for every figure of the tile; otherwise empty, and each figure says its own."""
-        found = {n for *_, n in self.rows} | {c.n for c in self.changes}
-        return f"n = {found.pop()}" if len(found) == 1 else ""
-
-
-def _effect_tiles(all_of: Sequence[Comparison]) -> list[Tile]:
-    main = [c for c in all_of if (c.name, c.unit) == (all_of[0].name, all_of[0].unit)][:2] if all_of else []
-    dots: list[list[Dot]] = []
-    for c in main:
-        mine = [_dot(c.changes[0].difference.base, "base", c.changes[0].base.value, "ink", "dot")]
-        for g in c.changes:
-            mine.append(_dot(g.difference.edited, g.variant.label, g.edited.value, g.variant.tone, g.variant.shape))
-        dots.append(mine)
-    domain = extent([d for row in dots for d in row])
-    tiles = []
-    for i, (c, mine) in enumerate(zip(main, dots, strict=True)):
-        first = c.changes[0]
-        rows = [("base", "ink", "●", first.base, first.base_n)]
-        rows += [(g.variant.label, g.variant.tone, g.variant.sign, g.edited, g.edited_n) for g in c.changes]
-        title = f"{c.name}, {c.condition}: base and edited values with 95% intervals"
-        chart = strip(mine, domain, 300, title, f"tile{i}")
-        tiles.append(Tile(c.name, c.condition, first.base.unit, rows, c.changes, chart))
-    return tiles
-
-
-def _main_damage(record: MeasureRecord) -> Measurement | None:
-    kls = [m for m in record.damage if "kl" in m.name.casefold()]
-    return next((m for m in kls if "response" in m.name.casefold()), kls[0] if kls else None)
-
-
-def _damage_tile(seen: Sequence[Variant]) -> list[Tile]:
-    found = [(v, m) for v in seen if (m := _main_damage(v.record)) is not None]
-    if not found:
-        return []
-    rows = [(v.label, v.tone, v.sign, printed(m), m.n) for v, m in found]
-    dots = [_dot(m, v.label, printed(m).value, v.tone, v.shape) for v, m in found]
-    low, high = extent(dots, zero=True)
-    first = found[0][1]
-    chart = strip(dots, (low, high), 300, f"{first.name} with 95% intervals", "tile-kl")
-    return [Tile(first.name, first.condition, first.unit, rows, [], chart)]
-
-
-def tiles(seen: Sequence[Variant], all_of: Sequence[Comparison]) -> list[Tile]:
-    """Two or three headline figures: the first scorer under its conditions, and the divergence from the base."""
-    return _effect_tiles(all_of) + _damage_tile(seen)
+    cells: list[tuple[Variant, Measurement, Shown, Markup]]
+    page: Page | None
 
 
 @dataclass(frozen=True)
-class Reply:
-    """What one variant answered. ``words`` says in short how it differs from the base's answer."""
+class FigurePanel:
+    """Figures of one group and unit on one axis."""
 
-    variant: Variant
-    pieces: list[Piece]
-    degenerate: bool
-    words: str
+    group: str
+    rows: list[FigureRow]
+    axis: Markup
+
+
+def figures(seen: Sequence[Variant], pages: Sequence[Page] = ()) -> list[FigurePanel]:
+    """The figures that stand alone, by group and unit."""
+    panels: dict[tuple[str, str], dict[tuple[str, str, str], list[tuple[Variant, Measurement]]]] = {}
+    for v in seen:
+        for m in v.record.figures:
+            rows = panels.setdefault((m.group, m.unit), {})
+            rows.setdefault((m.name, m.condition, m.key), []).append((v, m))
+    found = []
+    for i, ((group, unit), rows) in enumerate(panels.items()):
+        every = [m for mine in rows.values() for _, m in mine]
+        signed, places = _style(every)
+        domain = (0.0, 100.0) if text.is_share(unit) else intervals.extent([dot(m, "", "", "ink", "dot") for m in every])
+        made = []
+        for k, ((name, condition, _), mine) in enumerate(rows.items()):
+            cells = []
+            for j, (v, m) in enumerate(mine):
+                shown = printed(m, signed=signed, places=places)
+                one = dot(m, v.label, f"{shown.value} ({shown.interval})", v.tone, v.shape)
+                chart = intervals.row([one], domain, PLOT, name, f"alone{i}-{k}-{j}")
+                cells.append((v, m, shown, Markup(chart)))
+            made.append(FigureRow(name, condition, unit, cells, page_of(pages, mine[0][0].record, mine[0][1].scorer, name)))
+        said = "% " + unit.partition(" ")[2] if text.is_share(unit) else unit
+        axis = intervals.axis(domain, PLOT, said.strip(), f"alone{i}", signed=signed)
+        found.append(FigurePanel(group, made, Markup(axis)))
+    return found
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """One prompt under one condition with the base's answer and every variant's."""
+class Sight:
+    """What a group of comparisons could have seen: prompts, and the least change found with 80% power, in words."""
 
-    prompt: str
-    condition: str
-    base: list[Piece]
-    degenerate: bool
-    replies: list[Reply | None]
+    group: str
+    n: str
+    least: list[str]
 
 
-def _exchange(answers: list[Answer | None], seen: Sequence[Variant]) -> Exchange:
-    first = next(a for a in answers if a is not None)
-    diffs = [text.word_diff(first.base, a.edited) if a else None for a in answers]
-    replies: list[Reply | None] = []
-    for v, a, d in zip(seen, answers, diffs, strict=True):
-        words = "" if d is None else "unchanged" if d.same else "rewritten" if d.rewritten else ""
-        replies.append(Reply(v, d.pieces, a.degenerate_edited, words) if a and d else None)
-    # a rewritten answer keeps too little for a statement about single words of the base
-    gone = [d.gone for d in diffs if d is not None]
-    plain = any(d is not None and d.rewritten for d in diffs)
-    base = text.mark(first.base, [] if plain else gone)
-    return Exchange(first.prompt, first.condition, base, first.degenerate_base, replies)
-
-
-def exchanges(seen: Sequence[Variant]) -> list[tuple[str, list[Exchange]]]:
-    """Answers side by side, grouped by condition.
-
-    Variants share a row only where prompt, condition and the base's answer agree; a base that answered otherwise, or a
-    prompt asked twice, gets a row of its own rather than a false neighbour.
-    """
-    rows: dict[tuple[str, str, str, int], list[Answer | None]] = {}
-    for column, v in enumerate(seen):
-        times: Counter[tuple[str, str, str]] = Counter()
-        for a in v.record.answers:
-            key = (a.prompt, a.condition, a.base)
-            row = rows.setdefault((*key, times[key]), [None] * len(seen))
-            row[column] = a
-            times[key] += 1
-    grouped: dict[str, list[Exchange]] = {}
-    for (_, condition, _, _), answers in rows.items():
-        grouped.setdefault(condition, []).append(_exchange(answers, seen))
-    return list(grouped.items())
-
-
-def tally(v: Variant) -> str:
-    """How many answers changed, and how many are degenerate, in one sentence."""
-    answers = v.record.answers
-    changed = sum(a.base != a.edited for a in answers)
-    before, after = sum(a.degenerate_base for a in answers), sum(a.degenerate_edited for a in answers)
-    return f"{changed} of {len(answers)} answers changed; {after} degenerate after the edit, {before} before."
-
-
-def forests(all_of: Sequence[Comparison], several: bool) -> list[str]:
-    """The plot of paired differences, wide and narrow."""
-    rows = []
+def sights(all_of: Sequence[Comparison]) -> list[Sight]:
+    """The minimum detectable effects of every group, one phrase for each unit."""
+    by_group: dict[str, list[Comparison]] = {}
     for c in all_of:
-        scale = 100 if text.is_share(c.unit) else 1
-        one_n = len({g.n for g in c.changes}) == 1
-        dots = []
-        for g in c.changes:
-            d, v = g.difference, g.variant
-            words = f"{g.change.value} ({g.change.interval})" + ("" if one_n else f", n = {g.n}")
-            words += f", {text.CANNOT_TELL}" if g.verdict == text.CANNOT_TELL else ""
-            label = f"{v.sign} {v.label}" if several else ""
-            dots.append(Dot(d.value * scale, d.low * scale, d.high * scale, v.tone, v.shape, label, words,
-                            g.verdict != text.CANNOT_TELL))  # fmt: skip
-        where = [c.condition] * bool(c.condition) + [f"n = {c.changes[0].n}"] * one_n
-        rows.append(Line(c.name, " · ".join(where), c.changes[0].change.unit, dots))
-    return [forest(rows, 1036, "forest-wide"), forest(rows, NARROW, "forest-narrow")]
+        by_group.setdefault(c.group, []).append(c)
+    found = []
+    for group, rows in by_group.items():
+        units: dict[str, list[tuple[Comparison, Change]]] = {}
+        for c in rows:
+            for g in c.changes:
+                if g.mde:
+                    units.setdefault(c.unit, []).append((c, g))
+        least = []
+        for unit, mine in units.items():
+            names = list(dict.fromkeys(TURN_WORDS.sub(" ", c.name).strip() for c, _ in mine))
+            ends = sorted((g.difference.mde or 0.0, g.mde) for _, g in mine)
+            span = ends[0][1] if ends[0][1] == ends[-1][1] else f"{ends[0][1]} to {ends[-1][1]}"
+            of = " points" if text.is_share(unit) else ""
+            where = names[0] if len(names) == 1 else "rates" if text.is_share(unit) else ", ".join(names)
+            where = where if len(names) <= 3 or text.is_share(unit) else unit or ", ".join([*names[:3], "…"])
+            least.append(f"{span}{of} in {where}")
+        if least:
+            ns = sorted({g.n for mine in units.values() for _, g in mine})
+            found.append(Sight(group, f"{ns[0]}" if len(ns) == 1 else f"{ns[0]} to {ns[-1]}", least))
+    return found
+
+
+def families(records: Sequence[MeasureRecord]) -> dict[str, int]:
+    """Families of differences over which p values were adjusted, with the largest number of differences of a record."""
+    found: dict[str, int] = {}
+    for record in records:
+        mine = Counter(d.family or d.group or "all differences" for d in record.differences if d.p_holm is not None)
+        for name, count in mine.items():
+            found[name] = max(count, found.get(name, 0))
+    return found
 
 
 @dataclass(frozen=True)
@@ -292,9 +313,10 @@ class DamageRow:
     condition: str
     unit: str
     figures: list[tuple[Shown, Measurement] | None]
+    page: Page | None
 
 
-def damage(seen: Sequence[Variant]) -> list[DamageRow]:
+def damage(seen: Sequence[Variant], pages: Sequence[Page] = ()) -> list[DamageRow]:
     """Damage figures, one row for each name and condition."""
     rows: dict[tuple[str, str, str, int], list[tuple[Shown, Measurement] | None]] = {}
     for column, v in enumerate(seen):
@@ -304,7 +326,11 @@ def damage(seen: Sequence[Variant]) -> list[DamageRow]:
             row = rows.setdefault((*key, times[key]), [None] * len(seen))
             row[column] = (printed(m), m)
             times[key] += 1
-    return [DamageRow(name, condition, unit, row) for (name, condition, unit, _), row in rows.items()]
+    found = []
+    for (name, condition, unit, _), row in rows.items():
+        first = next((v.record, f[1]) for v, f in zip(seen, row, strict=True) if f is not None)
+        found.append(DamageRow(name, condition, unit, row, page_of(pages, first[0], first[1].scorer, name)))
+    return found
 
 
 def directions(seen: Sequence[Variant]) -> list[DirectionMeta]:

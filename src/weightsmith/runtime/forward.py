@@ -8,8 +8,9 @@ persona) is passed once and its key-value cache is shared. Capture stops at the 
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,59 @@ def batches(lengths: Seq[int], batch_tokens: int, batch_size: int) -> Iterator[l
         yield batch
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed, on any device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    said = str(error).lower()
+    words = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(w in said for w in words)
+
+
+def run_batches(
+    model: RunningModel, lengths: Seq[int], run: Callable[[list[int]], None], step: str, *, batch_size: int = 0
+) -> None:
+    """Call ``run`` with one batch of indices after another. A batch that does not fit is halved and run again, and what
+    follows keeps to the smaller size.
+
+    Raises:
+        OutOfMemory: one row alone does not fit.
+    """
+    waiting = list(batches(lengths, model.options.batch_tokens, batch_size or model.options.batch_size))
+    waiting.reverse()
+    done, size = 0, len(lengths)
+    while waiting:
+        batch = waiting.pop()
+        if len(batch) > size:
+            waiting.append(batch[size:])
+            batch = batch[:size]
+        if _fits(run, batch):
+            done += len(batch)
+            model.options.report(step, done, len(lengths))
+            continue
+        size = halved(model, len(batch))  # outside of the handler, which would keep the failed batch alive
+        waiting.append(batch)
+
+
+def halved(model: RunningModel, rows: int) -> int:
+    """Half the rows of a batch that did not fit; says so in the model's notes."""
+    model.note(f"a batch of {rows} rows did not fit in memory: it went on with {rows // 2}")
+    return rows // 2
+
+
+def _fits(run: Callable[[list[int]], None], batch: list[int]) -> bool:
+    try:
+        run(batch)
+    except Exception as error:  # what an allocator raises differs from device to device
+        if not out_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise OutOfMemory("one row alone does not fit in memory",
+                              hint="free some memory, use a narrower --dtype, or shorten the prompts") from error  # fmt: skip
+        return False
+    return True
+
+
 def padded(rows: Seq[Seq[int]], device: str, fill: int = 0) -> torch.Tensor:
     """Rows of token ids as one tensor ``[batch, longest]``, padded on the right."""
     longest = max(len(r) for r in rows)
@@ -104,24 +158,32 @@ class Prefix:
 
     model: RunningModel
     ids: tuple[int, ...]
+    whole: bool = False  # keep every token, also where a sliding window would drop them
 
     def __post_init__(self) -> None:
         self._cache: Any = None
         if self.ids:
-            from transformers import DynamicCache
-
-            self._cache = DynamicCache(config=self.model.model.config)
+            self._cache = self._empty()
             row = torch.tensor([self.ids], device=self.model.device)
             self.model.stack(input_ids=row, past_key_values=self._cache, use_cache=True)
+
+    def _empty(self) -> Any:
+        from transformers import DynamicCache
+
+        from .slots import unwindowed
+
+        config = self.model.model.config
+        return unwindowed(config) if self.whole else DynamicCache(config=config)
 
     def cache(self, rows: int) -> Any:
         """A fresh cache of the prefix, repeated for ``rows`` suffixes; empty without a prefix."""
         if self._cache is None:
-            from transformers import DynamicCache
-
-            return DynamicCache(config=self.model.model.config)
-        fresh = copy.deepcopy(self._cache)
-        fresh.batch_repeat_interleave(rows)
+            return self._empty()
+        fresh = copy.copy(self._cache)
+        fresh.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer in fresh.layers:  # the rows see one copy; the first tokens that are added make it their own
+            if getattr(layer, "keys", None) is not None and layer.keys.numel():
+                layer.keys, layer.values = (x.expand(rows, *x.shape[1:]) for x in (layer.keys, layer.values))
         return fresh
 
     def run(self, suffixes: Seq[Seq[int]]) -> Any:
@@ -176,20 +238,14 @@ def capture(
         if layer == max(layers):
             raise _Stop
 
+    def run(batch: list[int]) -> None:
+        current[:] = batch
+        with contextlib.suppress(_Stop):
+            prefix.run([sequences[i].ids[shared:] for i in batch])
+
     handles = _capture_hooks(model, layers, point, take)
     try:
-        done = 0
-        lengths = [len(s.ids) - shared for s in sequences]
-        for batch in batches(lengths, model.options.batch_tokens, model.options.batch_size):
-            current[:] = batch
-            try:
-                prefix.run([sequences[i].ids[shared:] for i in batch])
-            except _Stop:
-                pass
-            except torch.OutOfMemoryError as error:
-                raise OutOfMemory("a batch does not fit", hint="use a smaller --batch") from error
-            done += len(batch)
-            model.options.report(step, done, len(sequences))
+        run_batches(model, [len(s.ids) - shared for s in sequences], run, step)
     finally:
         for handle in handles:
             handle.remove()
@@ -230,16 +286,16 @@ def answer_states(model: RunningModel, items: Seq[Continuation], step: str = "re
         check_length(model, row)
         if not item.answer:
             raise RecipeError("an answer came to no tokens at all")
-    done = 0
     shared = 0 if recurrent(model) else shared_prefix(rows, [len(item.prompt) - 1 for item in items])
     prefix = Prefix(model, rows[0][:shared] if rows else ())
-    for batch in batches([len(r) - shared for r in rows], model.options.batch_tokens, model.options.batch_size):
+
+    def run(batch: list[int]) -> None:
         states = prefix.run([rows[i][shared:] for i in batch]).last_hidden_state
         for b, i in enumerate(batch):
             first = len(items[i].prompt) - 1 - shared
             out[i] = states[b, first : first + len(items[i].answer)].clone()
-        done += len(batch)
-        model.options.report(step, done, len(items))
+
+    run_batches(model, [len(r) - shared for r in rows], run, step)
     kept = [s for s in out if s is not None]
     if not all(bool(torch.isfinite(s).all()) for s in kept):
         raise NonFinite("the model's output holds NaN or infinity", where=model.checkpoint.path)
@@ -265,19 +321,19 @@ def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "sc
     shared = 0 if slides(model, longest) else shared_prefix(list(groups), [len(p) - 1 for p in groups])
     prefix = Prefix(model, next(iter(groups))[:shared])
     prompts, width = list(groups), max(len(m) for m in groups.values())
-    done = 0
     for prompt in prompts:
         check_length(model, prompt)
     rows = max(1, model.options.batch_size * 4 // width)  # prompts in one batch; each becomes `width` short rows
-    for batch in batches([len(p) for p in prompts], model.options.batch_tokens, rows):
+
+    def run(batch: list[int]) -> None:
         members = [groups[prompts[i]] for i in batch]
         answers = [[items[i].answer for i in m] for m in members]
         scores = _score_groups(model, prefix, [prompts[i][shared:] for i in batch], answers)
         for m, values in zip(members, scores, strict=True):
             for i, value in zip(m, values, strict=True):
                 out[i] = value
-        done += len(batch)
-        model.options.report(step, done, len(groups))
+
+    run_batches(model, [len(p) for p in prompts], run, step, batch_size=rows)
     return out
 
 

@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..options import RunOptions
 from ..records import ModelIdentity
+from .head import Head
 
 if TYPE_CHECKING:
     import torch
@@ -114,20 +115,14 @@ class RunningModel:
         module: nn.Module = self.model.get_submodule(self.prefix + disk_path.removeprefix(self.architecture.prefix))
         return module
 
+    @property
+    def head(self) -> Head:
+        """The ``lm_head`` of this model, in its memory."""
+        return Head.of(self.model.get_output_embeddings(), self.model.config.get_text_config())
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, scale and soft cap included."""
-        import torch
-
-        head = self.model.get_output_embeddings()
-        out = head(hidden.to(head.weight.dtype)).float()
-        config = self.model.config.get_text_config()
-        if (scale := getattr(config, "logit_scale", None)) is not None:  # Cohere
-            out = out * scale
-        if (scaling := getattr(config, "logits_scaling", None)) is not None:  # Granite
-            out = out / scaling
-        cap = getattr(config, "final_logit_softcapping", None)
-        capped: torch.Tensor = torch.tanh(out / cap) * cap if cap else out
-        return capped
+        return self.head.logits(hidden)
 
     @property
     def ran(self) -> dict[str, str]:

@@ -1,0 +1,183 @@
+"""The record of one measurement: figures, differences judged as families, damage, answers to read; and its files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .. import __version__
+from ..checkpoint import read_json
+from ..errors import RecipeError
+from ..measured import MEASUREMENTS, Difference, Measurement, MeasureRecord
+from ..records import Derivation, parse
+from ..storage import write_whole
+
+if TYPE_CHECKING:
+    from ..measure.run import Run
+    from ..measure.subject import Subject
+    from .measure import Session
+
+
+def record(
+    session: Session, edited: Subject, after: Run, derivation: Derivation | None, seconds: dict[str, float], title: str
+) -> MeasureRecord:
+    """Everything that was found, as one record."""
+    from ..measure import figures, prepare
+    from ..measure.damage import perplexity_figures
+
+    base, before = session.base, session.before
+    reading = figures.Reading()
+    notes = [*session.notes, *(derivation.notes if derivation else [])]
+    harm: list[Measurement] = []
+    rows: list[Difference] = []
+    single: list[Measurement] = []
+    worst: list[Any] = []
+    if base is not None and before is not None:
+        rows = _differences(before, after, same_vocabulary=base.vocabulary == edited.vocabulary)
+        harm = _damage(session, edited, reading, notes)
+        single = [f for a, b in zip(before.answered, after.answered, strict=True) for f in figures.flips(a, b)]
+        key = "safety.harmless"
+        worst = figures.worst(before.block(key), after.block(key), reading)
+    else:
+        single = [f for a in after.answered for f in figures.alone(a)]
+        single += [*perplexity_figures(after.likelihood), *figures.sets_alone(after.sets)]
+    spread = [] if before is None else figures.spreads(before.answered, "base")
+    what = [p.spec for p in session.plans]
+    ran = edited.running.ran
+    notes += [*(base.all_notes() if base else []), *edited.all_notes()]
+    return MeasureRecord(
+        title=title or _title(session, edited), sentence=sentence(derivation, base.checkpoint.title if base else None,
+                                                                  ", ".join(s.name for s in what)),
+        feature=", ".join(s.name for s in what), feature_description=" ".join(s.description.strip() for s in what),
+        base=base.identity if base else None, edited=edited.identity, suite=session.suite.name, figures=single,
+        differences=rows, damage=harm, spreads=[*spread, *figures.spreads(after.answered, "edited")],
+        answers=figures.answers(before.answered if before else None, after.answered, reading), worst=worst,
+        scorers=prepare.scorer_notes(session.plans),
+        direction=next((d.meta for d in session.directions.values()), None), derivation=derivation,
+        options=_options(session), ran=ran, seconds={**session.seconds, **seconds}, notes=list(dict.fromkeys(notes)),
+        versions={"weightsmith": __version__},
+    )  # fmt: skip
+
+
+def _differences(before: Run, after: Run, *, same_vocabulary: bool) -> list[Difference]:
+    """Every paired difference, judged within its family (Holm)."""
+    from ..measure import figures
+    from ..measure.damage import perplexity_differences
+    from ..measure.power import judged
+
+    rows = [d for a, b in zip(before.answered, after.answered, strict=True) for d in figures.compared(a, b)]
+    rows += figures.compared_sets(before.sets, after.sets)
+    rows += perplexity_differences(before.likelihood, after.likelihood, same_vocabulary=same_vocabulary)
+    return judged(rows)
+
+
+def _damage(session: Session, edited: Subject, reading: Any, notes: list[str]) -> list[Measurement]:
+    """KL and agreement on harmless requests, and on features' own neutral prompts; nothing between two vocabularies."""
+    from ..measure import damage
+
+    assert session.base is not None
+    if session.base.vocabulary != edited.vocabulary:
+        notes.append("the two models have different vocabularies: KL and agreement have no meaning between them and were "
+                     "left out, and so was perplexity per token; bits per byte can be compared")  # fmt: skip
+        return []
+    found: list[Measurement] = []
+    for block in session._compared_blocks():
+        reference = session.references[block.key]
+        if not reference.items:
+            notes.append(f"the base says nothing at all to {block.condition}: there is no distribution to compare there")
+            continue
+        seen = damage.divergence(reference, edited)
+        main = block.key == "safety.harmless"
+        prefix = "" if main else f"{block.group}."
+        condition = block.condition if main else f"{block.group}: {block.condition}"
+        found += damage.divergence_figures(seen, "damage", condition, block.prompts_digest, prefix)
+        if main:
+            reading.kl = {i: float(k.mean()) for i, k in zip(seen.items, seen.kl, strict=True)}
+    return found
+
+
+def _options(session: Session) -> dict[str, Any]:
+    suite = session.suite
+    blocks = [*(b for p in session.plans for b in p.blocks), *session.safety]
+    decoding = "greedy" if not suite.sampled else f"greedy, and sampled with {suite.seeds} seeds and {suite.wordings} more wordings"
+    return {
+        "answer_tokens": suite.tokens, "decoding": decoding, "part": "report",
+        "conditions": [{"key": b.key, "condition": b.condition, "n": len(b.asks), "prompts": b.prompts_digest} for b in blocks],
+        "prompts_digest": session.plans[0].sets.digest if session.plans else "",
+        "default_decoding": _decoding(session),
+    }  # fmt: skip
+
+
+def _decoding(session: Session) -> dict[str, Any]:
+    if not session.suite.sampled or session.after is None:
+        return {}
+    from dataclasses import asdict
+
+    sampled = next(a for a in session.after.answered if a.suffix == ".sampled")
+    return {k: v for k, v in asdict(sampled.exchanges[0].decoding).items() if k != "seed"}
+
+
+def _title(session: Session, edited: Subject) -> str:
+    name = ", ".join(p.spec.name for p in session.plans)
+    against = f" against {session.base.checkpoint.title}" if session.base else ""
+    return f"{name}: {edited.checkpoint.title}{against}" if name else f"{edited.checkpoint.title}{against}"
+
+
+def sentence(derivation: Derivation | None, base: str | None, feature: str) -> str:
+    """What was done, in one sentence."""
+    about = f" on {feature}" if feature else ""
+    if derivation is None:
+        return f"A model was compared with {base}{about}." if base else f"A model was measured alone{about}."
+    base = base or "its base"
+    parts = []
+    for step in derivation.edit.steps:
+        found = derivation.directions.get(step.direction)
+        name = found.feature if found else "a direction that the record does not hold"
+        span = f"layers {min(step.layers)}–{max(step.layers)}" if len(step.layers) > 1 else f"layer {step.layers[0]}"
+        if step.kind == "remove":
+            how = "removed exactly from" if step.amount == 1 else f"removed by {step.amount:.0%} from"
+            parts.append(f"{name} was {how} {len(derivation.tensors)} tensors ({span})")
+        elif step.kind == "add":
+            pole = "enhanced" if step.amount > 0 else "turned down"
+            parts.append(f"{name} was {pole} by a constant of dose {step.amount:g} ({span})")
+        else:
+            parts.append(f"what {base} shows of {name} was multiplied by {step.amount:g} ({span})")
+    return f"In {base}, {' and '.join(parts)}."
+
+
+def save_record(records: MeasureRecord | list[MeasureRecord], path: Path, *, replace: bool = False) -> None:
+    """Write measurements as JSON, whole or not at all."""
+    many = records if isinstance(records, list) else [records]
+    data = [r.model_dump(by_alias=True) for r in many]
+    text = json.dumps(data if isinstance(records, list) else data[0], indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(path, (text + "\n").encode("utf-8", "backslashreplace"), replace=replace)
+
+
+def load_record(path: Path) -> MeasureRecord:
+    """Read a measurement that :func:`save_record` wrote.
+
+    Raises:
+        RecipeError: no file, not a measurement, or several in one file; FormatError: not JSON.
+    """
+    if not path.is_file():
+        raise RecipeError("no such file", where=path, hint="weightsmith measure … -o FILE.json writes one")
+    data = read_json(path)
+    if isinstance(data, list) and len(data) == 1:
+        data = data[0]
+    found: MeasureRecord = parse(MeasureRecord, data, path, MEASUREMENTS)
+    return found
+
+
+def save_report(records: list[MeasureRecord], path: Path, *, title: str | None = None, replace: bool = False) -> None:
+    """Write the HTML report, whole or not at all.
+
+    Raises:
+        RecipeError: there is nothing to report.
+    """
+    from ..report.html import render_report
+
+    if not records:
+        raise RecipeError("there is nothing to report")
+    html = render_report(records if len(records) > 1 else records[0], title=title)
+    write_whole(path, html.encode(), replace=replace)

@@ -1,0 +1,179 @@
+"""Damage: how far the edited model's distributions moved from the base's, by exact definitions.
+
+With p the base's and q the edited model's distribution of the next token over the full vocabulary, at a position t of the
+base's own greedy answer a (both models read the prompt and a's first t tokens):
+
+- KL(base ‖ edited) at t is Σ p log(p / q), in nats. *First token* is t = 0; *mean*, *median*, *95th percentile* and *max*
+  are over every position of every answer, the mean as the mean of the answers' own means.
+- *Top-1 agreement* is the share of positions where p and q have the same likeliest token.
+- *Perplexity* is exp of the mean negative log-likelihood per token of the texts that ship with Weightsmith; *bits per
+  byte* is the same in units that do not depend on the tokenizer.
+
+Between two vocabularies KL and agreement have no meaning and are left out; perplexity then has none either, bits per
+byte still do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import NonFinite
+from ..measured import Difference, Measurement
+from ..runtime import Continuation, score_answers
+from .behaviour import Answered
+from .power import minimum_detectable
+from .sets import perplexity_texts
+from .stats import ROUNDS, maximum, measurement, quantile_measurement, sign_flip
+from .subject import Subject
+
+if TYPE_CHECKING:
+    from ..runtime.head import Head
+
+F64 = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclass
+class Divergence:
+    """KL and agreement of every position, one array an answer (``[positions]``); ``items`` are the answers' places in
+    the block, since a base that says nothing to a prompt leaves nothing to compare there."""
+
+    kl: list[F64] = field(default_factory=list)
+    agree: list[F64] = field(default_factory=list)
+    items: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Reference:
+    """The base's own greedy answers to a block, its final hidden states over them, and its ``lm_head``: all that a
+    comparison needs of the base. ``places`` are the answers' places in the block."""
+
+    items: list[Continuation]
+    places: list[int]
+    states: list[Any]
+    head: Head
+    vocabulary: str
+
+
+def reference(base: Subject, answered: Answered) -> Reference:
+    """Read the base's answers once; prompts to which it said nothing have no position to compare."""
+    told = [(i, e) for i, e in enumerate(answered.exchanges) if e.tokens]
+    items = [Continuation(e.prompt_ids, e.tokens) for _, e in told]
+    states = base.states(items, "reading its own answers") if items else []
+    return Reference(items, [i for i, _ in told], states, base.head, base.vocabulary)
+
+
+def divergence(before: Reference, edited: Subject) -> Divergence:
+    """KL(base ‖ edited) and top-1 agreement at every position; see the module's definitions.
+
+    Raises:
+        NonFinite: NaN or infinity in the edited model's output.
+    """
+    import torch
+
+    after, head = edited.states(before.items, "reading the base's answers"), edited.head
+    found = Divergence(items=list(before.places))
+    with torch.inference_mode():
+        for k, (a, b) in enumerate(zip(before.states, after, strict=True)):
+            p = torch.log_softmax(before.head.logits(a), -1)
+            q = torch.log_softmax(head.logits(b), -1).to(p.device)
+            kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+            if not bool(torch.isfinite(kl).all()):
+                raise NonFinite("KL is not finite: the edited model's logits overflow", where=edited.checkpoint.path)
+            found.kl.append(kl.double().cpu().numpy())
+            found.agree.append((p.argmax(-1) == q.argmax(-1)).double().cpu().numpy())
+            edited.options.report("comparing distributions", k + 1, len(after))
+    return found
+
+
+def divergence_figures(found: Divergence, group: str, condition: str, prompts: str, prefix: str = "") -> list[Measurement]:
+    """The figures of one divergence: ``kl.first.mean``, ``kl.mean``, ``kl.median``, ``kl.p95``, ``kl.max``, ``top1``."""
+    positions = sum(len(k) for k in found.kl)
+    first = np.array([k[0] for k in found.kl])
+    means = np.array([k.mean() for k in found.kl])
+    agree = np.array([a.mean() for a in found.agree])
+    name = "KL(base ‖ edited)"
+    more: dict[str, Any] = {"group": group, "prompts": prompts}
+    rows = [
+        measurement(f"{name}, first token", first, "nats", condition, key=f"{prefix}kl.first.mean", **more),
+        measurement(f"{name}, every position, mean", means, "nats per token", condition, key=f"{prefix}kl.mean", **more),
+    ]
+    if not prefix:
+        rows += [
+            quantile_measurement(f"{name}, median position", found.kl, 0.5, "nats", condition, key="kl.median", **more),
+            quantile_measurement(f"{name}, 95th percentile", found.kl, 0.95, "nats", condition, key="kl.p95", **more),
+            maximum(f"{name}, worst position", found.kl, "nats", condition, key="kl.max", **more),
+        ]
+    rows.append(measurement("top-1 agreement", agree, "share of positions", condition, key=f"{prefix}top1", **more))
+    return [r.model_copy(update={"answers": positions}) if "position" in r.name else r for r in rows]
+
+
+@dataclass
+class Likelihood:
+    """Negative log-likelihood in nats, tokens and bytes of each text."""
+
+    nats: list[float]
+    tokens: list[int]
+    bytes: list[int]
+
+
+def likelihood(subject: Subject) -> Likelihood:
+    """Read the shipped texts; a text longer than the context is read as far as it goes."""
+    texts = perplexity_texts()
+    nats, tokens = subject.value("likelihood", texts, lambda: _read(subject, texts))
+    return Likelihood(nats, tokens, [len(t.encode()) for t in texts])
+
+
+def _read(subject: Subject, texts: list[str]) -> tuple[list[float], list[int]]:
+    model = subject.running
+    rows = [model.tokens(t, special=True)[: model.context_length] for t in texts]
+    # the first token is given: without a token that begins a text there is nothing to predict it from
+    items = [Continuation(tuple(r[:1]), tuple(r[1:])) for r in rows if len(r) > 1]
+    with subject.steered():
+        means = score_answers(model, items, f"{subject.name}: reading the shipped texts")
+    return [-m * len(i.answer) for m, i in zip(means, items, strict=True)], [len(i.answer) for i in items]
+
+
+def perplexity_differences(before: Likelihood, after: Likelihood, *, same_vocabulary: bool) -> list[Difference]:
+    """Perplexity (per token) and bits per byte, edited minus base, bootstrapped over the texts."""
+    found = []
+    if same_vocabulary:
+        found.append(_ratio("perplexity", "", before.nats, after.nats, before.tokens, after.tokens, np.exp))
+    found.append(_ratio("bits per byte", "bits", before.nats, after.nats, before.bytes, after.bytes,
+                        lambda x: x / np.log(2)))  # fmt: skip
+    return found
+
+
+def perplexity_figures(read: Likelihood) -> list[Measurement]:
+    """The same of one model alone."""
+    return [d.edited for d in perplexity_differences(read, read, same_vocabulary=True)]
+
+
+def _ratio(
+    name: str, unit: str, a: Sequence[float], b: Sequence[float], a_size: Sequence[int], b_size: Sequence[int], shape: Any
+) -> Difference:
+    x, y = np.array(a, np.float64), np.array(b, np.float64)
+    sizes = np.array(a_size, np.float64), np.array(b_size, np.float64)
+    key = {"perplexity": "perplexity", "bits per byte": "bpb"}[name]
+    picks = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), ROUNDS)
+    before, after = (shape((picks @ v) / (picks @ n)) for v, n in zip((x, y), sizes, strict=True))
+
+    def side(v: F64, n: F64, drawn: F64) -> Measurement:
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        return Measurement(
+            name=name, value=float(shape(v.sum() / n.sum())), low=float(low), high=float(high), unit=unit, n=len(v),
+            answers=int(n.sum()), interval="bootstrap", condition="shipped texts", key=key, group="damage",
+            values=[float(z) for z in v / n],
+        )  # fmt: skip
+
+    base, edited = side(x, sizes[0], before), side(y, sizes[1], after)
+    low, high = np.quantile(after - before, [0.025, 0.975])
+    p = sign_flip(y / sizes[1] - x / sizes[0])
+    return Difference(name=name, condition="shipped texts", unit=unit, base=base, edited=edited,
+                      value=edited.value - base.value, low=float(low), high=float(high), p=p,
+                      test="sign-flip permutation of the texts", n=len(x), key=key, group="damage",
+                      family="damage", mde=minimum_detectable(len(x), rate=False) * len(x) ** 0.5 * float((after - before).std()),
+                      )  # fmt: skip

@@ -1,0 +1,231 @@
+"""A model under measurement: loaded only when something has to be computed, its replies and figures kept.
+
+A base that was measured before is never loaded again: its replies come from the store, and its log-probabilities are
+rebuilt from its final hidden states with its ``lm_head``, the one tensor that is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import Checkpoint, runnable
+from ..options import RunOptions
+from ..records import ModelIdentity
+from ..runtime import Continuation, RunningModel, answer_states
+from ..runtime.head import Head
+from ..runtime.load import choose_device, choose_dtype, identity, load, need_torch
+from ..storage import digest_of
+from .asks import THOUGHTS, Ask, Decoding, Exchange, opens_thought, split_thought
+from .store import Said, Store, ask_key, companions_digest
+
+if TYPE_CHECKING:
+    import torch
+
+Job = tuple[Ask, Decoding]
+
+
+@dataclass
+class Subject:
+    """One model by name (``base`` or ``edited``); ``store`` is ``None`` where nothing may be kept (runtime hooks)."""
+
+    name: str
+    checkpoint: Checkpoint
+    options: RunOptions
+    device: str
+    dtype: torch.dtype
+    identity: ModelIdentity
+    store: Store | None
+    notes: list[str]
+    hooks: tuple[Any, ...] = ()
+    _running: RunningModel | None = None
+
+    @classmethod
+    def open(cls, name: str, checkpoint: Checkpoint, options: RunOptions) -> Subject:
+        """Digest the weights and look up what is known of them; nothing is loaded.
+
+        Raises:
+            MissingExtra: torch is not installed; RecipeError: a record that does not fit its weights.
+        """
+        need_torch()
+        device = choose_device(options.device)
+        dtype = choose_dtype(device, options.dtype)
+        ready = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)
+        ready.check_record()
+        who = identity(ready, ready.digest(options.progress))
+        kind, width = device.split(":")[0], str(dtype)
+        key = {"model": who.digest, "companions": companions_digest(ready), "device": kind, "dtype": width}
+        store = Store(key) if options.use_cache else None
+        return cls(name, ready, replace(options, device=device), device, dtype, who, store, [])
+
+    def under(self, hooks: Sequence[Any], name: str) -> Subject:
+        """The same model under runtime hooks; nothing of it is kept, since no digest names it."""
+        return replace(self, name=name, store=None, notes=[], hooks=tuple(hooks), _running=self.running)
+
+    def steered(self) -> AbstractContextManager[Any]:
+        """The hooks in place, while something is computed."""
+        from ..runtime import steering
+
+        return steering(self.running, list(self.hooks)) if self.hooks else nullcontext()
+
+    @property
+    def loaded(self) -> bool:
+        """Whether its weights are in memory."""
+        return self._running is not None
+
+    @property
+    def running(self) -> RunningModel:
+        """The running model, loaded on first use."""
+        if self._running is None:
+            self._running = load(self.checkpoint, self.options)
+        return self._running
+
+    def release(self) -> None:
+        """Give the memory of the weights back; they are loaded again when something needs them."""
+        if self.store is not None:
+            self._keep_notes()
+            self._running = None
+
+    def _keep_notes(self) -> None:
+        if self._running is not None:
+            self.notes = sorted({*self.notes, *self._running.notes})
+
+    def all_notes(self) -> list[str]:
+        """What the load and the runs had to say."""
+        self._keep_notes()
+        return self.notes
+
+    def value(self, kind: str, key: Any, make: Callable[[], Any]) -> Any:
+        """A JSON value that is computed once for this subject."""
+        if self.store is None:
+            return make()
+        path, found = self.store.value(kind, key)
+        if found is None:
+            found = make()
+            self.store.keep(path, found)
+        return found
+
+    @property
+    def vocabulary(self) -> str:
+        """Digest of the tokens and their ids."""
+        return str(self.value("vocabulary", 1, lambda: digest_of(self.running.tokenizer.get_vocab())))
+
+    @property
+    def head(self) -> Head:
+        """The ``lm_head``, from memory where the model is loaded, else read alone."""
+        return self.running.head if self.loaded else Head.read(self.checkpoint, self.device, self.dtype)
+
+    @property
+    def thinks(self) -> bool:
+        """Whether its template knows thoughts: the model may think before it answers."""
+        return knows_thoughts(self.checkpoint)
+
+    def default_decoding(self, tokens: int) -> Decoding:
+        """The model's own default way to sample, from its generation settings."""
+        from ..runtime.sample import default_decoding
+
+        return Decoding(**self.value("decoding", tokens, lambda: asdict(default_decoding(self.running, tokens))))
+
+    def answer(self, jobs: Sequence[Job], step: str, pool: Any = None) -> list[Exchange]:
+        """Replies to all jobs, from the store where they are known; each new one is kept as it comes.
+
+        Raises:
+            NonFinite: NaN in the logits; RecipeError: a prompt longer than the context; OutOfMemory.
+        """
+        keys = [ask_key(ask, decoding) for ask, decoding in jobs]
+        known = {k: s for k in keys if self.store is not None and (s := self.store.get(k)) is not None}
+        todo: dict[str, Job] = {k: job for k, job in zip(keys, jobs, strict=True) if k not in known}
+        if todo:
+            self._compute(todo, known, step, pool)
+        found = [(ask, decoding, known[k]) for k, (ask, decoding) in zip(keys, jobs, strict=True)]
+        return [Exchange(a, d, s.prompt, s.tokens, s.text, s.thought, s.ended) for a, d, s in found]
+
+    def _compute(self, todo: dict[str, Job], known: dict[str, Said], step: str, pool: Any) -> None:
+        def keep(key: str, said: Said) -> None:
+            known[key] = said
+            if self.store is not None:
+                self.store.put(key, said)
+
+        if pool is not None:
+            pool.answer(self.checkpoint, todo, keep, step)
+            return
+        with self.steered():
+            answer_here(self.running, todo, keep, f"{self.name}: {step}")
+
+    def go_on(self, exchanges: Sequence[Exchange], factor: int) -> list[Exchange]:
+        """The same greedy answers, read on to ``factor`` times their limit; kept like any reply."""
+        jobs = [(e.ask, replace(e.decoding, max_new_tokens=e.decoding.max_new_tokens * factor)) for e in exchanges]
+        keys = [ask_key(ask, decoding) for ask, decoding in jobs]
+        if self.store is None or any(self.store.get(k) is None for k in keys):
+            from ..runtime.generate import continue_replies
+            from ..runtime.sample import Reply
+
+            prompts, said = [list(e.prompt_ids) for e in exchanges], [Reply(list(e.tokens), e.ended) for e in exchanges]
+            with self.steered():
+                longer = continue_replies(self.running, prompts, said, jobs[0][1], f"{self.name}: reading on")
+            known = {k: said_of(self.running, e.ask, list(e.prompt_ids), r)
+                     for k, e, r in zip(keys, exchanges, longer, strict=True)}  # fmt: skip
+            for k, one in known.items():
+                if self.store is not None:
+                    self.store.put(k, one)
+        else:
+            known = {k: s for k in keys if (s := self.store.get(k)) is not None}
+        return [Exchange(a, d, known[k].prompt, known[k].tokens, known[k].text, known[k].thought, known[k].ended)
+                for k, (a, d) in zip(keys, jobs, strict=True)]  # fmt: skip
+
+    def states(self, items: Sequence[Continuation], step: str) -> list[torch.Tensor]:
+        """Final hidden states that predict each answer token, ``[answer, d_model]`` an item; kept."""
+        key = [[list(i.prompt), list(i.answer)] for i in items]
+        if self.store is None:
+            with self.steered():
+                return answer_states(self.running, items, f"{self.name}: {step}")
+        path, found = self.store.states(key)
+        if found is None or len(found) != len(items):
+            found = answer_states(self.running, items, f"{self.name}: {step}")
+            self.store.keep_states(path, found)
+        return found
+
+
+def knows_thoughts(checkpoint: Checkpoint) -> bool:
+    """Whether the chat template of a checkpoint knows thoughts."""
+    return any(opening in (checkpoint.chat_template or "") for opening, _ in THOUGHTS)
+
+
+def answer_here(model: RunningModel, todo: Mapping[str, Job], keep: Callable[[str, Said], None], step: str) -> None:
+    """Answer jobs with a loaded model, jobs of one decoding together; ``keep`` gets each reply as it ends."""
+    from ..runtime.generate import replies
+
+    groups: dict[Decoding, list[str]] = {}
+    for key, (_, decoding) in todo.items():
+        groups.setdefault(replace(decoding, seed=None), []).append(key)
+    for decoding, keys in groups.items():
+        prompts = [model.encode([dict(m) for m in todo[k][0].messages]) for k in keys]
+
+        def on_reply(i: int, reply: Any, keys: list[str] = keys, prompts: list[list[int]] = prompts) -> None:
+            keep(keys[i], said_of(model, todo[keys[i]][0], prompts[i], reply))
+
+        seeds = None if decoding.greedy else [todo[k][1].seed or 0 for k in keys]
+        replies(model, prompts, decoding, step, seeds=seeds, on_reply=on_reply)
+
+
+def said_of(model: RunningModel, ask: Ask, prompt: list[int], reply: Any) -> Said:
+    """A reply with its text; the thought of a thinking model is cut off."""
+    tokens = list(reply.tokens)
+    thought, text = "", model.decode(tokens)
+    answer: str | None = text
+    if knows_thoughts(model.checkpoint):
+        thought, answer = read_thought(model, tokens, opened=opens_thought(model.render([dict(m) for m in ask.messages])))
+    return Said(tuple(prompt), tuple(tokens), bool(reply.ended), answer, thought)
+
+
+def read_thought(model: RunningModel, tokens: list[int], *, opened: bool) -> tuple[str, str | None]:
+    """Thought and answer of a thinking model's reply, without special tokens.
+
+    Some models mark a thought with special tokens, so it is cut before these are dropped.
+    """
+    thought, answer = split_thought(str(model.tokenizer.decode(tokens)), opened=opened)
+    for token in model.tokenizer.all_special_tokens:
+        thought, answer = thought.replace(token, ""), None if answer is None else answer.replace(token, "")
+    return thought.strip(), None if answer is None else answer.strip()
