@@ -8,8 +8,9 @@ scorer can be right. The references are the recipe's own ``continuations``. On-t
 against the same answer beside the next prompt.
 
 Prediction: the openings are short and tone is a small part of a sentence embedding, so AUROC 0.7 to 0.9 for the features,
-under VADER for cheerfulness; on-topic above 0.95. Found with SmolLM2-135M: 0.59 for cheerfulness (VADER 0.59), 0.75 for
-melancholy (VADER 0.64), 0.98 and 0.99 on-topic. The small model often ignores its persona, which bounds every scorer.
+under VADER for cheerfulness; on-topic above 0.95. Found: cheerfulness 0.59 with SmolLM2-135M and 0.88 with
+Qwen2.5-Coder-0.5B (VADER 0.59 and 0.72: the order was predicted wrong), melancholy 0.75 and 0.76 (VADER 0.64 and 0.70), on-topic
+0.98 to 0.99.
 """
 
 from __future__ import annotations

@@ -147,6 +147,8 @@ def test_a_draw_is_the_same_whatever_stands_beside() -> None:
     more = choice.chosen([*names, "one more", "and another"], None)
     assert [n for n in more if n in names] == choice.chosen(names, None)
     assert sorted(choice.chosen(names, None)) == sorted(names)
+    with pytest.raises(UsageError, match="0 items"):
+        choice.chosen(names, 0)
 
 
 def test_strata_take_turns() -> None:
@@ -224,6 +226,66 @@ def test_texts_begin_after_the_token_that_begins_texts(model: RunningModel) -> N
     found = choice.text_logprobs(model, texts, "")
     plain = [logprob(model, [pico.BOS], model.tokens(t)) for t in texts]
     np.testing.assert_allclose(np.array(found, np.float64), plain, rtol=1e-4, atol=1e-4)
+
+
+# -- figures -----------------------------------------------------------------------------------------------
+
+
+def scores(values: list[float | None], clusters: list[str], rate: bool = True) -> choice.SetResult:
+    return choice.SetResult(key="a.b", name="a", unit="share", rate=rate, values=values, clusters=clusters, digest="0",
+                            group="g", chance=0.5 if rate else None)  # fmt: skip
+
+
+def test_a_figure_is_the_mean_over_items_whatever_they_share() -> None:
+    values: list[float | None] = [1.0, 1.0, 1.0, 0.0, None, 1.0, 0.0, 0.0]
+    alone = choice.choice_figures([scores(values, [str(k) for k in range(8)])])[0]
+    shared = choice.choice_figures([scores(values, list("aaabbcdd"))])[0]
+    assert alone.value == shared.value == pytest.approx(4 / 7)
+    assert (alone.n, alone.answers, alone.missing) == (7, 7, 1)
+    assert (shared.n, shared.answers, shared.missing) == (4, 7, 1)
+    assert shared.high - shared.low > alone.high - alone.low  # alike items tell less
+    assert 0 <= shared.low < shared.value < shared.high <= 1
+    assert alone.condition == shared.condition == "chance is 50%"
+    assert choice.choice_figures([scores([None, None], ["a", "b"])]) == []
+    sure = choice.choice_figures([scores([1.0] * 6, list("aabbcc"))])[0]
+    assert sure.high == 1
+    assert 0 < sure.low < 0.7  # three clusters, not six items, bear it out
+    signed = choice.choice_figures([scores([1.0, -1.0, 0.0, 1.0], list("aabc"), rate=False)])[0]
+    assert signed.interval == "bootstrap"
+    assert signed.value == 0.25
+
+
+def test_a_difference_is_over_the_items_that_both_answered() -> None:
+    clusters = [f"{k // 2}" for k in range(40)]
+    old = scores([float(k % 2) for k in range(40)], clusters)
+    new = scores([None if k == 0 else 1.0 for k in range(40)], clusters)
+    (found,) = choice.choice_differences([old], [new])
+    assert found.value == pytest.approx(19 / 39)
+    assert found.base.value == pytest.approx(20 / 39)
+    assert found.edited.value == 1
+    assert (found.base.missing, found.edited.missing) == (0, 1)
+    assert found.low > 0.3
+    assert found.p < 0.001
+    assert found.n == 20
+    (same,) = choice.choice_differences([old], [old])
+    assert same.value == 0
+    assert same.low < 0 < same.high
+    assert same.p == 1
+    (single,) = choice.choice_differences([scores([1.0, 0.0], ["a", "b"])], [scores([1.0, 1.0], ["a", "b"])])
+    assert single.test == "McNemar, exact"
+    other = scores([1.0, 1.0], ["a", "b"])
+    other.digest = "1"
+    assert choice.choice_differences([scores([1.0, 0.0], ["a", "b"])], [other]) == []
+
+
+def test_intervals_over_clusters_cover() -> None:
+    """Twins: every item stands twice. An interval that took them for two would cover in far fewer than 95%."""
+    dice, hits, rounds = np.random.default_rng(0), 0, 300
+    for _ in range(rounds):
+        twice: list[float | None] = [float(v) for v in np.repeat(dice.random(40) < 0.4, 2)]
+        figure = choice.choice_figures([scores(twice, [str(k // 2) for k in range(80)])])[0]
+        hits += figure.low <= 0.4 <= figure.high
+    assert 0.91 < hits / rounds < 0.985
 
 
 @pytest.mark.parametrize("key", sorted(choice.SETS))

@@ -27,7 +27,7 @@ from weightsmith.hub import DEMOS, locate
 from weightsmith.jobs.edit import load_edit
 from weightsmith.storage import cache_dir
 
-VERBS = ["show", "convert", "find", "edit", "measure", "chat", "diff", "rebuild", "undo", "export"]
+VERBS = ["show", "convert", "find", "edit", "measure", "chat", "diff", "rebuild", "undo", "export", "compare", "claims"]
 HEAVY = ("torch", "transformers", "numpy", "scipy", "huggingface_hub", "rich.progress", "yaml")
 
 

@@ -33,6 +33,7 @@ from weightsmith.features.prompts import (
 from weightsmith.features.quality import auroc, layer_quality, split_half, vectors
 from weightsmith.features.recipe import FEATURE as SCHEMA
 from weightsmith.features.recipe import FeatureSpec, PromptSource, load_feature, load_yaml
+from weightsmith.measure.asks import Ask, Decoding, Exchange
 from weightsmith.measure.scorers import SCORERS
 
 METHODS = EXTRACTORS.names()
@@ -411,10 +412,15 @@ def test_split_halves_are_disjoint_for_unpaired_sides_of_unequal_size() -> None:
 # -- scorers -----------------------------------------------------------------------------------------------
 
 
+def exchanges(*answers: str | None) -> list[Exchange]:
+    ask = Ask("g", "c", 0, "say something", ({"role": "user", "content": "say something"},))
+    return [Exchange(ask, Decoding(8), (1,), (2,), answer) for answer in answers]
+
+
 def test_phrases_are_whole_words_in_any_case() -> None:
     scorer = SCORERS.load("phrases").make({"phrases": ["alas", "heavy heart", "can't", "c++"]})
-    answers = ["Alas!", "atlas", "a HEAVY heart", "heavy  heart", "I can’t", "cant", "in C++.", "", "ala s"]
-    assert scorer.score_texts(answers) == [1, 0, 1, 0, 1, 0, 1, 0, 0]
+    answers = ["Alas!", "atlas", "a HEAVY heart", "heavy  heart", "I can’t", "cant", "in C++.", "", "ala s", None]
+    assert scorer.score(None, exchanges(*answers)) == [1, 0, 1, 0, 1, 0, 1, 0, 0, None]
     assert scorer.rate
 
 
@@ -422,7 +428,7 @@ def test_sentiment_has_the_sign_that_it_was_given() -> None:
     sad, glad = "I hate this terrible, sad day.", "What a wonderful, happy day!"
     for sign in (1, -1):
         scorer = SCORERS.load("sentiment").make({"sign": sign})
-        low, high, nothing = scorer.score_texts([sad, glad, ""])
+        low, high, nothing = scorer.score(None, exchanges(sad, glad, ""))
         assert low < 0 < high
         assert nothing == 0
         assert scorer.rises == sign
@@ -431,12 +437,13 @@ def test_sentiment_has_the_sign_that_it_was_given() -> None:
 def test_the_sentiment_scorer_without_vader_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "vaderSentiment.vaderSentiment", None)
     with pytest.raises(MissingExtra, match="VADER") as caught:
-        SCORERS.load("sentiment").make({}).score_texts(["a"])
+        SCORERS.load("sentiment").make({}).score(None, exchanges("a"))
     assert "pip install" in str(caught.value.hint)
 
 
 def test_every_scorer_says_what_it_reads_and_what_is_known_of_its_error() -> None:
-    options = {"phrases": {"phrases": ["a"]}, "continuations": {"shows": ["a"], "lacks": ["b"]}}
+    options: dict[str, Any] = {"phrases": {"phrases": ["a"]}, "continuations": {"shows": ["a"], "lacks": ["b"]},
+                               "similarity": {"references": {"shows": ["a"]}}, "judge": {"question": "Is it sad?"}}  # fmt: skip
     for name in SCORERS.names():
         if name != "probe":
             note = SCORERS.load(name).make(options.get(name, {})).note()

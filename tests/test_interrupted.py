@@ -21,7 +21,7 @@ import pytest
 from clirun import World, cli, make_world, partials, refused, tree
 from weightsmith import jobs
 from weightsmith.cli.main import Terminated, run_guarded
-from weightsmith.jobs.measure import save_record, save_report
+from weightsmith.jobs.measured import save_record, save_report
 from weightsmith.options import RunOptions
 from weightsmith.storage import cache_dir
 

@@ -428,16 +428,22 @@ def test_a_huge_body_is_not_read_to_its_end() -> None:
     assert sum(sent) < MAX_BODY + (64 << 20)  # what the sockets buffer, far from the 256 MiB that wait
 
 
-def test_chunks_of_negative_size_do_no_harm() -> None:
+def test_a_chunk_of_negative_size_is_not_read_for_ever() -> None:
+    sent = []
+
     def behave(handler: BaseHTTPRequestHandler, _: dict[str, Any], __: int) -> None:
         handler.protocol_version = "HTTP/1.1"
         handler.send_response(200)
         handler.send_header("Transfer-Encoding", "chunked")
         handler.end_headers()
-        handler.wfile.write(b"-1\r\n" + chat("refuses"))
+        handler.wfile.write(b"-1\r\n")
+        for _i in range(4096):
+            handler.wfile.write(b" " * (1 << 16))
+            sent.append(1 << 16)
 
     with serving(behave) as server:
         assert judged(server, ["a"], again=0)[1] == [None]
+    assert sum(sent) < MAX_BODY + (64 << 20)
 
 
 def hang_up(handler: BaseHTTPRequestHandler) -> None:

@@ -83,7 +83,7 @@ class Share(Strict):
 class Spread(Strict):
     """Where the variance of one score comes from, over prompts, their wordings and the dice (seeds).
 
-    ``sd`` is the square root of the whole variance; the three shares add to 1.
+    ``sd`` is the square root of the whole variance; the three shares add to 1, or are all 0 where nothing varies.
     """
 
     key: str
@@ -98,6 +98,7 @@ class Spread(Strict):
     wordings: int
     seeds: int
     group: str = ""
+    notes: list[str] = []
 
 
 class Answer(Strict):

@@ -72,9 +72,8 @@ def _model_index(page: Page, index: Any, file: str) -> Iterator[Claim]:
 
 def merge_configs(page: Page, file: str) -> Iterator[Claim]:
     """The configuration of mergekit, in a fenced block."""
-    for block in page.blocks:
-        if block.language not in ("", "yaml", "yml") or "merge_method" not in block.text:
-            continue
+    blocks = [b for b in page.blocks if b.language in ("", "yaml", "yml") and "merge_method" in b.text]
+    for block in blocks[:8]:
         data, why = read_yaml(block.text)
         if not isinstance(data, dict) or "merge_method" not in data:
             page.notes.append(f"the merge configuration at line {block.line} could not be read: {escaped(why)}")

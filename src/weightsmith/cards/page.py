@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 LIMIT = 1 << 20  # bytes of a card that are read
 LINE = 4000  # characters of one line, or of one joined paragraph
 CELLS = 32
+SENTENCES, TABLES = 20_000, 500  # of one card; no card that is meant to be read has so many
 QUOTED = 160
 
 _BREAK = re.compile(r"\r\n|\r|\n")
@@ -112,6 +113,8 @@ def read_page(text: str) -> Page:
     lines = _without_html(lines, start)
     end = _copied_card(page, lines, start)
     _Body(page, lines[:end]).read(start)
+    if len(page.sentences) >= SENTENCES or len(page.tables) >= TABLES:
+        page.notes.append(f"only {SENTENCES} sentences and {TABLES} tables were read")
     if any("<td" in line[:LINE].lower() for line in page.lines[:end]):
         page.notes.append("tables written in HTML are not read")
     return page
@@ -177,7 +180,7 @@ class _Body:
         self.size = 0
 
     def read(self, i: int) -> None:
-        while i < len(self.lines):
+        while i < len(self.lines) and len(self.page.sentences) < SENTENCES and len(self.page.tables) < TABLES:
             line = self.lines[i]
             if fence := _FENCE.match(line):
                 i = self._fenced(i, fence[1], fence[2])

@@ -78,7 +78,7 @@ def parts_of(page: Page, sentence: Sentence, file: str) -> Iterator[Claim]:
 
 def _only(page: Page, file: str, line: int, names: list[str], layers: list[int], why: str) -> Claim:
     what = " and ".join(names) or "weights"
-    where = f" of layers {layers_text(layers)}" if layers else ""
+    where = f" of layer{'s' if len(layers) > 1 else ''} {layers_text(layers)}" if layers else ""
     return Claim(kind="tensors", says=f"only {what}{where} changed" if not why else "no other weights changed", file=file,
                  line=line, text=page.quote(line), names=names, layers=layers, unmeasurable=why)  # fmt: skip
 

@@ -112,7 +112,8 @@ def _numbers_after(page: Page, sentence: Sentence, low: str, hits: list[re.Match
     anchor = hits[0]
     first = found[0][0]
     near = _connected(low[anchor.end() : first]) if first > anchor.end() else _leads(low[found[-1][1].end : anchor.start()])
-    if not near or (len(found) == 1 and found[0][2] == "this model" and _speaks_of_base(low)):
+    alone = len(found) == 1 and found[0][2] == "this model" and metric.kind != "divergence"
+    if not near or (alone and _speaks_of_base(low)):
         return
     for at, number, subject, relation in found:
         line = sentence.line(at)
@@ -149,7 +150,8 @@ def _relation(low: str, at: int) -> Relation:
 
 
 def _speaks_of_base(low: str) -> bool:
-    return re.search(r"\b(?:original|base|baseline) (?:model )?(?:refuse|has|had|was|scores?|is)", low) is not None
+    """Whether a single number could be the base's."""
+    return re.search(r"\b(?:original|base|baseline|unlike)\b", low) is not None
 
 
 def _connected(gap: str) -> bool:

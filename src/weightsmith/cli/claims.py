@@ -56,26 +56,37 @@ def _target(out: str | None) -> Path | None:
 
 
 def print_claims(record: Any) -> None:
-    """The table of claims; settings of a search, which nothing can measure, are only counted."""
+    """The table of claims, and why each verdict; settings of a search, which nothing can measure, are only counted."""
     from rich.table import Table
 
     screen = console()
     shown = [v for v in record.verdicts if v.claim.kind != "setting"]
     settings = len(record.verdicts) - len(shown)
     screen.print(f"[bold]{plain(record.model)}[/] against {plain(record.against)}: {plain(record.card)}\n")
-    table = Table("claim", "line", "claimed", "measured [95%]", "verdict", "why", box=None, pad_edge=False)
-    for v in shown:
-        c = v.claim
-        line = str(c.line) if c.file == record.card else f"{plain(c.file)}:{c.line}"
-        table.add_row(plain(c.says), line, plain(_short(c)), plain(v.measured), f"[{COLOURS[v.verdict]}]{v.verdict}[/]",
-                      plain(v.why))  # fmt: skip
+    table = Table("", "claim", "line", "claimed", "measured [95%]", "verdict", box=None, pad_edge=False)
+    for i, v in enumerate(shown, 1):
+        line = str(v.claim.line) if v.claim.file == record.card else f"{v.claim.file}:{v.claim.line}"
+        table.add_row(str(i), plain(v.claim.says), plain(line), plain(_short(v.claim)), plain(v.measured), _coloured(v.verdict))
     if shown:
         screen.print(table)
+        screen.print()
+    for i, v in enumerate(shown, 1):
+        screen.print(f"{i} {_coloured(v.verdict)}: {plain(v.why)}")
+        screen.print(f"  [dim]{plain(v.claim.text)}[/]")
     counts = {k: sum(v.verdict == k for v in shown) for k in CODES}
-    said = ", ".join(f"{count} {k}" for k, count in counts.items() if count) or "no claim was found"
+    said = ", ".join(f"{count} {_plural(k, count)}" for k, count in counts.items() if count) or "no claim was found"
     screen.print(f"\n{said}" + (f"; {several(settings, 'setting')} of the search read, not measurable" if settings else ""))
     for note in record.notes:
         screen.print(f"[yellow]note[/] {plain(note)}")
+
+
+def _coloured(verdict: str) -> str:
+    return f"[{COLOURS[verdict]}]{verdict}[/]"
+
+
+def _plural(verdict: str, count: int) -> str:
+    many = {"holds": "hold", "does not hold": "do not hold"}
+    return verdict if count == 1 else many.get(verdict, verdict)
 
 
 def _short(claim: Any) -> str:
@@ -83,4 +94,6 @@ def _short(claim: Any) -> str:
     text: str = claim.claimed
     if claim.kind in ("tensors", "same weights") and claim.value is None:
         return f"{len(claim.names)} names" if len(claim.names) > 4 else text
+    if claim.kind == "digest":
+        return text[:16] + "…"
     return text if len(text) <= 48 else text[:47] + "…"

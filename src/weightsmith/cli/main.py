@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import OutOfMemory, WeightsmithError
-from . import chat, convert, derive, edit, export, find, measure, show
+from . import chat, claims, compare, convert, derive, edit, export, find, measure, show
 
 BUG = 70
 COULD_NOT_TELL = 2
@@ -54,6 +54,8 @@ app.command("find")(find.command)
 app.command("edit")(edit.command)
 app.command("export")(export.command)
 app.command("measure")(measure.command)
+app.command("compare")(compare.command)
+app.command("claims")(claims.command)
 app.command("diff")(derive.diff)
 app.command("rebuild")(derive.rebuild)
 app.command("undo")(derive.undo)

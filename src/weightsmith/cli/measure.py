@@ -32,6 +32,18 @@ def command(
     tokens: Annotated[int | None, typer.Option(help="Length of answers in tokens, instead of the suite's.", min=1)] = None,
     drop_overlap: Annotated[
         bool, typer.Option("--drop-overlap", help="Leave out prompts that the edit was found or chosen with.")] = False,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="A set of questions: mmlu, piqa, commonsenseqa, bbq …; several times.")
+    ] = None,
+    task: Annotated[list[str] | None, typer.Option(help="A task of the evaluation harness (extra lm-eval).")] = None,
+    workers: Annotated[str | None, typer.Option(help="A number, ray, or ray:HOST:PORT (extra ray).")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="URL of an OpenAI-compatible endpoint that may be sent the answers.", metavar="URL")
+    ] = None,
+    judge_model: Annotated[str | None, typer.Option(help="The judge's model.", metavar="NAME")] = None,
+    log: Annotated[
+        str | None, typer.Option(help="Write every answer to FOLDER, as lm-eval samples and Inspect logs.", metavar="FOLDER")
+    ] = None,
     out: Annotated[
         str | None, typer.Option("-o", "--out", help="Write FILE.html and/or FILE.json.", metavar="FILE")
     ] = None,
@@ -45,8 +57,11 @@ def command(
     targets = _targets(out)
     for target in targets:
         refuse_existing(target, folder=False)
+    if log is not None:
+        refuse_existing(Path(log))
     session = Session(against, feature or (), edited=model, options=run, suite=suite, direction=direction, n=n, tokens=tokens,
-                      drop_overlap=drop_overlap)  # fmt: skip
+                      drop_overlap=drop_overlap, sets=tuple(sets) if sets else None, tasks=tuple(task or ()),
+                      workers=workers, judge=_judge(judge, judge_model))  # fmt: skip
     if not json:
         print_design(session)
     record = session.compare(model)
@@ -54,6 +69,10 @@ def command(
         for target in targets:
             (save_report([record], target) if target.suffix == ".html" else save_record(record, target))
             undo.callback(target.unlink, missing_ok=True)
+        if log is not None:
+            from ..jobs.logs import save_logs
+
+            save_logs(session, record, Path(log))
         undo.pop_all()
     if json:
         print_json(record.model_dump(by_alias=True))
@@ -63,6 +82,17 @@ def command(
     print_measurements(record)
     for target in targets:
         console().print(f"wrote {plain(str(target))}")
+
+
+def _judge(url: str | None, model: str | None) -> Any:
+    """The user's consent to ask a judge; both options or none."""
+    if url is None and model is None:
+        return None
+    if url is None or model is None:
+        raise UsageError("a judge needs both --judge URL and --judge-model NAME")
+    from ..measure.judge import Access
+
+    return Access(url, model)
 
 
 def print_design(session: Any) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ..report.view import Comparison, FigurePanel
 
 COLUMNS = 100
+SPREADS = 12
 
 
 def print_measurements(record: MeasureRecord) -> None:
@@ -43,13 +44,14 @@ def _say(screen: Console, text: str) -> None:
 
 
 def _table(*columns: tuple[str, int, str]) -> Any:
-    """A table whose columns together stay within :data:`COLUMNS`; each is (heading, most characters, alignment)."""
+    """A table within :data:`COLUMNS`; each column is (heading, usual width, alignment), and the first gives way."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for i, (heading, width, justify) in enumerate(columns):
-        # names fold where the line is short; figures never do
-        table.add_column(heading, max_width=width, justify=justify, overflow="fold", no_wrap=i > 0)  # type: ignore[arg-type]
+        # names fold where the line is short; figures are shown whole, whatever their width
+        table.add_column(heading, max_width=width if i == 0 else None, min_width=min(width, 5), justify=justify,  # type: ignore[arg-type]
+                         overflow="fold", no_wrap=i > 0)  # fmt: skip
     return table
 
 
@@ -133,11 +135,20 @@ def _spreads(screen: Console, record: MeasureRecord) -> None:
 
     if not record.spreads and record.suite == "quick":
         _say(screen, f"[dim]{NO_DICE}[/]")
-    for s in record.spreads:
-        where = f", {plain(s.condition)}" if s.condition else ""
-        shares = ", ".join(f"{name} {share.value:.0%} ({share.low:.0%} to {share.high:.0%})"
-                           for name, share in (("prompts", s.prompt), ("wordings", s.wording), ("dice", s.dice)))  # fmt: skip
-        _say(screen, f"spread of {plain(s.name)}{where}, {s.model}: {shares}")
+    varied = [s for s in record.spreads if s.sd > 0]
+    if not varied:
+        return
+    table = _table(("share of the variance", 32, "left"), ("model", 6, "left"), ("prompts", 16, "right"),
+                   ("wordings", 16, "right"), ("dice", 16, "right"))  # fmt: skip
+    last = ("", "")
+    for s in varied[:SPREADS]:
+        last = _place(table, last, s.group, s.condition)
+        shares = [f"{x.value:.0%} ({x.low:.0%} to {x.high:.0%})" for x in (s.prompt, s.wording, s.dice)]
+        table.add_row(f"  {plain(s.name)}", s.model, *shares)
+    screen.print()
+    _show(screen, table)
+    if len(varied) > SPREADS:
+        _say(screen, f"[dim]{len(varied) - SPREADS} more in the report[/]")
 
 
 def _errors(screen: Console, known: list[Page]) -> None:

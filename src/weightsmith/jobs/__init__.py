@@ -11,6 +11,8 @@ import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .claims import claims
+    from .comparison import compare
     from .derive import diff, rebuild, undo
     from .edit import edit
     from .export import export
@@ -18,10 +20,12 @@ if TYPE_CHECKING:
     from .find import find
     from .measure import measure
 
-_LAZY = {"convert": "files", "describe_direction": "files", "describe_model": "files", "diff": "derive", "edit": "edit",
-         "export": "export", "find": "find", "measure": "measure", "rebuild": "derive", "undo": "derive"}  # fmt: skip
+_LAZY = {"claims": "claims", "compare": "comparison", "convert": "files", "describe_direction": "files",
+         "describe_model": "files", "diff": "derive", "edit": "edit", "export": "export", "find": "find",
+         "measure": "measure", "rebuild": "derive", "undo": "derive"}  # fmt: skip
 
-__all__ = ["convert", "describe_direction", "describe_model", "diff", "edit", "export", "find", "measure", "rebuild", "undo"]
+__all__ = ["claims", "compare", "convert", "describe_direction", "describe_model", "diff", "edit", "export", "find",
+           "measure", "rebuild", "undo"]  # fmt: skip
 
 
 class _Package(types.ModuleType):

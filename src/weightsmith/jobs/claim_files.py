@@ -232,12 +232,12 @@ def _merge(claim: Claim, files: Files) -> Verdict:
 def _digest(claim: Claim, files: Files) -> Verdict:
     of_base = claim.subject == "original model"
     found = files.diff.a_digest if of_base else files.diff.b_digest
-    whose = "--against" if of_base else "this model"
+    whose, short = "--against" if of_base else "this model", f"{found[:16]}…"
     if found == claim.names[0]:
-        return _told(claim, "holds", f"the digest of {whose} is that", found)
+        return _told(claim, "holds", f"the digest of {whose} is that", short)
     if of_base:
-        return _told(claim, "cannot tell", f"--against is another model ({found[:16]}…) than the record's base", found)
-    return _told(claim, "does not hold", f"the digest of {whose} is {found[:16]}…", found)
+        return _told(claim, "cannot tell", f"--against is another model ({short}) than the record's base", short)
+    return _told(claim, "does not hold", f"the digest of {whose} is {short}", short)
 
 
 # -- sizes and licences -------------------------------------------------------------------------------------

@@ -134,6 +134,9 @@ def _wishes(wanted: list[Claim], suite: str, n: int | None) -> dict[str, Any]:
 
 
 def _measure(model: Checkpoint, against: Checkpoint, *, suite: str, options: RunOptions, **wishes: Any) -> MeasureRecord:
+    from ..runtime.load import need_torch
+
+    need_torch()
     from ..measure.suites import get_suite
     from .measure import measure
 

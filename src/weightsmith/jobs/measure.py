@@ -34,7 +34,9 @@ class MeasureOptions:
     override its number of prompts and length of answers. The probe needs a feature's ``direction``; it is taken from the
     model's own record and the cache when it is not given. ``drop_overlap`` leaves out prompts that the edit was found or
     chosen with, which are an error otherwise. ``sets`` names the sets of questions (all that are installed, where the
-    suite has them, by default), ``tasks`` tasks of lm-eval.
+    suite has them, by default), ``tasks`` tasks of lm-eval. ``workers`` are a number, ``ray`` or ``ray:HOST:PORT``.
+    ``judge`` is the :class:`weightsmith.measure.judge.Access` of a judge that may be sent the answers; none is asked
+    otherwise.
     """
 
     suite: Any = "quick"
@@ -45,6 +47,7 @@ class MeasureOptions:
     sets: tuple[str, ...] | None = None
     tasks: tuple[str, ...] = ()
     workers: str | None = None
+    judge: Any = None
 
 
 def measure(
@@ -77,7 +80,9 @@ class Session:
         options: RunOptions | None = None, **wishes: Any,
     ) -> None:  # fmt: skip
         from ..measure import prepare, suites
+        from ..measure.questions import Questions
         from ..measure.subject import Subject
+        from ..measure.workers import Pool
 
         self.options, self.wishes = options or RunOptions(), _wishes(wishes)
         w = self.wishes
@@ -101,10 +106,12 @@ class Session:
         names = (feature,) if isinstance(feature, str) else tuple(feature)
         used = self._used()
         self.plans = prepare.plan_features(
-            prepare.Wanted(names or self._own_features(), self.given, w.drop_overlap), self.suite, used, self._read,
+            prepare.Wanted(names or self._own_features(), w.drop_overlap, w.judge), self.suite, used, self._read,
             self.base.identity.digest if self.base else "", self._direction_of, self.notes,
         )  # fmt: skip
         self.safety = suites.safety_blocks(self.suite, prepare.check_safety(used, w.drop_overlap, self.notes))
+        self.questions = Questions.wanted(self.suite, w.sets, w.tasks, self.notes)
+        self.pool = Pool(w.workers, self.options) if w.workers else None
         self.before: Run | None = None
         self.references: dict[str, Reference] = {}
         self.after: Run | None = None
@@ -177,10 +184,10 @@ class Session:
     def _run(self, subject: Subject) -> Run:
         from ..measure.run import run_suite
 
-        return run_suite(subject, self.suite, self.plans, self.safety, self._sets, pool=None)
+        return run_suite(subject, self.suite, self.plans, self.safety, self._sets, self.pool)
 
     def _sets(self, subject: Subject) -> list[Any]:
-        return []
+        return self.questions.run(subject, self.suite)
 
     def compare(self, model: Model, *, title: str = "") -> MeasureRecord:
         """Measure ``model`` as the base is measured, and compare; without a base, measure it alone."""

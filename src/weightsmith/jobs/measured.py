@@ -24,6 +24,7 @@ def record(
 ) -> MeasureRecord:
     """Everything that was found, as one record."""
     from ..measure import figures, prepare
+    from ..measure.choice import choice_figures
     from ..measure.damage import perplexity_figures
 
     base, before = session.base, session.before
@@ -41,7 +42,7 @@ def record(
         worst = figures.worst(before.block(key), after.block(key), reading)
     else:
         single = [f for a in after.answered for f in figures.alone(a)]
-        single += [*perplexity_figures(after.likelihood), *figures.sets_alone(after.sets)]
+        single += [*perplexity_figures(after.likelihood), *choice_figures(after.sets)]
     spread = [] if before is None else figures.spreads(before.answered, "base")
     what = [p.spec for p in session.plans]
     ran = edited.running.ran
@@ -63,11 +64,12 @@ def record(
 def _differences(before: Run, after: Run, *, same_vocabulary: bool) -> list[Difference]:
     """Every paired difference, judged within its family (Holm)."""
     from ..measure import figures
+    from ..measure.choice import choice_differences
     from ..measure.damage import perplexity_differences
     from ..measure.power import judged
 
     rows = [d for a, b in zip(before.answered, after.answered, strict=True) for d in figures.compared(a, b)]
-    rows += figures.compared_sets(before.sets, after.sets)
+    rows += choice_differences(before.sets, after.sets)
     rows += perplexity_differences(before.likelihood, after.likelihood, same_vocabulary=same_vocabulary)
     return judged(rows)
 

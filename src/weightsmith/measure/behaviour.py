@@ -11,7 +11,7 @@ from .asks import Ask, Decoding, Exchange
 from .degenerate import repetition, why_degenerate
 from .refusal import verdicts
 from .scorers import Probe, Scorer
-from .subject import Subject
+from .subject import Job, Subject
 from .suites import Block, Suite, reworded
 
 CLASSES = ("refuses", "complies", "off-topic", "degenerate")
@@ -49,27 +49,30 @@ def greedy(subject: Subject, suite: Suite) -> Decoding:
 
 
 def answer_block(subject: Subject, block: Block, suite: Suite, pool: Any = None) -> Answered:
-    """Greedy answers to a block, scored; some that did not end are read on to twice the length."""
+    """Greedy answers to a block, scored."""
     how = greedy(subject, suite)
     exchanges = subject.answer([(a, how) for a in block.asks], f"answering ({block.condition})", pool)
     found = Answered(block, block.condition, "", exchanges, list(block.units))
     score_all(subject, found, asks=True)
-    if block.verdicts and suite.longer:
-        found.longer = flips(subject, found, suite)
     return found
 
 
 def sample_block(subject: Subject, block: Block, suite: Suite, pool: Any = None) -> Answered:
     """Answers at the model's own default temperature: every wording with every seed."""
-    base = subject.default_decoding(greedy(subject, suite).max_new_tokens)
-    if base.greedy:
-        base = replace(base, temperature=1.0)
-    jobs = [(ask, replace(base, seed=seed)) for ask in reworded(block, suite) for seed in range(1, suite.seeds + 1)]
+    jobs = sampled_jobs(subject, block, suite)
     exchanges = subject.answer(jobs, f"sampling ({block.condition})", pool)
     units = [block.units[a.item] for a, _ in jobs]
     found = Answered(block, f"{block.condition}, sampled", ".sampled", exchanges, units)
     score_all(subject, found, asks=False)
     return found
+
+
+def sampled_jobs(subject: Subject, block: Block, suite: Suite) -> list[Job]:
+    """Every wording of a block's questions with every seed, at the model's own default temperature."""
+    base = subject.default_decoding(greedy(subject, suite).max_new_tokens)
+    if base.greedy:
+        base = replace(base, temperature=1.0)
+    return [(ask, replace(base, seed=seed)) for ask in reworded(block, suite) for seed in range(1, suite.seeds + 1)]
 
 
 def answer_turns(
@@ -158,10 +161,20 @@ def scorer_key(scorer: Scorer) -> str:
     return digest_of([type(scorer).__module__, type(scorer).__name__, settings])
 
 
-def flips(subject: Subject, answered: Answered, suite: Suite) -> list[float]:
-    """Whether the verdict changes when unfinished answers are read to twice their length, 0 or 1 an answer."""
-    chosen = [i for i, e in enumerate(answered.exchanges) if not e.ended and e.text is not None][: suite.longer]
-    if not chosen:
-        return []
-    longer = subject.go_on([answered.exchanges[i] for i in chosen], 2)
-    return [float(a != answered.verdicts[i]) for a, i in zip(verdicts(longer), chosen, strict=True) if a is not None]
+def read_on(subject: Subject, answered: Sequence[Answered], suite: Suite) -> None:
+    """Whether the verdict changes when unfinished answers are read to twice their length, 0 or 1 an answer.
+
+    All blocks go on together: a batch of a few rows costs as much as a full one.
+    """
+    chosen = {
+        id(a): [i for i, e in enumerate(a.exchanges) if not e.ended and e.text is not None][: suite.longer]
+        for a in answered if a.block.verdicts
+    }  # fmt: skip
+    rows = [a.exchanges[i] for a in answered for i in chosen.get(id(a), ())]
+    if not rows:
+        return
+    longer = iter(subject.go_on(rows, 2))
+    for a in answered:
+        mine = [(i, next(longer)) for i in chosen.get(id(a), ())]
+        verdict = verdicts([e for _, e in mine])
+        a.longer = [float(v != a.verdicts[i]) for v, (i, _) in zip(verdict, mine, strict=True) if v is not None]

@@ -123,7 +123,7 @@ def run_bbq(model: RunningModel, n: int | None, step: str) -> list[SetResult]:
         bias = signed if ambiguous else ratio_values(signed)
         out += [
             _result(f"bbq.{name}.accuracy", f"BBQ, {name}: accuracy", "share of questions", right, shared, ids, texts, True, 1 / 3),
-            _result(f"bbq.{name}.bias", f"BBQ, {name}: bias score", "−1 to 1", bias, shared, ids, texts, False, 0.0),
+            _result(f"bbq.{name}.bias", f"BBQ, {name}: bias score", "−1 to 1", bias, shared, ids, texts, False, None),
         ]
     return out
 
@@ -241,7 +241,7 @@ def run_winobias(model: RunningModel, n: int | None, step: str) -> list[SetResul
     return [
         _result("winobias.pro.accuracy", "WinoBias, pro-stereotypical: accuracy", unit, pro, shared, ids, texts, True, 0.5),
         _result("winobias.anti.accuracy", "WinoBias, anti-stereotypical: accuracy", unit, anti, shared, ids, texts, True, 0.5),
-        _result("winobias.gap", "WinoBias: pro minus anti", "difference of accuracies", gap, shared, ids, texts, False, 0.0),
+        _result("winobias.gap", "WinoBias: pro minus anti", "difference of accuracies", gap, shared, ids, texts, False, None),
     ]
 
 
@@ -250,7 +250,7 @@ def run_winobias(model: RunningModel, n: int | None, step: str) -> list[SetResul
 
 def _result(
     key: str, name: str, unit: str, values: list[float | None], clusters: list[str], ids: list[str], texts: list[Any],
-    rate: bool, chance: float,
+    rate: bool, chance: float | None,
 ) -> SetResult:  # fmt: skip
     return SetResult(key=key, name=name, unit=unit, rate=rate, values=values, clusters=clusters,
                      digest=digest_of(texts), group=GROUP, chance=chance, ids=ids)  # fmt: skip

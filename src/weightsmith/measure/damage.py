@@ -27,7 +27,7 @@ from ..runtime import Continuation, score_answers
 from .behaviour import Answered
 from .power import minimum_detectable
 from .sets import perplexity_texts
-from .stats import ROUNDS, maximum, measurement, quantile_measurement, sign_flip
+from .stats import ROUNDS, maximum, measurement, quantile_measurement, sign_flip, tails
 from .subject import Subject
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _ratio(
     before, after = (shape((picks @ v) / (picks @ n)) for v, n in zip((x, y), sizes, strict=True))
 
     def side(v: F64, n: F64, drawn: F64) -> Measurement:
-        low, high = np.quantile(drawn, [0.025, 0.975])
+        low, high = np.quantile(drawn, tails(len(v)))
         return Measurement(
             name=name, value=float(shape(v.sum() / n.sum())), low=float(low), high=float(high), unit=unit, n=len(v),
             answers=int(n.sum()), interval="bootstrap", condition="shipped texts", key=key, group="damage",
@@ -170,10 +170,9 @@ def _ratio(
         )  # fmt: skip
 
     base, edited = side(x, sizes[0], before), side(y, sizes[1], after)
-    low, high = np.quantile(after - before, [0.025, 0.975])
+    low, high = np.quantile(after - before, tails(len(x)))
     p = sign_flip(y / sizes[1] - x / sizes[0])
     return Difference(name=name, condition="shipped texts", unit=unit, base=base, edited=edited,
                       value=edited.value - base.value, low=float(low), high=float(high), p=p,
                       test="sign-flip permutation of the texts", n=len(x), key=key, group="damage",
-                      family="damage", mde=minimum_detectable(len(x), rate=False) * len(x) ** 0.5 * float((after - before).std()),
-                      )  # fmt: skip
+                      family="damage", mde=minimum_detectable(len(x), rate=False, sd=float((after - before).std()) * len(x) ** 0.5))  # fmt: skip

@@ -82,47 +82,20 @@ def alone(answered: Answered) -> list[Measurement]:
     """Every score of a block, of one model."""
     rows = [measurement(s.name, s.values, s.unit, answered.condition, s.rate, **_about(answered, s))
             for s in answered.scores if _some(s.values)]  # fmt: skip
-    return [*rows, *_flips(answered, "")]
+    return [*rows, *_flips(answered, "", "")]
 
 
 def flips(before: Answered, after: Answered) -> list[Measurement]:
     """Whether verdicts flip when unfinished answers are read on, for each model; they are no pairs."""
-    return [*_flips(before, ", base"), *_flips(after, ", edited")]
+    return [*_flips(before, ", base", ".base"), *_flips(after, ", edited", "")]
 
 
-def _flips(answered: Answered, whose: str) -> list[Measurement]:
+def _flips(answered: Answered, whose: str, suffix: str) -> list[Measurement]:
     if not answered.longer:
         return []
     return [measurement(f"verdict flips when read to twice the length{whose}", answered.longer, "share of unfinished answers",
-                        answered.condition, True, key=f"{answered.block.key}.flips", group=answered.block.group,
+                        answered.condition, True, key=f"{answered.block.key}.flips{suffix}", group=answered.block.group,
                         scorer="refusal")]  # fmt: skip
-
-
-def compared_sets(before: Sequence[SetScores], after: Sequence[SetScores]) -> list[Difference]:
-    """Edited minus base for sets of questions, clustered by what their items share."""
-    mates = {s.key: s for s in after}
-    found = []
-    for a in before:
-        b = mates.get(a.key)
-        if b is not None and a.digest == b.digest and _some(a.values):
-            found.append(paired(a.name, a.values, b.values, a.unit, _chance(a), a.rate, key=a.key, group=a.group,
-                                items=_numbered(a.clusters), prompts=a.digest, family=a.group))  # fmt: skip
-    return found
-
-
-def sets_alone(found: Sequence[SetScores]) -> list[Measurement]:
-    """Figures of sets of questions, of one model."""
-    return [measurement(s.name, s.values, s.unit, _chance(s), s.rate, key=s.key, group=s.group,
-                        items=_numbered(s.clusters), prompts=s.digest) for s in found if _some(s.values)]  # fmt: skip
-
-
-def _chance(scores: SetScores) -> str:
-    return "" if scores.chance is None else f"chance is {scores.chance:.0%}"
-
-
-def _numbered(clusters: Sequence[str]) -> list[int]:
-    numbers: dict[str, int] = {}
-    return [numbers.setdefault(c, len(numbers)) for c in clusters]
 
 
 def spreads(answered: Sequence[Answered], model: Literal["base", "edited"]) -> list[Spread]:

@@ -16,6 +16,7 @@ from ..measured import ScorerNote
 from ..records import Derivation, DirectionMeta
 from ..storage import cache_dir
 from .degenerate import RULES
+from .judge import Access, Judge
 from .overlap import overlaps
 from .refusal import Refusal
 from .scorers import SCORERS, Probe, Scorer
@@ -24,12 +25,12 @@ from .suites import FeaturePlan, Suite, feature_blocks, safety_prompts
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the user asked to measure: recipes by name or file, a direction for the probe, and whether questions that
-    were used to find or choose an edit are dropped (they are an error otherwise)."""
+    """What the user asked to measure: recipes by name or file, whether questions that were used to find or choose an edit
+    are dropped (they are an error otherwise), and the judge that may be asked, if any."""
 
     features: tuple[str, ...]
-    direction: Direction | None = None
     drop_overlap: bool = False
+    judge: Access | None = None
 
 
 def own_direction(feature: str, record: Derivation | None) -> Direction | None:
@@ -83,11 +84,24 @@ def plan_features(
             raise UsageError(f"the feature {spec.name!r} was given twice")
         sets = without_overlap(prompt_sets(spec, folder), used, spec.name, wanted.drop_overlap, notes)
         direction = direction_of(spec)
-        plan = FeaturePlan(spec, sets, tuple(make_scorers(spec, direction, reader, reader_digest)))
+        scorers = judged_by(make_scorers(spec, direction, reader, reader_digest), spec, wanted.judge, notes)
+        plan = FeaturePlan(spec, sets, tuple(scorers))
         if direction is None and any(s.kind == "probe" for s in spec.scorers):
             notes.append(f"{spec.name}: the probe was left out, since the feature's direction is not at hand (give --direction)")
         plans.append(replace(plan, blocks=tuple(feature_blocks(plan, suite))))
     return plans
+
+
+def judged_by(scorers: list[Scorer], spec: FeatureSpec, access: Access | None, notes: list[str]) -> list[Scorer]:
+    """The scorers with the judge that the user allowed; without one a recipe's judge is left out, and nothing is sent."""
+    mine = [s for s in scorers if isinstance(s, Judge)]
+    others = [s for s in scorers if not isinstance(s, Judge)]
+    if access is None:
+        if mine:
+            notes.append(f"{spec.name}: the recipe's judge was left out, since no judge was given (--judge URL)")
+        return others
+    named = mine or [Judge.for_feature(spec.description.strip())]
+    return [*others, *(replace(judge, access=access) for judge in named)]
 
 
 def without_overlap(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .behaviour import Answered, answer_block, answer_turns, sample_block
+from .behaviour import Answered, answer_block, answer_turns, greedy, read_on, sample_block, sampled_jobs
 from .damage import Likelihood, likelihood
 from .figures import SetScores
 from .subject import Subject
@@ -39,10 +39,16 @@ def run_suite(
     """
     run = Run()
     blocks = [*(b for p in plans for b in p.blocks), *safety]
-    for block in blocks:
-        run.answered.append(answer_block(subject, block, suite, pool))
+    # all questions in one go: the more rows in a batch, the less each costs
+    how = greedy(subject, suite)
+    subject.answer([(ask, how) for b in blocks for ask in b.asks], "answering", pool)
+    run.answered = [answer_block(subject, b, suite, pool) for b in blocks]
+    if suite.longer:
+        read_on(subject, run.answered, suite)
     if suite.sampled:
-        run.answered += [sample_block(subject, b, suite, pool) for b in blocks if b.sampled]
+        mine = [b for b in blocks if b.sampled]
+        subject.answer([job for b in mine for job in sampled_jobs(subject, b, suite)], "sampling", pool)
+        run.answered += [sample_block(subject, b, suite, pool) for b in mine]
     if suite.scenarios:
         for plan in plans:
             for block, turns in scenario_blocks(plan, suite):

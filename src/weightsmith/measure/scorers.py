@@ -29,10 +29,25 @@ class Scorer(Protocol):
     used on greedy answers only, since its figure does not depend on the dice.
     """
 
-    name: str
-    unit: str
-    rate: bool
-    asks: bool
+    @property
+    def name(self) -> str:
+        """What its figures are called."""
+        ...
+
+    @property
+    def unit(self) -> str:
+        """Unit of its values."""
+        ...
+
+    @property
+    def rate(self) -> bool:
+        """Whether a value is 0 or 1."""
+        ...
+
+    @property
+    def asks(self) -> bool:
+        """Whether it asks the running model."""
+        ...
 
     @property
     def rises(self) -> int:

@@ -141,7 +141,7 @@ def spread(
     ]
     return Spread(key=key, name=name, condition=condition, model=model, sd=math.sqrt(float(total)), prompt=shares[0],
                   wording=shares[1], dice=shares[2], prompts=prompts, wordings=found.wordings, seeds=found.seeds,
-                  group=group)  # fmt: skip
+                  group=group, notes=list(found.notes))  # fmt: skip
 
 
 def _rounding(*variances: float) -> float:

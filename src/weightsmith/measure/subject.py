@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoint import Checkpoint, runnable
@@ -40,6 +40,7 @@ class Subject:
     store: Store | None
     notes: list[str]
     hooks: tuple[Any, ...] = ()
+    _said: dict[str, Said] = field(default_factory=dict)
     _running: RunningModel | None = None
 
     @classmethod
@@ -62,7 +63,7 @@ class Subject:
 
     def under(self, hooks: Sequence[Any], name: str) -> Subject:
         """The same model under runtime hooks; nothing of it is kept, since no digest names it."""
-        return replace(self, name=name, store=None, notes=[], hooks=tuple(hooks), _running=self.running)
+        return replace(self, name=name, store=None, notes=[], hooks=tuple(hooks), _said={}, _running=self.running)
 
     def steered(self) -> AbstractContextManager[Any]:
         """The hooks in place, while something is computed."""
@@ -135,45 +136,52 @@ class Subject:
             NonFinite: NaN in the logits; RecipeError: a prompt longer than the context; OutOfMemory.
         """
         keys = [ask_key(ask, decoding) for ask, decoding in jobs]
-        known = {k: s for k in keys if self.store is not None and (s := self.store.get(k)) is not None}
-        todo: dict[str, Job] = {k: job for k, job in zip(keys, jobs, strict=True) if k not in known}
-        if todo:
-            self._compute(todo, known, step, pool)
-        found = [(ask, decoding, known[k]) for k, (ask, decoding) in zip(keys, jobs, strict=True)]
+        todo = {k: job for k, job in zip(keys, jobs, strict=True) if self._known(k) is None}
+        if todo and pool is not None and not self.hooks:
+            pool.answer(self.checkpoint, todo, self._keep, f"{self.name}: {step}")
+        elif todo:
+            with self.steered():
+                answer_here(self.running, todo, self._keep, f"{self.name}: {step}")
+        return self._exchanges(jobs, keys)
+
+    def _known(self, key: str) -> Said | None:
+        found = self._said.get(key)
+        if found is None and self.store is not None and (found := self.store.get(key)) is not None:
+            self._said[key] = found
+        return found
+
+    def _keep(self, key: str, said: Said) -> None:
+        self._said[key] = said
+        if self.store is not None:
+            self.store.put(key, said)
+
+    def _exchanges(self, jobs: Sequence[Job], keys: Sequence[str]) -> list[Exchange]:
+        found = [(ask, decoding, self._said[k]) for k, (ask, decoding) in zip(keys, jobs, strict=True)]
         return [Exchange(a, d, s.prompt, s.tokens, s.text, s.thought, s.ended) for a, d, s in found]
-
-    def _compute(self, todo: dict[str, Job], known: dict[str, Said], step: str, pool: Any) -> None:
-        def keep(key: str, said: Said) -> None:
-            known[key] = said
-            if self.store is not None:
-                self.store.put(key, said)
-
-        if pool is not None:
-            pool.answer(self.checkpoint, todo, keep, step)
-            return
-        with self.steered():
-            answer_here(self.running, todo, keep, f"{self.name}: {step}")
 
     def go_on(self, exchanges: Sequence[Exchange], factor: int) -> list[Exchange]:
         """The same greedy answers, read on to ``factor`` times their limit; kept like any reply."""
+        from ..runtime.generate import continue_replies
+        from ..runtime.sample import Reply
+
         jobs = [(e.ask, replace(e.decoding, max_new_tokens=e.decoding.max_new_tokens * factor)) for e in exchanges]
         keys = [ask_key(ask, decoding) for ask, decoding in jobs]
-        if self.store is None or any(self.store.get(k) is None for k in keys):
-            from ..runtime.generate import continue_replies
-            from ..runtime.sample import Reply
+        todo = {k: e for k, e in zip(keys, exchanges, strict=True) if self._known(k) is None}
+        if todo:
+            rows = list(todo.values())
 
-            prompts, said = [list(e.prompt_ids) for e in exchanges], [Reply(list(e.tokens), e.ended) for e in exchanges]
+            def on_reply(i: int, reply: Reply) -> None:
+                self._keep(list(todo)[i], said_of(self.running, rows[i].ask, list(rows[i].prompt_ids), reply))
+
+            how = replace(rows[0].decoding, max_new_tokens=rows[0].decoding.max_new_tokens * factor)
             with self.steered():
-                longer = continue_replies(self.running, prompts, said, jobs[0][1], f"{self.name}: reading on")
-            known = {k: said_of(self.running, e.ask, list(e.prompt_ids), r)
-                     for k, e, r in zip(keys, exchanges, longer, strict=True)}  # fmt: skip
-            for k, one in known.items():
-                if self.store is not None:
-                    self.store.put(k, one)
-        else:
-            known = {k: s for k in keys if (s := self.store.get(k)) is not None}
-        return [Exchange(a, d, known[k].prompt, known[k].tokens, known[k].text, known[k].thought, known[k].ended)
-                for k, (a, d) in zip(keys, jobs, strict=True)]  # fmt: skip
+                longer = continue_replies(self.running, [list(e.prompt_ids) for e in rows],
+                                          [Reply(list(e.tokens), e.ended) for e in rows], how,
+                                          f"{self.name}: reading on", on_reply=on_reply)  # fmt: skip
+            for i, k in enumerate(todo):
+                if self._known(k) is None:  # it had reached the end of the context: there was nothing to go on with
+                    on_reply(i, longer[i])
+        return self._exchanges(jobs, keys)
 
     def states(self, items: Sequence[Continuation], step: str) -> list[torch.Tensor]:
         """Final hidden states that predict each answer token, ``[answer, d_model]`` an item; kept."""

@@ -20,7 +20,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from ..errors import RecipeError
-from ..measured import MeasureRecord
+from ..measured import Difference, Measurement, MeasureRecord
 from ..records import DirectionMeta, EditSpec
 from . import answers, charts, intervals, scorers, sections, text, tiles, view
 from .variant import Variant, grouped, variants
@@ -48,7 +48,9 @@ def _template() -> Template:
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     env.filters.update(
+        brief=text.brief,
         compact=text.compact,
+        tabular=text.tabular,
         duration=text.duration,
         num=lambda value, places=3, signed=False: text.number(value, places, signed=signed),
         spans=text.spans,
@@ -88,35 +90,41 @@ def _title(records: Sequence[MeasureRecord], seen: Sequence[Variant]) -> str:
     return f"{features}, {' and '.join(v.label for v in seen)}"
 
 
+def _place(m: Measurement | Difference) -> str:
+    """The section in which a figure has its row; sampled answers are folded below the greedy ones."""
+    if view.is_safety(m):
+        return "safe_sampled" if view.is_sampled(m) else "safe"
+    if m.group == view.DAMAGE:
+        return "damage"
+    return "turns" if view.is_turn(m) else "sampled" if view.is_sampled(m) else "main"
+
+
+PLACES = ("main", "sampled", "safe", "safe_sampled", "damage", "turns")
+
+
 def _charts(seen: Sequence[Variant]) -> dict[str, Any]:
-    """Everything on the page that is drawn from figures."""
+    """Everything on the page that is drawn from figures; each figure has one row on it."""
     known = scorers.pages(seen)
     compared = view.comparisons(seen, known)
-    # the safety section has its own rows; each difference stands once on the page
-    apart = [c for c in compared if view.is_safety(c.changes[0].difference)]
-    rest = [c for c in compared if c not in apart]
-    alone = view.figures(seen, known)
+    groups = {at: view.groups([c for c in compared if _place(c.changes[0].difference) == at], at) for at in PLACES}
+    alone = {at: view.figures(seen, known, lambda m, at=at: _place(m) == at, f"alone-{at}") for at in PLACES}  # type: ignore[misc]
     return {
         "tiles": [(t, Markup(t.chart)) for t in tiles.tiles(seen, compared)],
         "comparison_count": sum(len(c.changes) for c in compared),
-        "groups": view.groups(rest),
-        "safety_groups": view.groups(apart, "safe"),
+        "groups": groups,
+        "alone": alone,
         "safety": sections.safety(seen),
-        "alone": [p for p in alone if not _safe_panel(p)],
-        "safety_alone": [p for p in alone if _safe_panel(p)],
+        "safety_known": any(groups[at] or alone[at] for at in ("safe", "safe_sampled")),
         "sights": view.sights(compared),
         "families": view.families([v.record for v in seen]),
         "trends": sections.trends(seen),
         "spreads": sections.spreads(seen),
+        "constant": sections.constant(seen),
         "without_spread": sections.without_spread(seen),
         "kl": sections.kl_views(seen),
         "damage": view.damage(seen, known),
         "pages": known,
     }
-
-
-def _safe_panel(panel: view.FigurePanel) -> bool:
-    return all(view.is_safety(m) for row in panel.rows for _, m, _, _ in row.cells)
 
 
 def _context(records: Sequence[MeasureRecord], title: str | None) -> dict[str, Any]:

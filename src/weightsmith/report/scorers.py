@@ -66,10 +66,10 @@ def _words(f: ErrorFigure) -> tuple[str, str]:
 
 
 def short_error(note: ScorerNote) -> str:
-    """The first calibrated figure in words, else the note's own line cut short."""
+    """The first calibrated figure in words, else the first clause of the note's own line."""
     plain = [f for f in note.figures if not _READ_AS.match(f.figure)]
     if not plain:
-        return text.clip(note.error, 72)
+        return text.clip(re.split(r"[;:.] ", note.error)[0].rstrip("."), 72) or "error not on record"
     value, interval = _words(plain[0])
     bounds = f" ({interval})" if plain[0].high > plain[0].low else ""
     return f"{text.clip(plain[0].figure, 40)} {value}{bounds}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,15 +11,15 @@ from markupsafe import Markup
 from ..measured import Measurement, MeasureRecord, Share
 from . import panels, text
 from .panels import Mark, Slice, Turns
-from .text import number
 from .variant import Variant
-from .view import NARROW, TURN_WORDS, dot, printed
+from .view import NARROW, SAMPLED, TURN_KEY, TURN_WORDS, dot, printed
 
 BAR = 400
 VERDICTS = (("refuses", "a"), ("complies", "b"), ("off-topic", "c"), ("degenerate", "d"))
 # (key, heading, how to read it)
 SETS = (
     ("safety.harmful", "Harmful requests", "A refusal is what most would want here; compliance is what an edit can let through."),
+    ("safety.harmful.system", "Harmful requests, with a system prompt", "A plain system prompt stands before the same requests."),
     ("safety.harmless", "Harmless requests", "Every refusal here is one too many."),
     ("safety.borderline", "Harmless requests that sound harmful", "Every refusal here is one too many."),
     ("safety.asked.outside", "Asked to refuse: requests outside what was allowed",
@@ -29,7 +28,6 @@ SETS = (
      "The user set the limits; a refusal breaks them."),
 )  # fmt: skip
 NO_DICE = "greedy answers only; nothing is said about the dice"
-_TURN = re.compile(r"^(?P<stem>.+)\.turn(?P<turn>\d{1,3})$")
 
 
 @dataclass(frozen=True)
@@ -99,13 +97,17 @@ def _bar(found: dict[str, Measurement], who: tuple[str, str, str], title: str, u
 def safety(seen: Sequence[Variant]) -> list[VerdictSet]:
     """Verdicts on every set of requests that was asked, base first; empty if none was."""
     found = []
-    for i, (prefix, title, lede) in enumerate(SETS):
+    asked = [(prefix, suffix, title + ", sampled" * bool(suffix), lede)
+             for prefix, title, lede in SETS for suffix in ("", SAMPLED)]  # fmt: skip
+    for i, (prefix, suffix, title, lede) in enumerate(asked):
         bars: list[VerdictBar] = []
         told: list[dict[str, Measurement]] = []
         for j, v in enumerate(seen):
             sides: dict[str, dict[str, Measurement]] = {"base": {}, "edited": {}}
             for key, side, m in _sides(v.record):
-                head, _, last = key.rpartition(".")
+                if not key.endswith(suffix):
+                    continue
+                head, _, last = key.removesuffix(suffix).rpartition(".")
                 if head == prefix and last in dict(VERDICTS):
                     sides[side].setdefault(last, m)
             # two edited models of one base share its bar
@@ -156,6 +158,7 @@ def _share(s: Share) -> tuple[str, str]:
 def spreads(seen: Sequence[Variant]) -> list[SpreadSet]:
     """Shares of variance by prompts, wordings and dice, by score; the base once where records agree on it."""
     sets: dict[tuple[str, str, str, str], list[SpreadRow]] = {}
+    varied = {(s.name, s.condition, s.group, s.key) for v in seen for s in v.record.spreads if s.sd > 0}
     told: list[object] = []
     for i, v in enumerate(seen):
         for j, s in enumerate(v.record.spreads):
@@ -173,7 +176,16 @@ def spreads(seen: Sequence[Variant]) -> list[SpreadSet]:
             sd = text.show(s.sd, s.sd, s.sd, "").value
             row = SpreadRow(*who, Markup(chart), [(n, *_share(share)) for n, share, _ in parts], sd, counts)
             sets.setdefault((s.name, s.condition, s.group, s.key), []).append(row)
-    return [SpreadSet(*place[:3], rows) for place, rows in sets.items()]
+    return [SpreadSet(*place[:3], rows) for place, rows in sets.items() if place in varied]
+
+
+def constant(seen: Sequence[Variant]) -> list[str]:
+    """Scores that never varied in any model, so that there is no variance to divide."""
+    spread: dict[str, float] = {}
+    for s in (s for v in seen for s in v.record.spreads):
+        name = f"{s.name} ({s.condition})" if s.condition else s.name
+        spread[name] = max(spread.get(name, 0.0), s.sd)
+    return [name for name, sd in spread.items() if sd <= 0]
 
 
 def without_spread(seen: Sequence[Variant]) -> list[tuple[Variant, str]]:
@@ -201,7 +213,7 @@ def _turns_of(seen: Sequence[Variant]) -> dict[tuple[str, str], dict[tuple[str, 
     found: dict[tuple[str, str], dict[tuple[str, str, str], dict[int, Measurement]]] = {}
     for v in seen:
         for key, side, m in _sides(v.record):
-            if match := _TURN.match(key):
+            if match := TURN_KEY.match(key):
                 who = ("base", "ink", "dot") if side == "base" else (v.label, v.tone, v.shape)
                 turns = found.setdefault((match["stem"], m.unit), {}).setdefault(who, {})
                 turns.setdefault(int(match["turn"]), m)
@@ -241,32 +253,39 @@ class KlView:
     """The KL of every prompt of one variant, wide and narrow."""
 
     variant: Variant
+    condition: str
     charts: tuple[Markup, Markup]
     n: int
     mean_words: str
+    positions: bool
 
 
-_MARKS = (("kl.median", "median", "square"), ("kl.mean", "mean", "dot"), ("kl.p95", "95th percentile", "up"),
-          ("kl.max", "largest", "diamond"), ("kl.first.mean", "first token, mean", "down"))  # fmt: skip
+# mean and first token are over prompts; the others over single positions, of which a prompt has as many as answer tokens
+_MARKS = (("kl.mean", "mean", "dot"), ("kl.first.mean", "first token, mean", "down"), ("kl.median", "median position", "square"),
+          ("kl.p95", "95th percentile of positions", "up"), ("kl.max", "worst position", "diamond"))  # fmt: skip
+_POSITIONS = {"kl.median", "kl.p95", "kl.max"}
 
 
 def kl_views(seen: Sequence[Variant]) -> list[KlView]:
-    """Distributions of the per-prompt KL, all on one axis; nothing for records that keep no per-prompt values."""
-    kept = []
+    """Distributions of the per-prompt KL, all on one axis; nothing for records that keep no per-prompt values.
+
+    A prefix before ``kl.mean`` is another set of prompts, with summaries of its own.
+    """
+    kept: list[tuple[Variant, Measurement, list[float], dict[str, Measurement]]] = []
     for v in seen:
-        by_key = {m.key: m for m in v.record.damage if m.key.startswith("kl.")}
-        mean = by_key.get("kl.mean")
-        if mean is not None and mean.values:
-            kept.append((v, by_key, mean, mean.values))
-    drawn = {key for key, _, _ in _MARKS}
-    ends = [x for _, _, _, values in kept for x in values]
-    ends += [m.value for _, by_key, _, _ in kept for m in by_key.values() if m.key in drawn]
+        by_key = {m.key: m for m in v.record.damage}
+        for key, mean in by_key.items():
+            if (key == "kl.mean" or key.endswith(".kl.mean")) and mean.values:
+                prefix = key.removesuffix("kl.mean")
+                mine = {k: by_key[prefix + k] for k, _, _ in _MARKS if prefix + k in by_key}
+                kept.append((v, mean, mean.values, mine))
+    ends = [x for _, _, values, _ in kept for x in values] + [m.value for *_, mine in kept for m in mine.values()]
     domain = panels.kl_range(ends)
     found = []
-    for i, (v, by_key, mean, values) in enumerate(kept):
+    for i, (v, mean, values, mine) in enumerate(kept):
         marks = []
         for key, name, shape in _MARKS:
-            if m := by_key.get(key):
+            if m := mine.get(key):
                 shown = printed(m)
                 words = shown.value + (f" ({shown.interval})" if shown.bounded else "")
                 low, high = (m.low, m.high) if shown.bounded else (math.nan, math.nan)
@@ -275,6 +294,6 @@ def kl_views(seen: Sequence[Variant]) -> list[KlView]:
             Markup(panels.kl_distribution(values, marks, domain, v.tone, width, f"kl{i}-{width}")) for width in (700, NARROW)
         ]
         above = sum(x > mean.value for x in values)
-        words = f"{above} of {len(values)} prompts lie above the mean of {number(mean.value, 4)} nats per token."
-        found.append(KlView(v, (charts[0], charts[1]), len(values), words))
+        words = f"{above} of {len(values)} prompts lie above the mean of {printed(mean).value} nats per token."
+        found.append(KlView(v, mean.condition, (charts[0], charts[1]), len(values), words, bool(_POSITIONS & mine.keys())))
     return found

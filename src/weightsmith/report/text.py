@@ -180,9 +180,17 @@ def compact(value: Any) -> str:
         return ", ".join(f"{k} {compact(v)}" for k, v in value.items())
     if isinstance(value, list) and value and all(map(_flat, value)):
         return ", ".join(map(compact, value))
-    if isinstance(value, list) and value and all(isinstance(v, dict) and all(map(_flat, v.values())) for v in value):
-        return "; ".join(compact(v) for v in value)
     return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def tabular(value: Any) -> bool:
+    """Whether an option is a list of mappings without anything nested, which a table shows best."""
+    return isinstance(value, list) and bool(value) and all(isinstance(v, dict) and all(map(_flat, v.values())) for v in value)
+
+
+def brief(text: str) -> str:
+    """A digest by its first twelve characters; any other text as it is."""
+    return f"{text[:12]}…" if re.fullmatch(r"[0-9a-f]{40,128}", text) else text
 
 
 def _flat(value: Any) -> bool:

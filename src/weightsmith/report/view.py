@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -19,7 +19,8 @@ from .text import Shown, show
 from .variant import Variant
 
 WIDE, NARROW, PLOT = 760, 342, 260
-SAFETY = "safety"
+SAFETY, DAMAGE, SAMPLED = "safety", "damage", ".sampled"
+TURN_KEY = re.compile(r"^(?P<stem>.+)\.turn(?P<turn>\d{1,3})$")
 # the mark of each reading; the words stand beside it, so neither shape nor colour tells alone
 READINGS = {"rises": ("up", "▲"), "falls": ("down", "▼"), text.CANNOT_TELL: ("dot", "○")}
 TURN_WORDS = re.compile(r"[\s,·:;]*\bturn \d+\b[\s,·:;]*", re.IGNORECASE)
@@ -34,6 +35,16 @@ def printed(m: Measurement, *, signed: bool = False, places: int | None = None) 
 def reading(d: Difference) -> str:
     """``rises``, ``falls`` or ``cannot tell``; a record without adjusted p values is read by its interval."""
     return d.verdict if d.p_holm is not None else text.verdict(d.low, d.high)
+
+
+def is_turn(m: Measurement | Difference) -> bool:
+    """Whether a figure is one turn of several."""
+    return TURN_KEY.match(m.key) is not None
+
+
+def is_sampled(m: Measurement | Difference) -> bool:
+    """Whether a figure was read from sampled answers, beside the greedy ones."""
+    return m.key.endswith(SAMPLED)
 
 
 def is_safety(m: Measurement | Difference) -> bool:
@@ -152,11 +163,24 @@ def _change_dot(g: Change) -> Dot:
 
 @dataclass(frozen=True)
 class Panel:
-    """The comparisons of one group and unit on one axis; a plot for each change of each row."""
+    """The comparisons of one group and unit on one axis, by condition; a plot for each change of each row."""
 
     unit: str
     rows: list[tuple[Comparison, list[Markup]]]
     axis: Markup
+
+    @property
+    def headed(self) -> bool:
+        """Whether conditions stand as headings, which is worth it where one has several rows."""
+        return any(len(rows) > 1 for _, rows in self.conditions)
+
+    @property
+    def conditions(self) -> list[tuple[str, list[tuple[Comparison, list[Markup]]]]]:
+        """The rows of each condition, in the order of the record."""
+        found: dict[str, list[tuple[Comparison, list[Markup]]]] = {}
+        for row in self.rows:
+            found.setdefault(row[0].condition, []).append(row)
+        return list(found.items())
 
 
 @dataclass(frozen=True)
@@ -170,6 +194,14 @@ class Group:
     def title(self) -> str:
         """The group's name as a heading."""
         return self.name[:1].upper() + self.name[1:]
+
+    @property
+    def told(self) -> str:
+        """The readings counted, for where the rows are folded."""
+        found = Counter(g.verdict for p in self.panels for c, _ in p.rows for g in c.changes)
+        words = {"rises": "rise", "falls": "fall", text.CANNOT_TELL: text.CANNOT_TELL}
+        parts = [f"{found[v]} {said if found[v] > 1 else v}" for v, said in words.items() if found[v]]
+        return f"{found.total()} {'difference' if found.total() == 1 else 'differences'}: {', '.join(parts)}"
 
     @property
     def tests(self) -> dict[str, list[str]]:
@@ -204,7 +236,7 @@ def groups(all_of: Sequence[Comparison], uid: str = "forest") -> list[Group]:
                 for k, c in enumerate(rows)
             ]  # fmt: skip
             # what the rows have in common is said once, under the axis
-            common = rows[0].unit if len({c.unit for c in rows}) == 1 else unit
+            common = Counter(c.unit for c in rows).most_common(1)[0][0]
             of_what = common.partition(" ")[2] if common != unit and text.is_share(common) else ""
             axis = intervals.axis(domain, PLOT, f"{unit} {of_what}".strip(), f"{uid}{i}-{j}", signed=True)
             panels.append(Panel(common, drawn, Markup(axis)))
@@ -232,11 +264,14 @@ class FigurePanel:
     axis: Markup
 
 
-def figures(seen: Sequence[Variant], pages: Sequence[Page] = ()) -> list[FigurePanel]:
-    """The figures that stand alone, by group and unit."""
+def figures(
+    seen: Sequence[Variant], pages: Sequence[Page] = (), keep: Callable[[Measurement], bool] = lambda m: True,
+    uid: str = "alone",
+) -> list[FigurePanel]:  # fmt: skip
+    """The figures that stand alone and are to ``keep``, by group and unit; ``uid`` keeps ids on one page apart."""
     panels: dict[tuple[str, str], dict[tuple[str, str, str], list[tuple[Variant, Measurement]]]] = {}
     for v in seen:
-        for m in v.record.figures:
+        for m in filter(keep, v.record.figures):
             rows = panels.setdefault((m.group, m.unit), {})
             rows.setdefault((m.name, m.condition, m.key), []).append((v, m))
     found = []
@@ -250,11 +285,11 @@ def figures(seen: Sequence[Variant], pages: Sequence[Page] = ()) -> list[FigureP
             for j, (v, m) in enumerate(mine):
                 shown = printed(m, signed=signed, places=places)
                 one = dot(m, v.label, f"{shown.value} ({shown.interval})", v.tone, v.shape)
-                chart = intervals.row([one], domain, PLOT, name, f"alone{i}-{k}-{j}")
+                chart = intervals.row([one], domain, PLOT, name, f"{uid}{i}-{k}-{j}")
                 cells.append((v, m, shown, Markup(chart)))
             made.append(FigureRow(name, condition, unit, cells, page_of(pages, mine[0][0].record, mine[0][1].scorer, name)))
         said = "% " + unit.partition(" ")[2] if text.is_share(unit) else unit
-        axis = intervals.axis(domain, PLOT, said.strip(), f"alone{i}", signed=signed)
+        axis = intervals.axis(domain, PLOT, said.strip(), f"{uid}{i}", signed=signed)
         found.append(FigurePanel(group, made, Markup(axis)))
     return found
 

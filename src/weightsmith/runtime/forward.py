@@ -163,9 +163,12 @@ class Prefix:
     def __post_init__(self) -> None:
         self._cache: Any = None
         if self.ids:
-            self._cache = self._empty()
-            row = torch.tensor([self.ids], device=self.model.device)
-            self.model.stack(input_ids=row, past_key_values=self._cache, use_cache=True)
+            _fits(self._fill, [0])
+
+    def _fill(self, _: list[int]) -> None:
+        self._cache = self._empty()
+        row = torch.tensor([self.ids], device=self.model.device)
+        self.model.stack(input_ids=row, past_key_values=self._cache, use_cache=True)
 
     def _empty(self) -> Any:
         from transformers import DynamicCache
@@ -279,6 +282,7 @@ def answer_states(model: RunningModel, items: Seq[Continuation], step: str = "re
     Raises:
         NonFinite: NaN or infinity in them.
         RecipeError: an empty or over-long sequence.
+        OutOfMemory: one sequence alone does not fit.
     """
     out: list[torch.Tensor | None] = [None] * len(items)
     rows = [item.prompt + item.answer[:-1] for item in items]
@@ -307,6 +311,10 @@ def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "sc
     """Mean log-probability per token (nats) of each answer after its prompt.
 
     Items that share a prompt share its prefill: the prompt runs once and its key-value cache is repeated.
+
+    Raises:
+        RecipeError: an empty or over-long sequence.
+        OutOfMemory: one prompt alone does not fit.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, item in enumerate(items):
@@ -321,8 +329,10 @@ def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "sc
     shared = 0 if slides(model, longest) else shared_prefix(list(groups), [len(p) - 1 for p in groups])
     prefix = Prefix(model, next(iter(groups))[:shared])
     prompts, width = list(groups), max(len(m) for m in groups.values())
-    for prompt in prompts:
-        check_length(model, prompt)
+    for item in items:
+        check_length(model, item.prompt + item.answer[:-1])
+        if not item.answer:
+            raise RecipeError("an answer came to no tokens at all")
     rows = max(1, model.options.batch_size * 4 // width)  # prompts in one batch; each becomes `width` short rows
 
     def run(batch: list[int]) -> None:

@@ -97,7 +97,7 @@ def continue_replies(
     return [found[i] for i in range(len(rows))]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Row:
     """One reply that is being made."""
 
@@ -218,7 +218,7 @@ class _Batch:
             chosen = logits.argmax(-1)
         else:
             uniform = torch.tensor([r.uniform[len(r.said)] for r in rows], dtype=torch.float64)
-            chosen = draw(warped(logits, self.decoding), uniform.to(logits.device))
+            chosen = draw(warped(logits, self.decoding), uniform)
         if not bool(torch.isfinite(best).all()):  # the largest is NaN where one is
             raise NonFinite("the logits hold NaN or infinity", where=self.model.checkpoint.path)
         for row, token in zip(rows, chosen.tolist(), strict=True):
@@ -252,7 +252,7 @@ class _Joining(_Batch):
         return new
 
     def join(self, new: list[_Row]) -> list[_Row]:
-        self.tried = len(new)
+        self.tried = len(self.rows) + len(new)
         shared = len(self.prefix.ids)
         suffixes = [r.ids[shared:] for r in new]
         cache = self.prefix.cache(len(new))
@@ -260,7 +260,6 @@ class _Joining(_Batch):
         out = self.model.stack(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         last = torch.tensor([len(s) - 1 for s in suffixes], device=out.device)
         hidden = out[torch.arange(len(new), device=out.device), last]
-        self.tried = len(self.rows) + len(new)
         self.slots.join(cache, [shared + len(s) for s in suffixes])
         self.rows += new
         self._choose(hidden, new)
@@ -290,6 +289,8 @@ class _Joining(_Batch):
 class _Alike(_Batch):
     """Rows of equal length, which need no padding: for layers that carry a state, into which padding would enter."""
 
+    cache: Any = None
+
     def admit(self, queue: list[_Row], limit: int) -> list[_Row]:
         new: list[_Row] = []
         while not self.rows and queue and len(new) < limit:
@@ -310,7 +311,7 @@ class _Alike(_Batch):
 
     def forget(self) -> None:
         super().forget()
-        self.cache: Any = None
+        self.cache = None
 
     def _pass(self, ids: torch.Tensor) -> list[_Row]:
         self.tried = len(self.rows)

@@ -151,6 +151,9 @@ def draw(scores: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
     """Token ids ``[rows]``: the first one whose cumulative probability exceeds ``uniform`` (fp64 ``[rows]``)."""
     import torch
 
+    if scores.device.type == "mps":  # which has no fp64
+        return draw(scores.cpu(), uniform.cpu())
+    uniform = uniform.to(scores.device)
     shares = torch.softmax(scores, -1).cumsum(-1, dtype=torch.float64)
     total = shares[:, -1]
     aim = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
