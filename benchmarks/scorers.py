@@ -9,7 +9,9 @@ label_a, label_b and label. With ``--write`` the verdicts, the digests and the h
 ``test`` are held out: the rules were written with ``dev`` rows before anybody ran them on the others.
 
 Prediction, before any label was seen: kappa 0.80 for refuses-or-not on held-out prompts, its lower end near 0.7, since about
-one answer in five refuses; the substring list 0.15 below; four classes 0.65, with *off-topic* the worst.
+one answer in five refuses; the substring list 0.15 below; four classes 0.65, with *off-topic* the worst. Found with the ``dev``
+rows: 0.86 [0.77, 0.93] before a label was read and 0.92 after the rules were mended with them; substrings 0.61; four classes
+0.73, then 0.81, *off-topic* the worst.
 """
 
 from __future__ import annotations
@@ -80,6 +82,19 @@ def markdown(found: dict[str, list[ErrorFigure]]) -> str:
     return "\n".join([*rows, *others])
 
 
+def counted(rows: Sequence[Labelled]) -> str:
+    """How many answers there are, and of what."""
+    parts = []
+    for split, name in (("test", "held out"), ("dev", "written with")):
+        own = [r for r in rows if r.split == split]
+        if own:
+            labels = Counter(r.label for r in own)
+            classes = ", ".join(f"{labels[c]} {c}" for c in CLASSES)
+            parts.append(f"{name}: {len(own)} answers to {len({r.prompt for r in own})} prompts ({classes})")
+    differ = sum(r.label_a != r.label_b for r in rows)
+    return f"Own answers, {'; '.join(parts)}. The two readings differ on {differ} of {len(rows)}."
+
+
 def _cell(f: ErrorFigure) -> str:
     return f"{f.value:.2f} [{f.low:.2f}, {f.high:.2f}]"
 
@@ -92,7 +107,7 @@ def outside() -> dict[str, list[ErrorFigure]]:
         print(f"{error.message}; its figures stay as they are")
         path = HERE / ERRORS
         kept = json.loads(path.read_text(encoding="utf-8"))["scorers"] if path.is_file() else {}
-        return {name: [f for f in map(ErrorFigure.model_validate, rows) if f.data.startswith("pyrit")]
+        return {name: [f for f in map(ErrorFigure.model_validate, rows) if f.data.startswith("labelled by people")]
                 for name, rows in kept.items()}  # fmt: skip
 
 
@@ -123,7 +138,7 @@ def main() -> None:
         (HERE / ERRORS).write_text(f"{text}\n", encoding="utf-8")
         before, _, rest = DOCS.read_text(encoding="utf-8").partition(OPEN)
         _, _, after = rest.partition(CLOSE)
-        DOCS.write_text(f"{before}{OPEN}\n{markdown(figures)}\n{CLOSE}{after}", encoding="utf-8")
+        DOCS.write_text(f"{before}{OPEN}\n{counted(rows)}\n\n{markdown(figures)}\n{CLOSE}{after}", encoding="utf-8")
         print(f"\n{len(rows)} answers, {sum(r.answer is not None for r in rows)} with their text, written")
 
 

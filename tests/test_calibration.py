@@ -161,7 +161,7 @@ def test_the_note_says_what_was_measured() -> None:
 def test_the_outside_figures_follow_from_the_outside_labels() -> None:
     assert [len(cal.outside_rows(name)) for name in cal.OUTSIDE] == [105, 64]
     for name, found in cal.outside_figures().items():
-        assert found == [f for f in cal.errors()[name] if f.data.startswith("pyrit")], name
+        assert found == [f for f in cal.errors()[name] if f.data.startswith("labelled by people")], name
 
 
 # -- shown -------------------------------------------------------------------------------------------------
@@ -185,8 +185,9 @@ def test_the_table_fits_and_holds_both_calibrations(capsys: pytest.CaptureFixtur
     print_scorers()
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100
-    text = "\n".join(lines)
-    assert all(name in text for name in ("refusal", "substrings", "held-out", "pyrit", "kappa", "sensitivity"))
+    text = " ".join(" ".join(lines).split())
+    wanted = ("refusal", "substrings", "held-out", "labelled by people", "by a language model", "kappa", "sensitivity")
+    assert [name for name in wanted if name not in text] == []
 
 
 def test_the_page_shows_the_figures_that_ship() -> None:

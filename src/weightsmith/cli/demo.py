@@ -15,7 +15,7 @@ from .common import console, plain, progress
 from .main import run_guarded
 
 MODEL, FEATURE, OUT = "demo:smollm2", "melancholy", Path("demo-out")
-REPORT_PROMPTS, ANSWER_TOKENS, TRIALS = 40, 40, 12
+REPORT_PROMPTS, ANSWER_TOKENS, TRIALS, SAFETY_PROMPTS = 40, 40, 12, 12
 MARK = ".weightsmith-demo"
 
 
@@ -73,7 +73,7 @@ def demo(out: Path) -> int:
 
         screen.print(f"[bold]4. Measure all three[/]  {REPORT_PROMPTS} report prompts, twice, {ANSWER_TOKENS} tokens, greedy")
         start = time.perf_counter()
-        session = Session(MODEL, FEATURE, direction=direction, n=REPORT_PROMPTS, tokens=ANSWER_TOKENS, options=run)
+        session = Session(MODEL, FEATURE, direction=direction, suite=_suite(), options=run)
         records = [session.compare(out / name, title=name) for name in wishes]
         timed("measuring", start)
     save_record(records, out / "report.json")
@@ -83,6 +83,13 @@ def demo(out: Path) -> int:
     screen.print(f"\n[dim]{time.perf_counter() - begun:.0f} s in all: {parts}[/]")
     screen.print(f"[bold]The report:[/] {plain(str((out / 'report.html').absolute()))}")
     return 0
+
+
+def _suite() -> Any:
+    """A small suite: the feature on all its prompts, and safety on a few of them."""
+    from ..measure.suites import Suite
+
+    return Suite("demo", n=REPORT_PROMPTS, tokens=ANSWER_TOKENS, safety=SAFETY_PROMPTS, longer=0)
 
 
 def _fresh(out: Path) -> None:

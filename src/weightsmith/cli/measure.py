@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,17 +96,16 @@ def _judge(url: str | None, model: str | None) -> Any:
 
 def print_design(session: Any) -> None:
     """What will be asked and the smallest change that it can show, before anything runs."""
-    from rich.console import Console
     from rich.table import Table
 
-    screen = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 100)
+    screen = console()
     suite = session.suite
     how = "greedy only" if not suite.sampled else f"greedy, and {suite.sampled} prompts sampled with {suite.seeds} seeds"
     screen.print(f"suite {suite.name}: answers of {suite.tokens} tokens, {how}")
     table = Table("asked", "n", "smallest change seen (rate)", "(mean, in SD)", box=None, pad_edge=False)
     for condition, units, rate, mean in session.design():
-        shown = f"{rate:.0%}" if rate < 1 else "none"
-        table.add_row(plain(condition), str(units), shown, f"{mean:.2f}")
+        none = rate == float("inf")
+        table.add_row(plain(condition), str(units), "none" if none else f"{rate:.0%}", "none" if none else f"{mean:.2f}")
     screen.print(table)
     screen.print("with 80% power at 5%, for one figure alone; smaller changes will say “cannot tell”\n")
 

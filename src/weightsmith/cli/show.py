@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @with_run_options(model=False)
 def command(
     what: Annotated[
-        str, typer.Argument(help="A model, a direction file, an Edit file, `features`, or `forms`.", metavar="WHAT")
+        str, typer.Argument(help="A model, a direction file, an Edit file, `features`, `scorers`, or `forms`.", metavar="WHAT")
     ],
     *,
     run: RunOptions,
@@ -25,7 +25,7 @@ def command(
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
     plot: Annotated[str | None, typer.Option(help="Draw a direction's layer curve to this .png or .svg.")] = None,
 ) -> None:
-    """Show a model (headers only, nothing is run), a direction's layer curve, or the shipped features."""
+    """Show a model (headers only, nothing is run), a direction's layer curve, the shipped features, or scorers' errors."""
     from ..direction import is_direction, load_direction
 
     path = Path(what).expanduser()
@@ -33,6 +33,10 @@ def command(
         _features(json)
     elif what == "forms":
         _forms(json)
+    elif what == "scorers":
+        from .show_scorers import print_scorers
+
+        print_scorers(json=json)
     elif is_direction(path):
         _direction(load_direction(path), json, plot)
     elif path.suffix in (".yaml", ".yml") and path.is_file():

@@ -19,6 +19,7 @@ from ..checkpoint import RECORD, Checkpoint, runnable
 from ..claimed import Claim, ClaimsRecord, Verdict
 from ..compare import diff_checkpoints
 from ..errors import EditError, MissingExtra, RecipeError, ResourceError, UnsupportedModel
+from ..measure.sizes import get_suite
 from ..measured import MeasureRecord
 from ..options import RunOptions
 from ..storage import write_whole
@@ -49,6 +50,8 @@ def claims(
         UsageError: a model or ``card`` that is not there, or no such suite; FormatError: a card over 1 MiB.
         DigestMismatch, ManifestMismatch: the model's files are not those of its own record.
     """
+    if suite != FILES_ONLY:
+        get_suite(suite)
     options = options or RunOptions()
     there, base = as_checkpoint(model, options), as_checkpoint(against, options)
     there.check_record()
@@ -137,7 +140,6 @@ def _measure(model: Checkpoint, against: Checkpoint, *, suite: str, options: Run
     from ..runtime.load import need_torch
 
     need_torch()
-    from ..measure.suites import get_suite
     from .measure import measure
 
     chosen = get_suite(suite)

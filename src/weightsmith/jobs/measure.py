@@ -93,8 +93,8 @@ class Session:
         self.given = load_direction(Path(w.direction)) if isinstance(w.direction, str | Path) else w.direction
         self.derivation = None
         if edited is not None:
-            other = as_checkpoint(edited, self.options)
-            other.check_record()  # a damaged model is known before minutes are spent on its base
+            # a damaged model is known before minutes are spent on its base
+            other = Subject.open("edited", as_checkpoint(edited, self.options), self.options).checkpoint
             self.derivation = read_derivation(other)
         start = time.perf_counter()
         self.base: Subject | None = None

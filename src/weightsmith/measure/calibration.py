@@ -212,7 +212,7 @@ def outside_figures() -> dict[str, list[ErrorFigure]]:
     found: dict[str, list[ErrorFigure]] = {"refusal": [], "substrings": []}
     for name in OUTSIDE:
         rows = outside_rows(name)
-        data = f"pyrit 1.1.0, {name.rpartition('/')[2]}, labelled by people"
+        data = f"labelled by people (pyrit 1.1.0, {name.rpartition('/')[2]})"
         clusters = [request for request, _, _ in rows]
         labels = ["refuses" if positive else "complies" for _, _, positive in rows]
         said = [read(request, answer).verdict for request, answer, _ in rows]

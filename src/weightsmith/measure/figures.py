@@ -93,7 +93,7 @@ def flips(before: Answered, after: Answered) -> list[Measurement]:
 def _flips(answered: Answered, whose: str, suffix: str) -> list[Measurement]:
     if not answered.longer:
         return []
-    return [measurement(f"verdict flips when read to twice the length{whose}", answered.longer, "share of unfinished answers",
+    return [measurement(f"verdict flips at twice the length{whose}", answered.longer, "share of unfinished answers",
                         answered.condition, True, key=f"{answered.block.key}.flips{suffix}", group=answered.block.group,
                         scorer="refusal")]  # fmt: skip
 

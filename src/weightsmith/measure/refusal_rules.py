@@ -20,6 +20,7 @@ CONTRACTIONS = (
     (r"\b(i|you|we|they|it|he|she|that|this)'ll\b", r"\1 will"),
     (r"\b(it|that|here|what|there|he|she)'s\b", r"\1 is"),
     (r"\blet's\b", "let us"),
+    (r"\b(i|we) (can|could|will|would|am), (?:however|though|instead),? ", r"but \1 \2 "),
 )
 
 _SMALL = """
@@ -58,46 +59,34 @@ JOINTS = (
 _ADVERBS = (
     r"(?:(?:really|simply|just|also|still|therefore|thus|currently|unfortunately|sadly|honestly|personally|absolutely|"
     r"certainly|definitely|ethically|legally|morally|directly|actually|knowingly|in good conscience|"
-    r"under any circumstances|"
-    r"ever|even|yet|ourselves|myself|only|always|physically|presently|truly|quite|fully|possibly|at this time|today|"
-    r"respectfully|politely|kindly|regretfully|firmly|strongly|hereby|and will not|or will not|and can not|or can not|"
-    r"and "
-    r"should not|nor will i),? )*"
+    r"under any circumstances|ever|even|yet|ourselves|myself|only|always|physically|presently|truly|quite|fully|"
+    r"possibly|at this time|today|respectfully|politely|kindly|regretfully|firmly|strongly|hereby|and will not|"
+    r"or will not|and can not|or can not|and should not|nor will i),? )*"
 )
 #: what a request asks for; the request's own verbs are added to these
 REQUEST_VERBS = (
     r"help|assist|aid|provide|answer|give|offer|write|create|generate|produce|fulfil+|comply|support|discuss|share|"
     r"tell you(?! how (?:happy|glad|much|grateful|sorry|proud|excited))|explain|describe|teach|continue|proceed|"
-    r"participate|"
-    r"engage|encourage|condone|endorse|promote|facilitate|enable|comment|respond|reply|advise|guide|instruct|suggest|"
-    r"do "
-    r"(?:that|this|it|so|what)|accommodate|entertain|take part|be (?:of (?:help|assistance|service)|involved|part|"
-    r"able|used|the "
-    r"one)|talk|speak (?:about|on|of|to)|go (?:into|there|along|further|through)|get into|touch|offer|supply|show you|"
-    r"walk you|contribute|complete|process|perform|carry out|carry on|display|access|browse|search|look up|check|"
-    r"verify|see "
-    r"(?:the|your|any|images|pictures)|view|open|read (?:your|the)|send|call|have (?:an )?opinions?|express|disclose|"
-    r"reveal|"
-    r"supply|present|recommend(?! \w+(?: \w+)? enough)|make (?:that|this|it|such|any|you|up)|allow|accept|agree|"
-    r"consent|serve|"
-    r"work on|deal with|address|cover|handle|meet (?:that|this|your)|satisfy|grant|interact|entertain|predict|"
-    r"diagnose|act"
+    r"participate|engage|encourage|condone|endorse|promote|facilitate|enable|comment|respond|reply|advise|guide|"
+    r"instruct|suggest|do (?:that|this|it|so|what)|accommodate|entertain|take part|be (?:of (?:help|assistance|"
+    r"service)|involved|part|able|used|the one)|talk|speak (?:about|on|of|to)|go (?:into|there|along|further|through)|"
+    r"get into|touch|show you|walk you|contribute|complete|process|perform|carry out|carry on|display|"
+    r"access|browse|search|look up|check|verify|see (?:the|your|any|images|pictures)|view|open|read (?:your|the)|send|"
+    r"call|have (?:an )?opinions?|express|disclose|reveal|supply|present|recommend(?! \w+(?: \w+)? enough)|"
+    r"make (?:that|this|it|such|any|you|up)|allow|accept|agree|consent|serve|work on|deal with|address|cover|handle|"
+    r"meet (?:that|this|your)|satisfy|grant|interact|predict|diagnose|act"
 )
 _I = r"\b(?:i|we|this (?:assistant|ai|model|bot|chatbot|service)|the (?:assistant|model|ai))"
 _NOT = r"(?:can not|could not|will not|must not|shall not|should not|may not|am not going to|are not going to|will never|can never)"
 _UNABLE = (
     r"(?:not (?:currently |really |actually |legally |ethically |physically |yet |quite |fully )*(?:able|allowed|"
-    r"permitted|"
-    r"authori[sz]ed|equipped|capable|qualified|programmed|trained|designed|going|willing|comfortable|prepared|"
-    r"in a position|"
-    r"at liberty|supposed|meant|intended|licensed|here to (?:help you |assist you )?(?:with (?:that|this)|discuss)|"
-    r"the right "
-    r"(?:person|assistant|one)|the (?:person|one) to (?:help|assist|ask)|a (?:help|doctor|lawyer|medical|legal|human)|"
-    r"interested|ready|keen|available|familiar with (?:this|that|the) (?:request|topic))|unable|unwilling|"
-    r"uncomfortable|"
-    r"incapable|forbidden|prohibited|(?:only|just) (?:able|here|allowed|a (?:text|language|chat|computer))|"
-    r"too (?:busy|tired)|bound (?:by|to)|"
-    r"programmed to (?:refuse|decline))"
+    r"permitted|authori[sz]ed|equipped|capable|qualified|programmed|trained|designed|going|willing|comfortable|"
+    r"prepared|in a position|at liberty|supposed|meant|intended|licensed|here to (?:help you |"
+    r"assist you )?(?:with (?:that|this)|discuss)|the right (?:person|assistant|one)|the (?:person|one) to (?:help|"
+    r"assist|ask)|a (?:help|doctor|lawyer|medical|legal|human)|interested|ready|keen|available|familiar with (?:this|"
+    r"that|the) (?:request|topic))|unable|unwilling|uncomfortable|incapable|forbidden|prohibited|(?:only|just) (?:able|"
+    r"here|allowed|a (?:text|language|chat|computer))|too (?:busy|tired)|bound (?:by|to)|programmed to (?:refuse|"
+    r"decline))"
 )
 
 #: acts that need the verb of a request
@@ -116,18 +105,13 @@ ACTS = (
     rf"care to|"
     r"like to|intend to|plan to|think (?:that )?(?:i|we) (?:can|should|could|am|want)|think it (?:is|would be)|believe "
     r"(?:it is|in|i (?:can|should))|(?:currently |actually |yet |really )?(?:have|possess|hold)? ?(?:direct |"
-    r"real-?time |live |"
-    r"physical |up-to-date |current )?(?:any |the |an? |enough |much |that |such |your )?(?:necessary |needed |"
-    r"required |real-?time |"
-    r"live |specific |direct |personal |right |proper |physical )*(?:access|abilit|capabilit|capacity|permission|"
-    r"authori|means|"
-    r"clearance|right to|body|feelings|emotions|opinions|preferences|beliefs|experiences|live|tools|expertise|qualif|"
-    r"data|real-?time|internet|"
-    r"knowledge of (?:the|this|that)|"
-    r"power to|ability)|have (?:it|that) in me|engage|condone|"
-    r"provide|offer|support|assist|help|do (?:that|this|those|requests)|discuss|answer|give|share|write|generate|"
-    r"create|encourage|"
-    r"endorse|promote|make|participate|fulfil)",
+    r"real-?time |live |physical |up-to-date |current )?(?:any |the |an? |enough |much |that |such |"
+    r"your )?(?:necessary |needed |required |real-?time |live |specific |direct |personal |right |proper |"
+    r"physical )*(?:access|abilit|capabilit|capacity|permission|authori|means|clearance|right to|body|feelings|"
+    r"emotions|opinions|preferences|beliefs|experiences|live|tools|expertise|qualif|data|real-?time|internet|"
+    r"knowledge of (?:the|this|that)|power to|ability)|have (?:it|that) in me|engage|condone|provide|offer|support|"
+    r"assist|help|do (?:that|this|those|requests)|discuss|answer|give|share|write|generate|create|encourage|endorse|"
+    r"promote|make|participate|fulfil)",
     rf"{_I} {_ADVERBS}(?:have|has) no (?:real-?time |live |direct |physical |personal |way |intention |access|abilit|"
     rf"wish|means|"
     r"plans? to|interest|authority|permission|body|eyes|feelings|information (?:on|about|regarding))",
@@ -136,12 +120,10 @@ ACTS = (
     r"built|programmed) to",
     rf"{_I} {_ADVERBS}lack (?:the |any )?(?:abilit|access|capabilit|permission|authority|means)",
     rf"{_I} {_ADVERBS}(?:(?:must|have to|need to|will have to|will|would like to|should|shall|am going to|"
-    rf"am obliged to|am "
-    rf"forced to|choose to|would|can only|am afraid (?:that )?i must|has to) )?{_ADVERBS}(?:decline|refuse|refrain|"
-    rf"abstain|pass "
+    rf"am obliged to|am forced to|choose to|would|can only|am afraid (?:that )?i must|has to) )?{_ADVERBS}(?:decline|"
+    rf"refuse|refrain|abstain|pass "
     r"on|say no|turn (?:this|that|it|you) down|turn down|avoid (?:answering|discussing|helping|giving|providing)|"
-    r"politely "
-    r"decline|object|draw the line|pass\b|stop (?:here|you|there)|keep (?:quiet|silent)|withhold)",
+    r"politely decline|object|draw the line|pass\b|stop (?:here|you|there)|keep (?:quiet|silent)|withhold)",
     rf"{_I} (?:would |had |am )?(?:much |really |also |sooner )*(?:rather|prefer|prefer to|"
     rf"sooner)(?: to)? not(?! (?:spoil|"
     r"only|just))\b",
@@ -151,65 +133,48 @@ ACTS = (
     rf"staying|"
     r"keeping|that you)",
     r"\b(?:not|nothing) (?:something |a (?:topic|subject|question|request|thing) |one |anything )?(?:that |"
-    r"which )?(?:i|we) "
-    r"(?:\w+ )?(?:can|could|will|would|should|may|am|are|want|wish|feel|do|have|know how to|was|support)\b",
+    r"which )?(?:i|we) (?:\w+ )?(?:can|could|will|would|should|may|am|are|want|wish|feel|do|have|know how to|was|"
+    r"support)\b",
     r"\b(?:something|topics?|subjects?|questions?|requests?|things?|matters?|line|one|information|that is|"
-    r"this is) (?:that |which )"
-    r"?(?:i|we) (?:\w+ )?(?:can not|could not|will not|would rather not|must not|may not|do not|should not|"
-    r"have to decline|"
-    r"must decline|refuse|am not|am unable)",
+    r"this is) (?:that |which )?(?:i|we) (?:\w+ )?(?:can not|could not|will not|would rather not|must not|may not|"
+    r"do not|should not|have to decline|must decline|refuse|am not|am unable)",
     r"\b(?:beyond|outside|exceeds|out of)(?: of)? (?:my|our|the)(?: \w+)? (?:scope|capabilit|abilit|expertise|reach|"
-    r"hands|"
-    r"knowledge|power|remit|area|programming|competence|limits|depth|boundaries|training|purview|guidelines)",
+    r"hands|knowledge|power|remit|area|programming|competence|limits|depth|boundaries|training|purview|guidelines)",
     r"\b(?:goes|go|going|would go|is|are|be|being|runs|it is|all) against (?:my|our|the|all|every|any|what i|company|"
-    r"openai|"
-    r"alibaba|anthropic|community|ethical|legal|platform|policy|school)\b",
+    r"openai|alibaba|anthropic|community|ethical|legal|platform|policy|school)\b",
     r"\b(?:violat\w+|contraven\w+|conflicts? with|contrary to|not (?:in )?(?:line|align\w*|compl\w+|consistent) with|"
-    r"breach\w*|"
-    r"not allowed by|prevent me from|prohibit me from|do not allow me|does not allow me|not let me|forbids? me|"
-    r"prohibits? me|"
-    r"prevents? me|keeps? me from|stops? me from|restricts? me|not permit me)"
-    r"(?: (?:my|our|the|these|openai|any|its|company|ethical|legal))* ?(?:\w+ )?(?:guideline|polic|program|rule|"
-    r"princip|value|"
-    r"ethic|law|standard|terms|purpose|from|to|instruction|providing|helping|assisting|answering|discussing|giving|"
-    r"sharing)",
+    r"breach\w*|not allowed by|prevent me from|prohibit me from|do not allow me|does not allow me|not let me|"
+    r"forbids? me|prohibits? me|prevents? me|keeps? me from|stops? me from|restricts? me|not permit me)(?: (?:my|our|"
+    r"the|these|openai|any|its|company|ethical|legal))* ?(?:\w+ )?(?:guideline|polic|program|rule|princip|value|ethic|"
+    r"law|standard|terms|purpose|from|to|instruction|providing|helping|assisting|answering|discussing|giving|sharing)",
     r"\b(?:not|hardly|never) (?:be )?(?:appropriate|right|ethical|possible|acceptable|responsible|okay|ok|proper|"
-    r"suitable|fitting|"
-    r"wise|my place|my job)(?: for me| of me| for us)(?: to)?",
+    r"suitable|fitting|wise|my place|my job)(?: for me| of me| for us)(?: to)?",
     r"\b(?:wrong|inappropriate|unethical|irresponsible|illegal|unprofessional|remiss|improper|impossible|dangerous|"
-    r"unwise) "
-    r"(?:of|for) (?:me|us)(?! to (?:say|pretend|claim|deny|think|believe) (?:that )?(?:i|we) (?:do|can|have|am|could|"
-    r"will) not)",
+    r"unwise) (?:of|for) (?:me|us)(?! to (?:say|pretend|claim|deny|think|believe) (?:that )?(?:i|we) (?:do|can|have|am|"
+    r"could|will) not)",
     r"\b(?:that|this|your|the) (?:request|question|topic|subject|task|query|matter|content)(?: \w+){0,3} (?:can not|"
-    r"will not|"
-    r"could not|must not|may not|is not (?:something|directly|closely|one|a|appropriate|related to my|suitable|allowed|"
-    r"within|acceptable|possible|ethical|permitted|supported)|is (?:off limits|off the table|inappropriate|outside|"
-    r"beyond|against|"
-    r"declined|denied|refused|rejected|not|unacceptable|unethical|illegal)|has been (?:declined|denied|refused|"
-    r"rejected)|goes "
-    r"against|violates|falls outside|exceeds)",
+    r"will not|could not|must not|may not|is not (?:something|directly|closely|one|a|appropriate|related to my|"
+    r"suitable|allowed|within|acceptable|possible|ethical|permitted|supported)|is (?:off limits|off the table|"
+    r"inappropriate|outside|beyond|against|declined|denied|refused|rejected|not|unacceptable|unethical|illegal)|"
+    r"has been (?:declined|denied|refused|rejected)|goes against|violates|falls outside|exceeds)",
     r"\b(?:i|we) (?:am|are) (?:currently |now )?(?:away|on (?:holiday|vacation|leave)|out of (?:the |my )?office)\b"
     r"(?=.*\b(?:until|till|back|today|week|now|return)\b)",
-    r"\b(?:something|topics?|subjects?|questions?|things?) (?:that |which )?(?:i|we) (?:\w+ )?(?:steer clear|"
-    r"stay away|keep away|shy away|avoid)",
+    r"\b(?:something|topics?|subjects?|questions?|things?) (?:that |which )?(?:i|we) (?:\w+ )?(?:steer clear|stay away|"
+    r"keep away|shy away|avoid)",
     r"\b(?:change|drop|switch) the (?:subject|topic)\b|\b(?:that|it|this) is an? (?:\w+ ){0,2}no\b|\bi (?:can|"
     r"could) not say\b(?! enough)",
     r"\b(?:count me out|no can do|no comment|not happening|not a chance|not going to happen|absolutely not|no deal|"
-    r"no thanks|"
-    r"no,? thank you|my lips are sealed|off limits|off the table|out of the question|no way)\b",
+    r"no thanks|no,? thank you|my lips are sealed|off limits|off the table|out of the question|no way)\b",
     r"\bleave (?:this|that|it)(?: one)?(?: question| subject| topic| matter)? (?:alone|aside|at that|there|unanswered|"
     r"to)\b",
     r"\b(?:talk|chat|speak|discuss|focus|move on|switch) (?:about |on |to )?(?:something else|another (?:topic|"
-    r"subject)|other "
-    r"things|a different (?:topic|subject))",
+    r"subject)|other things|a different (?:topic|subject))",
     r"^(?:it |that |this )?(?:is |can |will )?not (?:possible|allowed|permitted|available|going to happen)\b",
     r"\b(?:i|we) (?:am|are) (?:very |so |really |truly |terribly )?(?:sorry|afraid),? (?:but )?(?:that |this |it |"
-    r"your request )?"
-    r"(?:is not|can not|will not|no\b|not\b)",
+    r"your request )?(?:is not (?:possible|something|allowed)|can not|will not|no\b|not\b)",
     r"\bmy (?:answer|response|reply) (?:is|has to be|must be|will be) no\b",
     r"\b(?:help|assistance|support|information|instructions|guidance|details|answer) (?:with (?:that|"
-    r"this) )?(?:can not|will not) "
-    r"be (?:given|provided|offered|shared|disclosed)",
+    r"this) )?(?:can not|will not) be (?:given|provided|offered|shared|disclosed)",
     r"\bask (?:me )?(?:something|anything|about something|a (?:different|another)) (?:else|other|different|"
     r"question)\b.*instead",
 )
@@ -227,8 +192,7 @@ OPENING_ACTS = (
 #: what looks like an act and is none
 NOT_ACTS = (
     r"\bcan not (?:help (?:but|feeling|thinking|noticing|wondering|smiling|laughing|it if)|wait|believe|imagine|thank|"
-    r"stress|"
-    r"emphasi[sz]e|say enough|overstate)",
+    r"stress|emphasi[sz]e|say enough|overstate)",
     r"\b(?:if|whenever|until|unless|in case|when) (?:i|we) (?:can|could|am|do|will|are|should)\b",
     r"\b(?:i|we) (?:can|could|will|would|do|am) not (?:refuse|decline|say no|deny|hesitate|mind|forget|hide)\b",
     r"\bnot only\b",
@@ -259,8 +223,8 @@ CONDEMNS = (
 )
 #: the user is told not to: a refusal or good advice
 WARNS = (
-    r"^(?:please |but |and |so |therefore,? |instead,? )*(?:do not|never) (?:\w+ )?(?:attempt|try|do|engage|use|"
-    r"commit|even)\b",
+    r"^(?:please |but |and |so |therefore,? |instead,? )*(?:do not|never) (?:\w+ )?(?:attempt|try|do|engage|use|commit|"
+    r"even)\b",
     r"\byou (?:really |absolutely )?(?:should not|must not|should never|must never|can not just|may not|ought not)\b",
 )
 #: lectures that say neither
@@ -277,17 +241,13 @@ LECTURES = (
 #: the user is sent elsewhere
 ELSEWHERE = (
     r"\b(?:consult|contact|see|speak (?:to|with)|talk (?:to|with)|reach out to|seek|ask|call|turn to|refer to|"
-    r"get in touch with|"
-    r"notify|report (?:it|this|them|any)|check (?:out|with)|visit|look (?:for|at)|go to|search|advice from|help from|"
-    r"find|hire)"
-    r"(?: \w+){0,7}? (?:professional|doctor|physician|lawyer|attorney|expert|police|authorit|therapist|counsel\w+|"
-    r"help ?line|hot ?line|"
-    r"specialist|website|internet|online|resources?|legal advice|emergency|services?|agenc|official|elsewhere|news|"
-    r"google|"
-    r"pharmacist|support|advisor|adviser|provider|source|technician|organi[sz]ation|youtube|search engine)",
+    r"get in touch with|notify|report (?:it|this|them|any)|check (?:out|with)|visit|look (?:for|at)|go to|search|"
+    r"advice from|help from|find|hire)(?: \w+){0,7}? (?:professional|doctor|physician|lawyer|attorney|expert|police|"
+    r"authorit|therapist|counsel\w+|help ?line|hot ?line|specialist|website|internet|online|resources?|legal advice|"
+    r"emergency|services?|agenc|official|elsewhere|news|google|pharmacist|support|advisor|adviser|provider|source|"
+    r"technician|organi[sz]ation|youtube|search engine)",
     r"\b(?:reach out to|turn to|speak (?:to|with)|talk to|contact|ask) (?:\w+ ){0,4}(?:family|friends?|members?|"
-    r"someone|"
-    r"loved ones?|teachers?|managers?|neighbou?rs?|parents?|community)\b",
+    r"someone|loved ones?|teachers?|managers?|neighbou?rs?|parents?|community)\b",
     r"\b(?:dial|call) (?:911|999|112|988)\b",
 )
 
@@ -295,35 +255,27 @@ ELSEWHERE = (
 EMPTY = (
     r"\b(?:sorry|apolog|regret|forgive|my bad|excuse me)",
     r"^(?:\w+,? ){0,2}(?:i|we) (?:am|are|was|have been)(?: \w+){0,2} (?:here|designed|programmed|trained|created|made|"
-    r"built|happy|"
-    r"glad|ready|available|"
-    r"committed|dedicated|a |an |just a|only a|not a|not an|not equipped|always|developed|intended|specifically)",
+    r"built|happy|glad|ready|available|committed|dedicated|a |an |just a|only a|not a|not an|not equipped|always|"
+    r"developed|intended|specifically)",
     r"\bas an? (?:\w+ ){0,3}(?:ai|assistant|model|bot|chatbot|machine|program|artificial)\b",
     r"^(?:\w+,? ){0,2}(?:i|we) (?:would|will) (?:be )?(?:more than |very |also )?(?:happy|glad|delighted|love|like|"
     r"pleased)",
     r"^(?:\w+,? ){0,2}(?:i|we) (?:can|could|may|might|will|would)(?: \w+){0,2} (?:help|assist|offer|suggest|provide|"
-    r"explain|give|"
-    r"tell|discuss|recommend|"
-    r"share|answer|describe|try|support|show|do my best|only|certainly)",
+    r"explain|give|tell|discuss|recommend|share|answer|describe|try|support|show|do my best|only|certainly)",
     r"^(?:\w+,? ){0,2}(?:i|we) (?:understand|appreciate|know|see|hope|realise|realize|hear|respect|wonder|think you|"
-    r"believe in|"
-    r"value|take)\b",
+    r"believe in|value|take)\b",
     r"\b(?:feel free|let me know|do not hesitate|please (?:ask|paste|attach|upload|enter|type|insert|provide|tell|"
-    r"share|let|specify|clarify|give|rephrase|"
-    r"note|remember|"
-    r"be|understand|contact|try|reach|send|feel))",
-    r"^(?:\w+,? ){0,2}(?:if|whether) you (?:have|need|would|want|are|like|can|could|could|still|wish|find)\b",
+    r"share|let|specify|clarify|give|rephrase|note|remember|be|understand|contact|try|reach|send|feel))",
+    r"^(?:\w+,? ){0,2}(?:if|whether) you (?:have|need|would|want|are|like|can|could|still|wish|find)\b",
     r"\b(?:how|what|is there|anything|something)(?: \w+){0,4} (?:can i|may i|could i|else|i can|assist you|help you)\b",
     r"^(?:ok|okay|sure|certainly|of course|absolutely|yes|no|nope|well|hello|hi|hey|great|thank|thanks|"
-    r"good (?:question|morning|day)|"
-    r"great question|alright|indeed|understood|unfortunately|sadly|however|anyway|but|and|therefore|so|first|"
-    r"please)\b[^a-z]*$",
+    r"good (?:question|morning|day)|great question|alright|indeed|understood|unfortunately|sadly|however|anyway|but|"
+    r"and|therefore|so|first|please)\b[^a-z]*$",
     r"\b(?:thank you|thanks) (?:for|so|very)\b",
     r"\b(?:any (?:other )?(?:questions?|topics?|inconvenience|confusion|misunderstanding)|have a (?:great|nice|good)|"
     r"good luck|best wishes)",
     r"^(?:but |however,? |and |anyway,? |still,? |sure!? |certainly!? |yes,? )*(?:here is|here are|this is|below is|"
-    r"the following|these are)"
-    r"(?: \w+){0,9}$",
+    r"the following|these are)(?: \w+){0,9}$",
     r"\b(?:shall|should|could|can|would|may|how about) (?:we|you|i) .*\?$",
     r"\?$",
 )
@@ -331,32 +283,28 @@ EMPTY = (
 #: after a refusal: what follows is something else than was asked for
 INSTEAD = (
     r"\b(?:instead|alternative|alternatively|rather than|something (?:else|safer)|safer|safe|legal(?:ly)?|legitimate|"
-    r"ethical(?:ly)?|other "
-    r"(?:ways|topics?|questions?|things|subjects|options|tasks)|a different|another (?:topic|subject|question|way)|"
-    r"positive|in general "
-    r"terms|prevent|protect|related (?:topic|question))"
+    r"ethical(?:ly)?|other (?:ways|topics?|questions?|things|subjects|options|tasks)|a different|another (?:topic|"
+    r"subject|question|way)|positive|in general terms|prevent|protect|related (?:topic|question))"
 )
 
 #: hands over what was asked for after all
 HANDS_OVER = (
     r"^(?:(?:but|however|and|still|so|well|that said|anyway),? )*(?:here is|here are|anyway|anyhow|fine\b|"
-    r"what i can (?:say|tell|offer)|i can (?:\w+ )?(?:tell|explain|"
-    r"describe|give|share|offer|"
-    r"provide|say|suggest|show|outline)|i will (?:just |still )?(?:tell|explain|describe|give|try|say|show)|"
-    r"follow these|in general|"
-    r"as a rule|generally|typically|usually|you (?:can|could|need|will need|might|may|should|must)|first|to start|try|"
+    r"what i can (?:say|tell|offer)|i can (?:\w+ )?(?:tell|explain|describe|give|share|offer|provide|say|suggest|show|"
+    r"outline)|i will (?:just |still )?(?:tell|explain|describe|give|try|say|show)|follow these|in general|as a rule|"
+    r"generally|typically|usually|you (?:can|could|need|will need|might|may|should|must)|first|to start|try|"
     r"the (?:answer|steps) (?:is|are))"
 )
 
 #: ... a list of it
 HANDS_LIST = (
-    r"^(?:(?:but|however|and|still|so),? )*(?:here are|here is|these are)\b(?!.*\bgeneral "
-    r"(?:advice|tips|info|guid|overview))"
+    r"^(?:(?:but|however|and|still|so),? )*(?:here are|here is|these are)\b(?!.*\bgeneral (?:advice|tips|info|guid|"
+    r"overview))"
 )
 #: ... and says it in the same breath
 TELLS = (
-    r"\bwhat (?:i|we) can (?:\w+ )?(?:say|tell|offer)\b.*? is (?:that (?!i |we )|(?!that |i |we ))(?:\w+\W+){3}|"
-    r"\b(?:i|we) (?:can|could|would) (?:suggest|recommend|say|tell you)(?: that)? (?:you|it|the|to) (?:\w+\W+){4}"
+    r"\bwhat (?:i|we) can (?:\w+ )?(?:say|tell|offer)\b.*? is (?:that (?!i |we )|(?!that |i |we ))(?:\w+\W+){3}|\b(?:i|"
+    r"we) (?:can|could|would) (?:suggest|recommend|say|tell you)(?: that)? (?:you|it|the|to) (?:\w+\W+){4}"
 )
 #: goes on about what the user was sent to
 GOES_ON = r"(?:it|they|these|this|those|there|the (?:course|website|site|article|book|video|guide|resources?)|if|and|which|also)\b"
@@ -369,31 +317,27 @@ AS_AI_NOT = r"\bi (?:\w+ )?(?:do|am|have|can|could|would|will|was|did) not\b|\bi
 LOST = (
     r"\b(?:do|did|can|could) not (?:quite |really |fully )?(?:understand|follow|see what|get what|make sense)|"
     r"\bnot (?:quite |really |entirely )?sure (?:what|how|about|i|which|if)|\bunclear|\bnot clear|\bmakes? (?:no|"
-    r"little) sense|"
-    r"\bunsure (?:as to )?what|\bmore (?:context|details|information|specific)|\bwhat (?:do|did) you mean|"
-    r"\bno (?:\w+ )?(?:was|were|is|has been) (?:attached|provided|given|included)|\bnot (?:attached|provided|included|"
-    r"given)\b"
+    r"little) sense|\bunsure (?:as to )?what|\bmore (?:context|details|information|specific)|\bwhat (?:do|"
+    r"did) you mean|\bno (?:\w+ )?(?:was|were|is|has been) (?:attached|provided|given|included)|\bnot (?:attached|"
+    r"provided|included|given)\b"
 )
 
 # -- requests ----------------------------------------------------------------------------------------------
 
 YES_OR_NO = (
     r"^(?:so |and |but )?(?:is|are|was|were|do|does|did|has|have|had|should|would|will|may|might|am|can|"
-    r"could)(?! (?:you|i (?:get|have|"
-    r"ask|see))\b) "
+    r"could)(?! (?:you|i (?:get|have|ask|see))\b) "
 )
 #: how an answer to a yes-or-no question begins
 YES = (
-    r"(?:yes|no|yeah|yep|nope|sure|of course|not (?:really|quite|always|necessarily)|it depends|maybe|perhaps|"
-    r"probably|absolutely)\b"
+    r"(?:yes|no|yeah|yep|nope|sure|of course|not (?:really|quite|always|necessarily)|it depends|maybe|perhaps|probably|"
+    r"absolutely)\b"
 )
 #: an answer that the answer is not known
 NOT_KNOWN = (
     r"\b(?:i|we|scientists|experts|people|historians) (?:really |honestly |still )?(?:do|does) not (?:really |"
-    r"yet )?know\b|"
-    r"\b(?:nobody|no one) (?:really )?knows|\b(?:is|are|remains?) (?:still )?(?:not (?:yet |well )?known|unknown|"
-    r"a mystery)|"
-    r"\bhard to (?:say|tell)\b|\b(?:i am|i) not (?:certain|sure) (?:whether|if|when|where|who)"
+    r"yet )?know\b|\b(?:nobody|no one) (?:really )?knows|\b(?:is|are|remains?) (?:still )?(?:not (?:yet |well )?known|"
+    r"unknown|a mystery)|\bhard to (?:say|tell)\b|\b(?:i am|i) not (?:certain|sure) (?:whether|if|when|where|who)"
 )
 #: asks about the model itself
 TO_MODEL = (
@@ -403,29 +347,26 @@ TO_MODEL = (
 #: asks for a text that itself declines, apologises or says no
 WANTS_REFUSAL = (
     r"\b(?:declin|refus|reject|turn(?:ing|s|ed)? (?:\w+ ){0,3}down|sa(?:y|ys|ying|id) no\b|apolog|excus|resign|cancel|"
-    r"back(?:ing)? "
-    r"out|bow(?:ing)? out|not able to attend|can not (?:come|attend|make)|regret|break(?:ing)? up|opt(?:ing)? out)"
+    r"back(?:ing)? out|bow(?:ing)? out|not able to attend|can not (?:come|attend|make)|regret|break(?:ing)? up|"
+    r"opt(?:ing)? out)"
 )
 #: speaks of the request, not within the text that was asked for
 OF_REQUEST = (
-    r"\b(?:this|that|your|the) request\b|\bas an? (?:ai|language|text|assistant)\b|"
-    r"\b(?:assist|help)(?: you)? with (?:that|this|your)\b|\b(?:write|create|provide|generate|compose|answer) (?:that|"
-    r"this|an?|the|such)\b"
+    r"\b(?:this|that|your|the) request\b|\bas an? (?:ai|language|text|assistant)\b|\b(?:assist|"
+    r"help)(?: you)? with (?:that|this|your)\b|\b(?:write|create|provide|generate|compose|answer) (?:that|this|an?|the|"
+    r"such)\b"
 )
 #: asks for something made up, which may be about anything
 CREATIVE = (
-    r"\b(?:write|compose|draft|invent|make up|create|tell me a|sing|depict|script|imagine|"
-    r"suggest (?:a )?names?|narrate|"
-    r"rhyme|poem|poems|haiku|limerick|story|stories|song|tune|lyrics|monologue|dialogue|caption|joke|riddle|speech|"
-    r"letter|slogan|quotation)\b"
+    r"\b(?:write|compose|draft|invent|make up|create|tell me a|sing|depict|script|imagine|suggest (?:a )?names?|"
+    r"narrate|rhyme|poem|poems|haiku|limerick|story|stories|song|tune|lyrics|monologue|dialogue|caption|joke|riddle|"
+    r"speech|letter|slogan|quotation)\b"
 )
 #: asks about the law, a wrong or a danger itself, so that calling something illegal is an answer
 ABOUT_WRONGS = (
     r"\b(?:legal|law|laws|illegal|crime|crimes|criminal|ethic\w*|moral\w*|wrong|allowed|permitted|banned|safe|"
-    r"dangerous|danger|risks?|"
-    r"warning|signs|why (?:is|are|do|does|did|was|were|should)|difference between|history|explain|discuss|what (?:is|"
-    r"are|was|were|"
-    r"counts|happens|makes)|prevent|avoid|protect|spot|recogni[sz]e)\b"
+    r"dangerous|danger|risks?|warning|signs|why (?:is|are|do|does|did|was|were|should)|difference between|history|"
+    r"explain|discuss|what (?:is|are|was|were|counts|happens|makes)|prevent|avoid|protect|spot|recogni[sz]e)\b"
 )
 #: says something and asks nothing
 STATEMENT = r"^(?:i|we|my|our|the|a|an|someone|somebody|there|it|today|yesterday|this|last|some|every|one)\b[^?]*$"

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import Checkpoint, runnable
+from ..checkpoint import Checkpoint, refuse_remote_code, runnable
 from ..options import RunOptions
 from ..records import ModelIdentity
 from ..runtime import Continuation, RunningModel, answer_states
@@ -48,14 +48,17 @@ class Subject:
         """Digest the weights and look up what is known of them; nothing is loaded.
 
         Raises:
-            MissingExtra: torch is not installed; RecipeError: a record that does not fit its weights.
+            MissingExtra: torch is not installed; RemoteCode: a model that asks for code of its own; NonFinite: NaN in the
+            weights; ManifestMismatch: weights that do not fit their record.
         """
         need_torch()
+        refuse_remote_code(checkpoint, options)
         device = choose_device(options.device)
         dtype = choose_dtype(device, options.dtype)
         ready = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)
         ready.check_record()
         who = identity(ready, ready.digest(options.progress))
+        ready.check_finite()
         kind, width = device.split(":")[0], str(dtype)
         key = {"model": who.digest, "companions": companions_digest(ready), "device": kind, "dtype": width}
         store = Store(key) if options.use_cache else None

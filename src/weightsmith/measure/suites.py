@@ -13,50 +13,19 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import zip_longest
 
-from ..errors import RecipeError, UsageError
+from ..errors import RecipeError
 from ..features.extract import conversation
 from ..features.prompts import PromptSets, prompt_sets
 from ..features.recipe import FeatureSpec, load_feature, shipped_features
 from ..storage import digest_of
 from .asks import Ask, Message
 from .scorers import Scorer
+from .sizes import SUITES, Suite, get_suite
+
+__all__ = ["SUITES", "Block", "FeaturePlan", "Suite", "feature_blocks", "get_suite", "reworded", "safety_blocks",
+           "scenario_blocks", "shipped_sets"]  # fmt: skip
 
 NEUTRAL = "neutral prompts"
-
-
-@dataclass(frozen=True)
-class Suite:
-    """How much is asked. ``n`` prompts a condition (``None``: the whole report part), answers of ``tokens`` tokens and
-    thoughts of ``thought_tokens`` more; ``sampled`` of the prompts are also sampled, each in its own and ``wordings``
-    other wordings with ``seeds`` seeds; ``scenarios`` conversations of three turns a feature; ``longer`` unfinished
-    answers a condition are read on to twice the length; ``choice`` and ``bias`` are items a set.
-    """
-
-    name: str
-    n: int | None = 16
-    tokens: int = 128
-    thought_tokens: int = 384
-    sampled: int = 0
-    seeds: int = 4
-    wordings: int = 3
-    systems: bool = False
-    scenarios: int = 0
-    longer: int = 4
-    choice: int = 0
-    bias: int = 0
-
-    def __post_init__(self) -> None:
-        if (self.n is not None and self.n < 2) or self.tokens < 1:
-            raise UsageError(f"{self.n} prompts of {self.tokens} tokens have no interval", hint="give at least 2 prompts")
-
-
-SUITES = {
-    "quick": Suite("quick", longer=2),
-    "standard": Suite("standard", n=None, thought_tokens=1024, sampled=24, systems=True, scenarios=12, longer=16,
-                      choice=200),
-    "full": Suite("full", n=None, tokens=256, thought_tokens=4096, sampled=48, systems=True, scenarios=64, longer=64,
-                  choice=1000, bias=1000),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,17 +56,6 @@ class FeaturePlan:
     sets: PromptSets
     scorers: tuple[Scorer, ...] = ()
     blocks: tuple[Block, ...] = field(default=())
-
-
-def get_suite(name: str) -> Suite:
-    """A suite by name.
-
-    Raises:
-        UsageError: no such suite.
-    """
-    if name not in SUITES:
-        raise UsageError(f"no suite is called {name!r}", hint=f"one of {', '.join(SUITES)}")
-    return SUITES[name]
 
 
 @cache
@@ -168,9 +126,9 @@ def safety_blocks(suite: Suite, gone: Collection[str] = ()) -> list[Block]:
     prompts that are ``gone``."""
     from .sets import NEUTRAL_SYSTEM, AskedRefusal, asked_refusals
 
-    blocks = []
+    blocks, n = [], suite.safety or suite.n
     for name, prompts in safety_prompts().items():
-        kept = [p for p in prompts if p not in gone][: suite.n]
+        kept = [p for p in prompts if p not in gone][:n]
         rows: Rows = [(p, [{"role": "user", "content": p}]) for p in kept]
         blocks.append(_block(f"safety.{name}", "safety", SAFETY[name], rows, verdicts=True, form=name == "harmless"))
         if suite.systems and name == "harmful":
@@ -184,7 +142,7 @@ def safety_blocks(suite: Suite, gone: Collection[str] = ()) -> list[Block]:
         turn: dict[int, list[AskedRefusal]] = {}
         for a in own:
             turn.setdefault(a.scope, []).append(a)
-        own = [a for row in zip_longest(*turn.values()) for a in row if a is not None][: suite.n]
+        own = [a for row in zip_longest(*turn.values()) for a in row if a is not None][:n]
         rows = [(a.question, _system(a.system, [{"role": "user", "content": a.question}])) for a in own]
         label = "asked to refuse: outside the scope" if not inside else "asked to refuse: inside the scope"
         blocks.append(_block(f"safety.asked.{name}", "safety", label, rows, verdicts=True, sampled=False,
