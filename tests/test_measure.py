@@ -16,14 +16,14 @@ import pico
 from clirun import feature_file
 from weightsmith import jobs
 from weightsmith.checkpoint import open_checkpoint
-from weightsmith.errors import NonFinite, RecipeError, UsageError
+from weightsmith.errors import NonFinite, RecipeError, UnsupportedModel, UsageError
 from weightsmith.features.select import compile_hooks
 from weightsmith.jobs.measure import Session
 from weightsmith.jobs.measured import load_record, save_record
 from weightsmith.measure import subject as subject_module
 from weightsmith.measure.asks import Ask, Decoding, split_thought
-from weightsmith.measure.behaviour import answer_block
-from weightsmith.measure.damage import Likelihood, perplexity_differences
+from weightsmith.measure.behaviour import answer_block, answer_turns
+from weightsmith.measure.damage import Likelihood, likelihood, perplexity_differences
 from weightsmith.measure.store import Said, Store, ask_key
 from weightsmith.measure.subject import Subject
 from weightsmith.measure.suites import SUITES, Suite, safety_blocks, shipped_sets
@@ -287,7 +287,7 @@ def test_prompts_that_found_the_edit_are_not_reported_on(models: tuple[Path, Pat
     everything = tmp_path / "all.yaml"
     everything.write_text(recipe.read_text().replace("{extract: 4, select: 2, report: 2}",
                                                      "{extract: 4, select: 4, report: 192}").replace("tiny", "all"))
-    with pytest.raises(RecipeError, match="were used to find or choose"):
+    with pytest.raises(RecipeError, match="used to find or choose"):
         Session(models[0], str(everything), edited=tmp_path / "out", suite=TINY, options=pico.CPU)
     kept = Session(models[0], str(everything), edited=tmp_path / "out", suite=replace(TINY, n=None), options=pico.CPU,
                    drop_overlap=True)  # fmt: skip
@@ -396,3 +396,111 @@ def test_digests_of_blocks_follow_what_is_asked() -> None:
     a, b = (safety_blocks(replace(TINY, n=n)) for n in (3, 4))
     assert all(x.prompts_digest != y.prompts_digest for x, y in zip(a, b, strict=True))
     assert [x.prompts_digest for x in a] == [x.prompts_digest for x in safety_blocks(TINY)]
+
+
+# -- what a model is, beyond its weights -------------------------------------------------------------------
+
+
+def test_an_adapter_beside_the_weights_is_refused(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """A loader would add it to the weights wherever PEFT is installed, under the same digest."""
+    folder = shutil.copytree(models[0], tmp_path / "m")
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(UnsupportedModel, match="adapter"):
+        session(models[0]).compare(folder)
+    with pytest.raises(UnsupportedModel, match="adapter"):
+        load(open_checkpoint(str(folder)), pico.CPU)
+
+
+@pytest.mark.parametrize(("family", "setting"), [("gemma2", "final_logit_softcapping"), ("cohere2", "logit_scale")])
+def test_the_head_alone_knows_its_familys_defaults(family: str, setting: str, tmp_path: Path) -> None:
+    folder = pico.build(family, tmp_path / "m")
+    pico.edit_config(folder, **{setting: None})
+    checkpoint = open_checkpoint(str(folder))
+    hidden = torch.randn(5, pico.WIDTH, generator=torch.Generator().manual_seed(0))
+    read = Head.read(checkpoint, "cpu", torch.float32)
+    torch.testing.assert_close(read.logits(hidden), load(checkpoint, pico.CPU).logits(hidden), rtol=0, atol=0)
+
+
+def test_rows_that_pad_a_vocabulary_change_nothing(models: tuple[Path, Path], tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(models[0], tmp_path / "padded")
+    tensors = load_file(folder / "model.safetensors")
+    for name, value in tensors.items():
+        if value.shape[0] == pico.VOCAB:
+            tensors[name] = torch.cat([value, torch.full((32, value.shape[1]), 0.1)])
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    pico.edit_config(folder, vocab_size=pico.VOCAB + 32)
+    for base, edited in ((models[0], folder), (folder, models[0])):
+        record = session(base).compare(edited)
+        assert {m.key: m.value for m in record.damage if "max" in m.key}["kl.max"] < 1e-6
+
+
+def test_bits_per_byte_count_what_was_read(models: tuple[Path, Path], tmp_path: Path) -> None:
+    """A model that reads only the beginning of a text is not credited with the bytes that it never saw."""
+    short = shutil.copytree(models[0], tmp_path / "short")
+    pico.edit_config(short, max_position_embeddings=256)
+    values = {}
+    for folder in (models[0], short):
+        subject = Subject.open("model", open_checkpoint(str(folder)), pico.CPU)
+        read = likelihood(subject)
+        assert all(b >= t for b, t in zip(read.bytes, read.tokens, strict=True)), "one token a character, at least a byte"
+        values[folder.name] = sum(read.nats) / sum(read.bytes)
+    assert values["short"] == pytest.approx(values["a"], rel=0.15)
+
+
+def test_a_template_that_asks_for_the_date_is_told_always_the_same(models: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(models[0], tmp_path / "dated")
+    for file in folder.glob("chat_template*"):
+        file.unlink()
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] = "{{ strftime_now('%d %b %Y') }} " + pico._TEMPLATE
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    running = load(open_checkpoint(str(folder)), pico.CPU)
+    assert running.render([{"role": "user", "content": "hi"}]).startswith("01 Jan 2025 ")
+    assert any("asks for the date" in n for n in running.notes)
+    running.today = None
+    assert not running.render([{"role": "user", "content": "hi"}]).startswith("01 Jan 2025 ")
+
+
+def test_a_cached_base_still_says_what_it_said(models: tuple[Path, Path]) -> None:
+    first = session(models[0], "melancholy", suite=SAMPLED).compare(models[1])
+    again = session(models[0], "melancholy", suite=SAMPLED).compare(models[1])
+    assert any("temperature 1" in n for n in first.notes)
+    assert sorted(first.notes) == sorted(again.notes)
+    assert figures(first) == figures(again)
+
+
+@pytest.mark.parametrize("damage", [b"3", b"{}", b'"x"', b"[1]", b'{"sum": "0", "value": [1.0]}'])
+def test_a_kept_value_that_was_changed_is_absent(damage: bytes) -> None:
+    store = Store({"model": "z"})
+    path, _ = store.value("scores", 1)
+    store.keep(path, [1.0, None, 0.1])
+    assert store.value("scores", 1)[1] == [1.0, None, 0.1]
+    path.write_bytes(damage)
+    assert store.value("scores", 1)[1] is None
+
+
+def test_a_conversation_that_outgrows_the_context_is_left_out_there(models: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(models[0], tmp_path / "narrow")
+    pico.edit_config(folder, max_position_embeddings=200)
+    narrow = Subject.open("model", open_checkpoint(str(folder)), pico.CPU)
+    block = safety_blocks(TINY)[2]
+    turns = [(a.prompt, "and then? " * 8, "why?") for a in block.asks]
+    found = answer_turns(narrow, block, turns, TINY)
+    assert [all(e.text is not None for e in t.exchanges) for t in found] == [True, True, True]
+    turns = [(a.prompt, "and then? " * 30, "why?") for a in block.asks]
+    found = answer_turns(narrow, block, turns, TINY)
+    assert [any(e.text is not None for e in t.exchanges) for t in found] == [True, False, False]
+    assert any("does not fit" in n for n in narrow.all_notes())
+
+
+def test_the_end_of_a_thought_in_channels_ends_no_answer(models: tuple[Path, Path]) -> None:
+    raw = "<|channel|>analysis<|message|>hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
+    assert split_thought(raw) == ("hm.", "Yes.")
+    running = load(open_checkpoint(str(models[0])), pico.CPU)
+    plain = running.tokenizer.get_vocab
+    for extra, stops in (({"<|end|>": 90}, True), ({"<|end|>": 90, "<|channel|>": 91}, False)):
+        running.tokenizer.get_vocab = lambda extra=extra: {**plain(), **extra}
+        assert (90 in running.stop_tokens) == stops
+    running.tokenizer.get_vocab = plain

@@ -101,7 +101,7 @@ def test_an_overlap_is_refused_by_name() -> None:
     used = shipped()[:5]
     sketches = {"extract": [sketch(p) for p in used[:3]], "select": [sketch(p) for p in used[3:]]}
     refuse_overlap(sketches, shipped()[5:40])
-    with pytest.raises(RecipeError, match="already used in select") as caught:
+    with pytest.raises(RecipeError, match=r"used to find or choose the edit \(select\)") as caught:
         refuse_overlap(sketches, [shipped()[7], used[4]], where="kindness")
     assert used[4][:40] in caught.value.message
     assert (caught.value.where, caught.value.fields) == ("kindness", {"part": "select", "prompts": 1})

@@ -17,7 +17,7 @@ from weightsmith.errors import DigestMismatch, MissingExtra, NonFinite, Resource
 from weightsmith.measure.asks import Ask, Decoding
 from weightsmith.measure.store import Said, ask_key
 from weightsmith.measure.subject import answer_here
-from weightsmith.measure.workers import PART, Pool, Worker
+from weightsmith.measure.workers import PART, Pool, Worker, model_key
 from weightsmith.runtime import load
 
 
@@ -43,12 +43,12 @@ def local(model: Path, todo: dict[str, Any]) -> dict[str, Said]:
 
 def test_a_worker_answers_as_the_process_itself(model: Path) -> None:
     todo = questions(6)
-    worker = Worker(str(model), open_checkpoint(str(model)).digest(), pico.CPU)
+    worker = Worker(str(model), model_key(open_checkpoint(str(model))), pico.CPU)
     assert worker.answer(todo) == local(model, todo)
 
 
 def test_a_worker_that_finds_other_weights_says_so(model: Path) -> None:
-    with pytest.raises(DigestMismatch, match="other weights"):
+    with pytest.raises(DigestMismatch, match="another model"):
         Worker(str(model), "0" * 64, pico.CPU)
 
 

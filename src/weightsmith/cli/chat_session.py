@@ -48,6 +48,9 @@ class Session:
     strength: float = 1.0
     messages: list[dict[str, str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.model.today = None  # a conversation takes place today; a measurement must be the same tomorrow
+
     def reset(self) -> None:
         """Back to the system message alone."""
         self.messages = [{"role": "system", "content": self.settings.system}] if self.settings.system else []

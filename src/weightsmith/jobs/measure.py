@@ -107,7 +107,7 @@ class Session:
         used = self._used()
         self.plans = prepare.plan_features(
             prepare.Wanted(names or self._own_features(), w.drop_overlap, w.judge), self.suite, used, self._read,
-            self.base.identity.digest if self.base else "", self._direction_of, self.notes,
+            self.base.key if self.base else "", self._direction_of, self.notes,
         )  # fmt: skip
         self.safety = suites.safety_blocks(self.suite, prepare.check_safety(used, w.drop_overlap, self.notes))
         self.questions = Questions.wanted(self.suite, w.sets, w.tasks, self.notes)
@@ -213,6 +213,8 @@ class Session:
         if self.base is None:
             self._reader = edited
         self.after = self._run(edited)
+        if self.pool is not None:
+            self.pool.release()  # the memory of the models; the workers come back when they are needed
         seconds = {"measuring the edited model" if self.base else "measuring the model": time.perf_counter() - start}
         return measured.record(self, edited, self.after, derivation, seconds, title)
 

@@ -66,6 +66,7 @@ def split_thought(raw: str, *, opened: bool = False) -> tuple[str, str | None]:
             continue
         body = raw[begins.end() :] if begins else raw
         thought, found, answer = body.partition(end)
+        thought = re.sub(r"(?:<\|end\|>)?(?:<\|start\|>\w+)?\s*$", "", thought)  # what leads to the message after it
         return thought.strip(), (answer.strip() if found else None)
     return (raw.strip(), None) if opened else ("", raw)
 

@@ -41,6 +41,7 @@ class Answered:
     scores: list[Scored] = field(default_factory=list)
     verdicts: list[str | None] = field(default_factory=list)
     longer: list[float] = field(default_factory=list)
+    longer_units: list[int] = field(default_factory=list)
 
 
 def greedy(subject: Subject, suite: Suite) -> Decoding:
@@ -80,12 +81,17 @@ def answer_turns(
 ) -> list[Answered]:
     """Conversations of several turns, each answered in the model's own words; one :class:`Answered` a turn.
 
-    ``block`` holds the first turns; the scorers read every turn's answer.
+    ``block`` holds the first turns; the scorers read every turn's answer. A conversation that outgrows the model's context
+    has no answer from there on, with a note.
     """
     how, found = greedy(subject, suite), []
     asks = list(block.asks)
     for turn in range(1, len(turns[0]) + 1):
-        exchanges = subject.answer([(a, how) for a in asks], f"{block.condition}, turn {turn}", pool)
+        room = [subject.fits(a, how) for a in asks]
+        told = iter(subject.answer([(a, how) for a, fits in zip(asks, room, strict=True) if fits],
+                                   f"{block.condition}, turn {turn}", pool))  # fmt: skip
+        exchanges = [next(told) if fits else Exchange(a, how, (), (), None, "", False)
+                     for a, fits in zip(asks, room, strict=True)]  # fmt: skip
         one = Answered(block, f"{block.condition}, turn {turn}", f".turn{turn}", exchanges, list(block.units))
         score_all(subject, one, asks=False)
         found.append(one)
@@ -177,4 +183,6 @@ def read_on(subject: Subject, answered: Sequence[Answered], suite: Suite) -> Non
     for a in answered:
         mine = [(i, next(longer)) for i in chosen.get(id(a), ())]
         verdict = verdicts([e for _, e in mine])
-        a.longer = [float(v != a.verdicts[i]) for v, (i, _) in zip(verdict, mine, strict=True) if v is not None]
+        told = [(i, v) for v, (i, _) in zip(verdict, mine, strict=True) if v is not None]
+        a.longer = [float(v != a.verdicts[i]) for i, v in told]
+        a.longer_units = [a.units[i] for i, _ in told]

@@ -78,8 +78,10 @@ def divergence(before: Reference, edited: Subject) -> Divergence:
     found = Divergence(items=list(before.places))
     with torch.inference_mode():
         for k, (a, b) in enumerate(zip(before.states, after, strict=True)):
-            p = torch.log_softmax(before.head.logits(a), -1)
-            q = torch.log_softmax(head.logits(b), -1).to(p.device)
+            base, other = before.head.logits(a), head.logits(b)
+            width = min(base.shape[-1], other.shape[-1])  # rows that only pad the vocabulary stand for no token
+            p = torch.log_softmax(base[:, :width], -1)
+            q = torch.log_softmax(other[:, :width], -1).to(p.device)
             kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
             if not bool(torch.isfinite(kl).all()):
                 raise NonFinite("KL is not finite: the edited model's logits overflow", where=edited.checkpoint.path)
@@ -108,7 +110,8 @@ def divergence_figures(found: Divergence, group: str, condition: str, prompts: s
             maximum(f"{name}, worst position", found.kl, "nats", condition, key="kl.max", **more),
         ]
     rows.append(measurement("top-1 agreement", agree, "share of positions", condition, key=f"{prefix}top1", **more))
-    return [r.model_copy(update={"answers": positions}) if "position" in r.name else r for r in rows]
+    everywhere = ("kl.mean", "kl.median", "kl.p95", "kl.max", "top1")
+    return [r.model_copy(update={"answers": positions}) if r.key.endswith(everywhere) else r for r in rows]
 
 
 @dataclass
@@ -123,18 +126,18 @@ class Likelihood:
 def likelihood(subject: Subject) -> Likelihood:
     """Read the shipped texts; a text longer than the context is read as far as it goes."""
     texts = perplexity_texts()
-    nats, tokens = subject.value("likelihood", texts, lambda: _read(subject, texts))
-    return Likelihood(nats, tokens, [len(t.encode()) for t in texts])
+    return Likelihood(*subject.value("likelihood", texts, lambda: _read(subject, texts)))
 
 
-def _read(subject: Subject, texts: list[str]) -> tuple[list[float], list[int]]:
+def _read(subject: Subject, texts: list[str]) -> tuple[list[float], list[int], list[int]]:
     model = subject.running
     rows = [model.tokens(t, special=True)[: model.context_length] for t in texts]
     # the first token is given: without a token that begins a text there is nothing to predict it from
     items = [Continuation(tuple(r[:1]), tuple(r[1:])) for r in rows if len(r) > 1]
+    read = [len(model.decode(list(i.answer)).encode()) for i in items]
     with subject.steered():
         means = score_answers(model, items, f"{subject.name}: reading the shipped texts")
-    return [-m * len(i.answer) for m, i in zip(means, items, strict=True)], [len(i.answer) for i in items]
+    return [-m * len(i.answer) for m, i in zip(means, items, strict=True)], [len(i.answer) for i in items], read
 
 
 def perplexity_differences(before: Likelihood, after: Likelihood, *, same_vocabulary: bool) -> list[Difference]:
@@ -171,8 +174,9 @@ def _ratio(
 
     base, edited = side(x, sizes[0], before), side(y, sizes[1], after)
     low, high = np.quantile(after - before, tails(len(x)))
+    sd = float((after - before).std()) * len(x) ** 0.5  # of one text's share in the difference
     p = sign_flip(y / sizes[1] - x / sizes[0])
     return Difference(name=name, condition="shipped texts", unit=unit, base=base, edited=edited,
                       value=edited.value - base.value, low=float(low), high=float(high), p=p,
                       test="sign-flip permutation of the texts", n=len(x), key=key, group="damage",
-                      family="damage", mde=minimum_detectable(len(x), rate=False, sd=float((after - before).std()) * len(x) ** 0.5))  # fmt: skip
+                      family="damage", mde=minimum_detectable(len(x), rate=False, sd=sd))  # fmt: skip

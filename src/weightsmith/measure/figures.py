@@ -95,7 +95,7 @@ def _flips(answered: Answered, whose: str, suffix: str) -> list[Measurement]:
         return []
     return [measurement(f"verdict flips at twice the length{whose}", answered.longer, "share of unfinished answers",
                         answered.condition, True, key=f"{answered.block.key}.flips{suffix}", group=answered.block.group,
-                        scorer="refusal")]  # fmt: skip
+                        scorer="refusal", items=answered.longer_units)]  # fmt: skip
 
 
 def spreads(answered: Sequence[Answered], model: Literal["base", "edited"]) -> list[Spread]:

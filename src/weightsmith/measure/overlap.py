@@ -97,7 +97,7 @@ def refuse_overlap(sketches: Mapping[str, Sequence[str]], report_prompts: Sequen
         more = len({p for _, p in found}) - 1
         others = f" ({more} more {'overlaps' if more == 1 else 'overlap'} as well)" if more else ""
         raise RecipeError(
-            f"a report prompt was already used in {part}, or nearly so: {prompt[:80]!r}{others}", where=where,
-            hint="report on other prompts, or find the direction again with the prompts of this recipe",
+            f"a report prompt was used to find or choose the edit ({part}), or nearly so: {prompt[:80]!r}{others}",
+            where=where, hint="measure with other prompts, or leave these out with --drop-overlap",
             part=part, prompts=more + 1,
         )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from ..records import Derivation, DirectionMeta
 from ..storage import cache_dir
 from .degenerate import RULES
 from .judge import Access, Judge
-from .overlap import overlaps
+from .overlap import overlaps, refuse_overlap
 from .refusal import Refusal
 from .scorers import SCORERS, Probe, Scorer
 from .suites import FeaturePlan, Suite, feature_blocks, safety_prompts
@@ -117,7 +117,7 @@ def without_overlap(
     if not found:
         return sets
     if not drop:
-        refuse(found, name)
+        refuse_used(used, [*report.shows, *report.lacks], name)
     gone = set(found)
     if len(report.shows) == len(report.lacks):  # personas and pairs: the two sides stay row by row
         rows = [(a, b) for a, b in zip(report.shows, report.lacks, strict=True) if a not in gone and b not in gone]
@@ -140,13 +140,10 @@ def used_before(used: Sequence[DirectionMeta], prompts: Sequence[str]) -> dict[s
     return found
 
 
-def refuse(found: Mapping[str, str], name: str) -> None:
-    """Raise :class:`RecipeError` that names the first prompt that was used before."""
-    prompt, part = next(iter(found.items()))
-    raise RecipeError(
-        f"{len(found)} of the report prompts were used to find or choose the edit, e.g. {prompt[:70]!r} ({part}): a figure "
-        "on them would flatter it", where=name, hint="measure with other prompts, or leave these out with --drop-overlap",
-    )  # fmt: skip
+def refuse_used(used: Sequence[DirectionMeta], prompts: Sequence[str], name: str) -> None:
+    """Raise :class:`RecipeError` where one of ``prompts`` was used before."""
+    for meta in used:
+        refuse_overlap(meta.prompts, list(dict.fromkeys(prompts)), name)
 
 
 def check_safety(used: Sequence[DirectionMeta], drop: bool, notes: list[str]) -> set[str]:
@@ -155,9 +152,10 @@ def check_safety(used: Sequence[DirectionMeta], drop: bool, notes: list[str]) ->
     Raises:
         RecipeError: an overlap, and ``drop`` is off.
     """
-    found = used_before(used, [p for prompts in safety_prompts().values() for p in prompts])
-    if found and not drop:
-        refuse(found, "safety")
+    prompts = [p for several in safety_prompts().values() for p in several]
+    found = used_before(used, prompts)
+    if not drop:
+        refuse_used(used, prompts, "safety")
     if found:
         notes.append(f"safety: {len(found)} prompts were left out, since the edit was found or chosen with them")
     return set(found)

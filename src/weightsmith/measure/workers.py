@@ -14,13 +14,19 @@ from dataclasses import replace
 from typing import Any
 
 from ..checkpoint import Checkpoint, open_checkpoint
-from ..errors import DigestMismatch, MissingExtra, ResourceError, UsageError
+from ..errors import DigestMismatch, MissingExtra, ResourceError, UsageError, WeightsmithError
 from ..options import RunOptions
+from ..storage import digest_of
 from .asks import Ask, Decoding
-from .store import Said
+from .store import Said, companions_digest
 
 Job = tuple[Ask, Decoding]
 PART = 16  # questions in one part: small enough to lose, large enough for a batch
+
+
+def model_key(checkpoint: Checkpoint) -> str:
+    """Digest of everything in a checkpoint that a reply depends on: weights and the small files beside them."""
+    return digest_of([checkpoint.digest(), companions_digest(checkpoint)])
 
 
 class Worker:
@@ -29,11 +35,11 @@ class Worker:
     def __init__(self, ref: str, digest: str, options: RunOptions) -> None:
         from ..runtime.load import load
 
-        checkpoint = open_checkpoint(ref, offline=options.offline)
-        self.model = load(checkpoint, options)
-        if self.model.identity.digest != digest:
-            raise DigestMismatch("this worker finds other weights under that name", where=ref, expected=digest,
-                                 found=self.model.identity.digest)  # fmt: skip
+        self.model = load(open_checkpoint(ref, offline=options.offline), options)
+        found = model_key(self.model.checkpoint)
+        if found != digest:
+            raise DigestMismatch("this worker finds another model under that name: its weights, tokenizer or template differ",
+                                 where=ref, expected=digest, found=found)  # fmt: skip
 
     def answer(self, part: Mapping[str, Job]) -> dict[str, Said]:
         """Replies to one part."""
@@ -74,14 +80,18 @@ class Pool:
 
     def _for(self, checkpoint: Checkpoint) -> list[Any]:
         """Actors that hold this model; those of another one are ended first."""
-        digest = checkpoint.digest()
+        digest = model_key(checkpoint)
         if self._of != digest:
             self.release()
             self._of = digest
             ref = str((checkpoint.origin or checkpoint).ref)
-            gpus = 1 if self.ray.cluster_resources().get("GPU") else 0
-            made = self.ray.remote(Worker).options(num_cpus=1, num_gpus=gpus)
-            self._actors = [made.remote(ref, digest, self.options) for _ in range(self.count)]
+            have = self.ray.cluster_resources()
+            on_gpu = not (self.options.device or "cuda").startswith("cpu")
+            gpus = int(have.get("GPU", 0)) if on_gpu else 0
+            # more actors than there is room for would wait for ever, and their questions with them
+            count = min(self.count, gpus or max(1, int(have.get("CPU", 1))))
+            made = self.ray.remote(Worker).options(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0)
+            self._actors = [made.remote(ref, digest, self.options) for _ in range(count)]
         return self._actors
 
     def release(self) -> None:
@@ -91,13 +101,18 @@ class Pool:
         self._actors, self._of = [], ""
 
     def answer(
-        self, checkpoint: Checkpoint, todo: Mapping[str, Job], keep: Callable[[str, Said], None], step: str
-    ) -> None:
+        self, checkpoint: Checkpoint, todo: Mapping[str, Job], keep: Callable[[str, Said], None], step: str,
+        options: RunOptions | None = None,
+    ) -> None:  # fmt: skip
         """Replies to all of ``todo``; each part is kept as it comes, the part of a lost worker goes to another.
+
+        ``options`` name the device and dtype that replies are kept under: workers compute in the same.
 
         Raises:
             ResourceError: every worker is lost. What a worker raises (NaN, a prompt too long) is raised here.
         """
+        if options is not None:
+            self.options = replace(options, progress=None)
         free = list(self._for(checkpoint))
         keys = sorted(todo, key=lambda k: -todo[k][1].max_new_tokens)
         parts = deque(keys[i : i + PART] for i in range(0, len(keys), PART))
@@ -114,13 +129,17 @@ class Pool:
             try:
                 found = self.ray.get(ready[0])
             except self.ray.exceptions.RayActorError as error:
-                if isinstance(cause := getattr(error, "cause", None), Exception):
-                    raise cause from error
+                if isinstance(cause := getattr(error, "cause", None), WeightsmithError):
+                    raise cause from error  # it never came up: it could not load the model
                 self._actors = [a for a in self._actors if a != actor]
                 parts.append(part)
                 continue
             except self.ray.exceptions.RayTaskError as error:
-                raise (error.cause if isinstance(error.cause, Exception) else error) from None
+                raise (error.cause if isinstance(error.cause, WeightsmithError) else error) from None
+            except self.ray.exceptions.RayError:  # a node that died, or ran out of memory: as a lost worker
+                self._actors = [a for a in self._actors if a != actor]
+                parts.append(part)
+                continue
             for key, said in found.items():
                 keep(key, said)
             free.append(actor)

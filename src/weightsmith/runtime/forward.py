@@ -320,7 +320,9 @@ def score_answers(model: RunningModel, items: Seq[Continuation], step: str = "sc
     for i, item in enumerate(items):
         groups.setdefault(item.prompt, []).append(i)
     out = [0.0] * len(items)
-    if len(groups) > len(items) / 2 or recurrent(model):
+    saved = sum(len(i.prompt) for i in items) - sum(map(len, groups))  # tokens that shared prompts need not pass again
+    pays = saved > sum(len(i.answer) for i in items)
+    if not pays or len(groups) > len(items) / 2 or recurrent(model):
         states = answer_states(model, items, step)
         for i, (item, state) in enumerate(zip(items, states, strict=True)):
             out[i] = _mean_logprob(model, state, item.answer)
@@ -375,12 +377,11 @@ def _score_groups(
     opening = torch.log_softmax(model.logits(last), -1)
     scores: list[list[float]] = []
     for b, own in enumerate(answers):
-        block = rest.last_hidden_state[b * width : b * width + len(own)]
-        logits = torch.log_softmax(model.logits(block), -1)
-        scores.append([
-            float(opening[b, a[0]] + logits[k, torch.arange(len(a) - 1), list(a[1:])].sum()) / len(a)
-            for k, a in enumerate(own)
-        ])  # fmt: skip
+        row = []
+        for k, a in enumerate(own):  # one answer at a time: log-probabilities over the vocabulary are the largest thing here
+            logits = torch.log_softmax(model.logits(rest.last_hidden_state[b * width + k, : len(a) - 1]), -1)
+            row.append(float(opening[b, a[0]] + logits[torch.arange(len(a) - 1), list(a[1:])].sum()) / len(a))
+        scores.append(row)
     return scores
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import NonFinite, OutOfMemory, RecipeError
+from ..errors import NonFinite, OutOfMemory, RecipeError, UsageError
 from .forward import Prefix, check_length, halved, out_of_memory, padded, shared_prefix
 from .sample import Decoding, Reply, dice, draw, penalised, warped
 from .slots import Slots, plain
@@ -68,6 +68,8 @@ def continue_replies(
     Raises:
         As :func:`replies`.
     """
+    if any(isinstance(s.strength, torch.Tensor) and s.strength.ndim for s in model.steered):
+        raise UsageError("a strength for each row can't be used to generate: rows move between batches", hint="give a number")
     rows = _rows(model, prompts, known, decoding, seeds)
     found = {r.index: Reply(r.said, r.ended) for r in rows if r.ended or len(r.said) >= r.limit}
     waiting = [r for r in rows if r.index not in found]

@@ -33,6 +33,7 @@ class Head:
     def read(cls, checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> Head:
         """The head from a checkpoint's files: the one tensor is read, nothing else."""
         from safetensors import safe_open
+        from transformers import AutoConfig
 
         arch = checkpoint.architecture
         name = arch.unembed if arch.unembed is not None and not arch.tied else arch.embedding
@@ -42,8 +43,10 @@ class Head:
             with safe_open(file, "pt") as handle:
                 for wanted in {name, bias} & set(handle.keys()):
                     found[wanted] = handle.get_tensor(wanted).to(device, dtype)
-        text = checkpoint.config.get("text_config") or checkpoint.config
-        return cls(found[name], found.get(bias), *_settings(text.get))
+        # from the library's own class: a setting that the file leaves out has the default of its family
+        config = AutoConfig.from_pretrained(str(checkpoint.path), local_files_only=True, trust_remote_code=False)
+        text = config.get_text_config()
+        return cls(found[name], found.get(bias), *_settings(lambda key: getattr(text, key, None)))
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, scale and soft cap included."""

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     from .load import RunningModel
 
 
-@dataclass
+@dataclass(eq=False)
 class Steering:
     """Handle of active hooks.
 
     ``strength`` scales every amount (1 = as written) and can change between tokens: a number, or a tensor with one value
-    for each row of the batch, ``[batch]``, or for each position of it, ``[batch, tokens]``. ``open`` holds, by gated
+    for each row of the batch, ``[batch]``, or for each position of it, ``[batch, tokens]`` (for one pass: generation moves
+    rows between batches and takes numbers only). ``open`` holds, by gated
     module, where the gate let the edit act in the last pass, ``[batch, tokens]`` bool.
     """
 
@@ -63,12 +64,14 @@ def steering(model: RunningModel, operations: Sequence[Hook]) -> Iterator[Steeri
     positions where the residual stream at its gate lies beyond the threshold.
     """
     handle = Steering()
+    model.steered.append(handle)
     gates = {id(op.gate): op.gate for op in operations if op.gate is not None}
     hooks = [model.module(gate.module).register_forward_hook(_gate(gate, handle, model)) for gate in gates.values()]
     hooks += [model.module(op.module).register_forward_hook(_hook(op, handle, model)) for op in operations]
     try:
         yield handle
     finally:
+        model.steered.remove(handle)
         for hook in hooks:
             hook.remove()
 

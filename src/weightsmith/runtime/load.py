@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
 from ..architecture import Architecture
-from ..checkpoint import RECORD, Checkpoint, read_json, refuse_remote_code, runnable
+from ..checkpoint import RECORD, Checkpoint, read_json, refuse_adapter, refuse_remote_code, runnable
 from ..errors import (
     FormatError,
     ManifestMismatch,
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Conversation = list[dict[str, str]]
+_DATED = "{%- macro strftime_now(format) -%}{{ dates[format] }}{%- endmacro -%}"
+TODAY = datetime(2025, 1, 1, 12)  # an answer that depends on the day it is asked could not be repeated
 #: what a chat template, which is a small program, raises when it fails
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
@@ -82,7 +86,10 @@ def choose_dtype(device: str, wish: str | None) -> torch.dtype:
 
 @dataclass
 class RunningModel:
-    """A loaded model with its tokenizer; ``stack`` is the module that runs the blocks, without the ``lm_head``."""
+    """A loaded model with its tokenizer; ``stack`` is the module that runs the blocks, without the ``lm_head``.
+
+    ``today`` is what a chat template hears that asks for the date; ``None`` is the clock's.
+    """
 
     checkpoint: Checkpoint
     model: Any  # a transformers model; its classes are built at run time
@@ -93,6 +100,8 @@ class RunningModel:
     prefix: str
     options: RunOptions
     notes: list[str] = field(default_factory=list)
+    today: datetime | None = TODAY
+    steered: list[Any] = field(default_factory=list, repr=False)  # the hooks that are in place
 
     @property
     def architecture(self) -> Architecture:
@@ -154,7 +163,9 @@ class RunningModel:
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
         vocabulary = self.tokenizer.get_vocab()
-        names = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+        names: tuple[str, ...] = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
+        if "<|channel|>" in vocabulary:  # there it ends a message, and the answer is the message after the thought
+            names = tuple(n for n in names if n != "<|end|>")
         return found | {vocabulary[n] for n in names if n in vocabulary}
 
     def render(self, messages: Conversation) -> str:
@@ -163,7 +174,8 @@ class RunningModel:
             return "\n\n".join(m["content"] for m in messages)
         try:
             return self._apply(messages)
-        except _TEMPLATE_ERRORS:
+        except _TEMPLATE_ERRORS as first:
+            error: Exception = first
             if messages and messages[0]["role"] == "system" and len(messages) > 1:
                 merged = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
                 self.note("the chat template knows no system message: it was put before the first user message")
@@ -174,7 +186,14 @@ class RunningModel:
             raise FormatError(f"the chat template fails: {error}", where=self.checkpoint.path) from error
 
     def _apply(self, messages: Conversation) -> str:
-        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        told: dict[str, Any] = {}
+        template = self.tokenizer.chat_template
+        if self.today is not None and isinstance(template, str) and "strftime_now" in template:
+            # the library lets no function into a template: its own is hidden by a macro that looks dates up
+            formats = re.findall(r"""(['"])([^'"]*%[^'"]*)\1""", template)
+            told = {"chat_template": _DATED + template, "dates": {f: self.today.strftime(f) for _, f in formats}}
+            self.note(f"the chat template asks for the date: it was told {self.today:%d %B %Y}, so that a run can be repeated")
+        return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **told))
 
     def encode(self, messages: Conversation) -> list[int]:
         """Token ids of ``messages``, up to where the answer begins."""
@@ -208,6 +227,7 @@ def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningMo
     options = options or RunOptions()
     need_torch()
     refuse_remote_code(checkpoint, options)
+    refuse_adapter(checkpoint)
     checkpoint = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)
     checkpoint.check_record()
     _ = checkpoint.architecture  # refuse an unknown family before anything heavy happens
