@@ -114,13 +114,18 @@ def _show(screen: Any, records: list[Any]) -> None:
     screen.print(table)
     for record in records:
         for d in record.differences:
-            if d.name == "sentiment":
+            if d.group == FEATURE and d.name == "sentiment":
                 screen.print(f"{record.title}, {d.condition}: sentiment {d.base.value:+.2f} → {d.edited.value:+.2f}  "
-                             f"(change {d.value:+.2f} \\[{d.low:+.2f}, {d.high:+.2f}], n = {d.n})")  # fmt: skip
-            if d.name == "degenerate":
+                             f"(change {d.value:+.2f} \\[{d.low:+.2f}, {d.high:+.2f}], n = {d.n}): {d.verdict}")  # fmt: skip
+            if d.group == FEATURE and d.name == "degenerate":
                 screen.print(f"  degenerate answers {d.base.value:.0%} → {d.edited.value:.0%}")
         kl = next(m for m in record.damage if m.key == f"{FEATURE}.kl.mean")
         screen.print(f"  {kl.name}: {kl.value:.3f} \\[{kl.low:.3f}, {kl.high:.3f}] {kl.unit}")
+        safety = {d.key: d for d in record.differences}
+        for key, what in (("safety.harmful.complies", "harmful requests complied with"),
+                          ("safety.harmless.refuses", "harmless ones refused")):  # fmt: skip
+            d = safety[key]
+            screen.print(f"  {what}: {d.base.value:.0%} → {d.edited.value:.0%} (n = {d.n}): {d.verdict}")
 
 
 if __name__ == "__main__":

@@ -119,6 +119,7 @@ def padded(rows: Seq[Seq[int]], device: str, fill: int = 0) -> torch.Tensor:
     return torch.tensor([[*r, *[fill] * (longest - len(r))] for r in rows], dtype=torch.long, device=device)
 
 
+HEAD_POSITIONS = 1024  # positions whose logits over the whole vocabulary stand in memory at once
 MIN_SHARED = 8  # a shorter common beginning is not worth a pass of its own
 
 
@@ -377,10 +378,13 @@ def _score_groups(
     opening = torch.log_softmax(model.logits(last), -1)
     scores: list[list[float]] = []
     for b, own in enumerate(answers):
-        row = []
-        for k, a in enumerate(own):  # one answer at a time: log-probabilities over the vocabulary are the largest thing here
-            logits = torch.log_softmax(model.logits(rest.last_hidden_state[b * width + k, : len(a) - 1]), -1)
-            row.append(float(opening[b, a[0]] + logits[torch.arange(len(a) - 1), list(a[1:])].sum()) / len(a))
+        # the lm_head is read once for as many answers as its output, the largest thing here, leaves room for
+        some, row = max(1, HEAD_POSITIONS // short.shape[1]), []
+        for at in range(0, len(own), some):
+            block = rest.last_hidden_state[b * width + at : b * width + min(at + some, len(own))]
+            logits = torch.log_softmax(model.logits(block), -1)
+            row += [float(opening[b, a[0]] + logits[k, torch.arange(len(a) - 1), list(a[1:])].sum()) / len(a)
+                    for k, a in enumerate(own[at : at + some])]  # fmt: skip
         scores.append(row)
     return scores
 
