@@ -22,7 +22,6 @@ from .errors import (
     NonFinite,
     PickleOnly,
     RemoteCode,
-    UnsupportedModel,
     UsageError,
 )
 from .formats.safetensors import FLOAT_DTYPES, SafetensorsHeader, TensorSpec, digest_and_check, read_header
@@ -475,19 +474,6 @@ def convert(checkpoint: Checkpoint, folder: Path, *, progress: Progress | None =
     require_space(folder.parent, sum(t.numel for t in checkpoint.tensors.values()) * 2 + (64 << 20))
     with _first_come(folder), whole_folder(folder) as scratch:
         convert_gguf(checkpoint.path, scratch, progress)
-
-
-def refuse_adapter(checkpoint: Checkpoint) -> None:
-    """Refuse a folder with an adapter beside its weights: a loader would add it to them, silently where PEFT is installed.
-
-    Raises:
-        UnsupportedModel: there is one.
-    """
-    if checkpoint.kind == "folder" and (checkpoint.path / "adapter_config.json").is_file():
-        raise UnsupportedModel(
-            "an adapter lies beside the weights, and a loader would add it to them: what runs would not be what was digested",
-            where=checkpoint.path, hint="merge the adapter into the weights, or move adapter_* out of the folder",
-        )  # fmt: skip
 
 
 def refuse_remote_code(checkpoint: Checkpoint, options: RunOptions) -> None:

@@ -88,20 +88,25 @@ class Session:
         w = self.wishes
         chosen = suites.get_suite(w.suite) if isinstance(w.suite, str) else w.suite
         self.suite = replace(chosen, **{k: v for k, v in {"n": w.n, "tokens": w.tokens}.items() if v is not None})
+        if w.n is not None:  # it limits the sets of questions as well
+            self.suite = replace(self.suite, choice=w.n if w.sets or w.tasks else min(w.n, chosen.choice),
+                                 bias=w.n if w.sets else min(w.n, chosen.bias))  # fmt: skip
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
         self.given = load_direction(Path(w.direction)) if isinstance(w.direction, str | Path) else w.direction
-        self.derivation = None
+        self.derivation, self.folder, who = None, Path(), None
         if edited is not None:
             # a damaged model is known before minutes are spent on its base
-            other = Subject.open("edited", as_checkpoint(edited, self.options), self.options).checkpoint
-            self.derivation = read_derivation(other)
+            other = Subject.open("edited", as_checkpoint(edited, self.options), self.options)
+            self.folder, who = other.checkpoint.path, other.identity
+            self.derivation = read_derivation(other.checkpoint)
         start = time.perf_counter()
         self.base: Subject | None = None
         if against is not None:
             self.base = Subject.open("base", as_checkpoint(against, self.options), self.options)
         self.seconds["reading the base"] = time.perf_counter() - start
         self.directions: dict[str, Direction] = {}
+        self._who = self.base.identity if self.base is not None else who
         self._reader: Subject | None = self.base
         names = (feature,) if isinstance(feature, str) else tuple(feature)
         used = self._used()
@@ -109,6 +114,10 @@ class Session:
             prepare.Wanted(names or self._own_features(), w.drop_overlap, w.judge), self.suite, used, self._read,
             self.base.key if self.base else "", self._direction_of, self.notes,
         )  # fmt: skip
+        if self.given is not None and self.given.meta.feature not in (measured := [p.spec.name for p in self.plans]):
+            raise UsageError(f"the direction given is of {self.given.meta.feature!r}, which is not measured",
+                             where=w.direction if isinstance(w.direction, str | Path) else None,
+                             hint=f"measured: {', '.join(measured) or 'no feature'} (--feature)")  # fmt: skip
         self.safety = suites.safety_blocks(self.suite, prepare.check_safety(used, w.drop_overlap, self.notes))
         self.questions = Questions.wanted(self.suite, w.sets, w.tasks, self.notes)
         self.pool = Pool(w.workers, self.options) if w.workers else None
@@ -138,11 +147,11 @@ class Session:
         from ..measure.prepare import own_direction
 
         mine = self.given if self.given is not None and self.given.meta.feature == spec.name else None
-        found = mine or own_direction(spec.name, self.derivation)
+        found = mine or own_direction(spec.name, self.derivation, self.folder)
         if found is None:
             return None
         try:
-            if self.base is not None and found.check_model(self.base.identity, transfer=True):
+            if self._who is not None and found.check_model(self._who, transfer=True) and self.base is not None:
                 self.notes.append(f"{spec.name}: the probe's direction was found on other weights than this base")
         except ShapeMismatch:
             if mine is not None:

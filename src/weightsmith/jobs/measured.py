@@ -37,13 +37,14 @@ def record(
     if base is not None and before is not None:
         rows = _differences(before, after, same_vocabulary=base.vocabulary == edited.vocabulary)
         harm = _damage(session, edited, reading, notes)
-        single = [f for a, b in zip(before.answered, after.answered, strict=True) for f in figures.flips(a, b)]
+        single = [*figures.flips(before.answered, ", base", ".base"), *figures.flips(after.answered, ", edited", "")]
         key = "safety.harmless"
         worst = figures.worst(before.block(key), after.block(key), reading)
     else:
-        single = [f for a in after.answered for f in figures.alone(a)]
+        single = [*(f for a in after.answered for f in figures.alone(a)), *figures.flips(after.answered, "", "")]
         single += [*perplexity_figures(after.likelihood), *choice_figures(after.sets)]
     spread = [] if before is None else figures.spreads(before.answered, "base")
+    notes += _missing({"base": before, edited.name: after})
     what = [p.spec for p in session.plans]
     ran = edited.running.ran
     notes += [*(base.all_notes() if base else []), *edited.all_notes()]
@@ -59,6 +60,22 @@ def record(
         options=_options(session), ran=ran, seconds={**session.seconds, **seconds}, notes=list(dict.fromkeys(notes)),
         versions={"weightsmith": __version__},
     )  # fmt: skip
+
+
+def _missing(runs: dict[str, Run | None]) -> list[str]:
+    """Answers that were read and got no value: a judge that did not answer, or said no verdict."""
+    found = []
+    for name, run in runs.items():
+        counts: dict[str, list[int]] = {}
+        for block in run.answered if run is not None else ():
+            for s in block.scores:
+                pairs = zip(s.values, block.exchanges, strict=True)
+                lost = sum(v is None and e.text is not None for v, e in pairs)
+                old = counts.setdefault(s.scorer or s.name, [0, 0])
+                old[0], old[1] = old[0] + lost, old[1] + len(s.values)
+        found += [f"{scorer} gave no value for {lost} of {n} answers of the {name} model: they are in none of its figures"
+                  for scorer, (lost, n) in counts.items() if lost and scorer not in ("thought", "")]  # fmt: skip
+    return found
 
 
 def _differences(before: Run, after: Run, *, same_vocabulary: bool) -> list[Difference]:

@@ -9,7 +9,7 @@ from typing import Any
 from ..storage import digest_of
 from .asks import Ask, Decoding, Exchange
 from .degenerate import repetition, why_degenerate
-from .refusal import verdicts
+from .refusal import Refusal, verdicts
 from .scorers import Probe, Scorer
 from .subject import Job, Subject
 from .suites import Block, Suite, reworded
@@ -111,8 +111,8 @@ def score_all(subject: Subject, answered: Answered, *, asks: bool) -> None:
     block, exchanges = answered.block, answered.exchanges
     add = answered.scores.append
     for scorer in block.scorers:
-        if scorer.asks and not asks:
-            continue
+        if (scorer.asks and not asks) or (block.verdicts and isinstance(scorer, Refusal)):
+            continue  # a verdict is counted once: its four classes stand below
         values = _score(subject, scorer, exchanges)
         add(Scored(f"{block.key}.{scorer.name}", scorer.name, scorer.unit, scorer.rate, scorer.name, values))
     share = "share of answers"

@@ -97,7 +97,8 @@ def divergence_figures(found: Divergence, group: str, condition: str, prompts: s
     first = np.array([k[0] for k in found.kl])
     means = np.array([k.mean() for k in found.kl])
     agree = np.array([a.mean() for a in found.agree])
-    name = "KL(base ‖ edited)"
+    whose = f" on {prefix[:-1]} prompts" if prefix else ""
+    name = f"KL(base ‖ edited){whose}"
     more: dict[str, Any] = {"group": group, "prompts": prompts}
     rows = [
         measurement(f"{name}, first token", first, "nats", condition, key=f"{prefix}kl.first.mean", **more),
@@ -109,7 +110,7 @@ def divergence_figures(found: Divergence, group: str, condition: str, prompts: s
             quantile_measurement(f"{name}, 95th percentile", found.kl, 0.95, "nats", condition, key="kl.p95", **more),
             maximum(f"{name}, worst position", found.kl, "nats", condition, key="kl.max", **more),
         ]
-    rows.append(measurement("top-1 agreement", agree, "share of positions", condition, key=f"{prefix}top1", **more))
+    rows.append(measurement(f"top-1 agreement{whose}", agree, "share of positions", condition, key=f"{prefix}top1", **more))
     everywhere = ("kl.mean", "kl.median", "kl.p95", "kl.max", "top1")
     return [r.model_copy(update={"answers": positions}) if r.key.endswith(everywhere) else r for r in rows]
 

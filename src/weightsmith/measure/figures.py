@@ -80,22 +80,23 @@ def compared(before: Answered, after: Answered) -> list[Difference]:
 
 def alone(answered: Answered) -> list[Measurement]:
     """Every score of a block, of one model."""
-    rows = [measurement(s.name, s.values, s.unit, answered.condition, s.rate, **_about(answered, s))
+    return [measurement(s.name, s.values, s.unit, answered.condition, s.rate, **_about(answered, s))
             for s in answered.scores if _some(s.values)]  # fmt: skip
-    return [*rows, *_flips(answered, "", "")]
 
 
-def flips(before: Answered, after: Answered) -> list[Measurement]:
-    """Whether verdicts flip when unfinished answers are read on, for each model; they are no pairs."""
-    return [*_flips(before, ", base", ".base"), *_flips(after, ", edited", "")]
-
-
-def _flips(answered: Answered, whose: str, suffix: str) -> list[Measurement]:
-    if not answered.longer:
-        return []
-    return [measurement(f"verdict flips at twice the length{whose}", answered.longer, "share of unfinished answers",
-                        answered.condition, True, key=f"{answered.block.key}.flips{suffix}", group=answered.block.group,
-                        scorer="refusal", items=answered.longer_units)]  # fmt: skip
+def flips(answered: Sequence[Answered], whose: str, suffix: str) -> list[Measurement]:
+    """Whether verdicts flip when unfinished answers are read on, one figure a group: a condition has too few of them."""
+    found = []
+    for group in dict.fromkeys(a.block.group for a in answered):
+        mine = [a for a in answered if a.block.group == group and a.longer]
+        values = [v for a in mine for v in a.longer]
+        units: dict[tuple[str, int], int] = {}
+        items = [units.setdefault((a.block.key, u), len(units)) for a in mine for u in a.longer_units]
+        if values:
+            found.append(measurement(f"verdict flips at twice the length{whose}", values, "share of unfinished answers",
+                                     "all conditions", True, key=f"{group}.flips{suffix}", group=group, scorer="refusal",
+                                     items=items))  # fmt: skip
+    return found
 
 
 def spreads(answered: Sequence[Answered], model: Literal["base", "edited"]) -> list[Spread]:

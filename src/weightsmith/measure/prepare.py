@@ -33,14 +33,15 @@ class Wanted:
     judge: Access | None = None
 
 
-def own_direction(feature: str, record: Derivation | None) -> Direction | None:
-    """The direction of ``feature`` that a model's own record names, where the cache still has it."""
+def own_direction(feature: str, record: Derivation | None, folder: Path) -> Direction | None:
+    """The direction of ``feature`` that a model's own record names, from beside the record or from the cache."""
     for digest, meta in (record.directions if record else {}).items():
-        kept = cache_dir() / "directions" / f"{Path(digest).name}.safetensors"
-        with contextlib.suppress(WeightsmithError):  # a damaged cache entry is none
-            if meta.feature == feature and kept.is_file():
-                found = load_direction(kept)
-                if found.digest() == digest:
+        name = Path(digest).name
+        places = [*folder.glob(f"weightsmith/direction-{name[:8]}*.safetensors"),
+                  cache_dir() / "directions" / f"{name}.safetensors"]  # fmt: skip
+        for kept in places if meta.feature == feature else ():
+            with contextlib.suppress(WeightsmithError):  # a damaged one is none
+                if kept.is_file() and (found := load_direction(kept)).digest() == digest:
                     return found
     return None
 

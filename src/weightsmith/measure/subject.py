@@ -11,12 +11,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoint import Checkpoint, refuse_adapter, refuse_remote_code, runnable
+from ..checkpoint import Checkpoint, refuse_remote_code, runnable
 from ..options import RunOptions
 from ..records import ModelIdentity
 from ..runtime import Continuation, RunningModel, answer_states
 from ..runtime.head import Head
-from ..runtime.load import choose_device, choose_dtype, identity, load, need_torch
+from ..runtime.load import choose_device, choose_dtype, identity, load, need_torch, refuse_adapter
 from ..storage import digest_of
 from .asks import THOUGHTS, Ask, Decoding, Exchange, opens_thought, split_thought
 from .store import Said, Store, ask_key, companions_digest

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import TemplateError
 
 from ..architecture import Architecture
-from ..checkpoint import RECORD, Checkpoint, read_json, refuse_adapter, refuse_remote_code, runnable
+from ..checkpoint import RECORD, Checkpoint, read_json, refuse_remote_code, runnable
 from ..errors import (
     FormatError,
     ManifestMismatch,
@@ -246,6 +246,19 @@ def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningMo
     if not running.has_template:
         running.note("the model has no chat template: prompts are given as plain text")
     return running
+
+
+def refuse_adapter(checkpoint: Checkpoint) -> None:
+    """Refuse a folder with an adapter beside its weights: a loader would add it to them, silently where PEFT is installed.
+
+    Raises:
+        UnsupportedModel: there is one.
+    """
+    if checkpoint.kind == "folder" and (checkpoint.path / "adapter_config.json").is_file():
+        raise UnsupportedModel(
+            "an adapter lies beside the weights, and a loader would add it to them: what runs would not be what was digested",
+            where=checkpoint.path, hint="merge the adapter into the weights, or move adapter_* out of the folder",
+        )  # fmt: skip
 
 
 def identity(checkpoint: Checkpoint, digest: str | None = None) -> ModelIdentity:
