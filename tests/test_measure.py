@@ -16,7 +16,7 @@ import pico
 from clirun import feature_file
 from weightsmith import jobs
 from weightsmith.checkpoint import open_checkpoint
-from weightsmith.errors import NonFinite, RecipeError, UnsupportedModel, UsageError
+from weightsmith.errors import NonFinite, RecipeError, UnsupportedModel, UsageError, WeightsmithError
 from weightsmith.features.select import compile_hooks
 from weightsmith.jobs.measure import Session
 from weightsmith.jobs.measured import load_record, save_record
@@ -504,3 +504,29 @@ def test_the_end_of_a_thought_in_channels_ends_no_answer(models: tuple[Path, Pat
         running.tokenizer.get_vocab = lambda extra=extra: {**plain(), **extra}
         assert (90 in running.stop_tokens) == stops
     running.tokenizer.get_vocab = plain
+
+
+def test_a_direction_that_does_not_fit_is_refused_before_anything_is_asked(models: tuple[Path, Path], tmp_path: Path) -> None:
+    wide = pico.build("llama", tmp_path / "wide", hidden_size=64)
+    direction = pico.a_direction(wide)
+    for base in (models[0], None):
+        with pytest.raises(WeightsmithError, match="width"):
+            Session(base, "melancholy", edited=models[0], direction=direction, suite=TINY, options=pico.CPU)
+    own = pico.a_direction(models[0])
+    with pytest.raises(UsageError, match="'melancholy', which is not measured"):
+        Session(models[0], "formality", edited=models[0], direction=own, suite=TINY, options=pico.CPU)
+
+
+def test_answers_without_a_value_are_said(models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from weightsmith.measure.scorers import Phrases
+
+    monkeypatch.setattr(Phrases, "score", lambda self, model, exchanges: [None, *[0.0] * (len(exchanges) - 1)])
+    record = session(models[0], "melancholy").compare(models[1])
+    assert any(n.startswith("phrases gave no value for 2 of 6 answers of the edited model") for n in record.notes), record.notes
+    d = next(d for d in record.differences if d.key == "melancholy.neutral.phrases")
+    assert (d.n, d.edited.missing) == (2, 1)
+
+
+def test_a_number_of_prompts_limits_sets_of_questions_too(models: tuple[Path, Path]) -> None:
+    assert session(models[0], suite="standard", n=8).suite.choice == 8
+    assert session(models[0], suite="quick", n=8).suite.choice == 0

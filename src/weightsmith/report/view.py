@@ -63,6 +63,10 @@ def _style(found: Sequence[Difference | Measurement]) -> Style:
         return signed, None
     # the median: a figure that nothing moved has hardly any width, and must not give all the others its decimals
     typical = sorted(widths)[len(widths) // 2] * (100 if share else 1)
+    # paired differences can be far narrower than both of their sides, and must not be rounded away beside them
+    changes = sorted(d.high - d.low for d in found if isinstance(d, Difference) and math.isfinite(d.high - d.low))
+    if not share and changes and (paired := changes[len(changes) // 2]) > 0:
+        typical = min(typical, paired)
     return signed, text.decimals_for(0.0, 0.0, typical)
 
 
