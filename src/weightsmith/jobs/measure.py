@@ -88,6 +88,8 @@ class Session:
         w = self.wishes
         chosen = suites.get_suite(w.suite) if isinstance(w.suite, str) else w.suite
         self.suite = replace(chosen, **{k: v for k, v in {"n": w.n, "tokens": w.tokens}.items() if v is not None})
+        if w.n is not None:
+            self.suite = replace(self.suite, safety=None if isinstance(w.suite, str) else self.suite.safety)
         if w.n is not None:  # it limits the sets of questions as well
             self.suite = replace(self.suite, choice=w.n if w.sets or w.tasks else min(w.n, chosen.choice),
                                  bias=w.n if w.sets else min(w.n, chosen.bias))  # fmt: skip

@@ -39,7 +39,7 @@ class Suite:
 
 
 SUITES = {
-    "quick": Suite("quick", longer=2),
+    "quick": Suite("quick", safety=12, longer=2),
     "standard": Suite("standard", n=None, thought_tokens=1024, sampled=24, systems=True, scenarios=12, longer=16,
                       choice=200),
     "full": Suite("full", n=None, tokens=256, thought_tokens=4096, sampled=48, systems=True, scenarios=64, longer=64,
