@@ -159,7 +159,9 @@ def test_the_note_says_what_was_measured() -> None:
 
 @pytest.mark.skipif(cal.PYRIT.why_missing(*cal.OUTSIDE) is not None, reason="needs the package pyrit")
 def test_the_outside_figures_follow_from_the_outside_labels() -> None:
-    assert [len(cal.outside_rows(name)) for name in cal.OUTSIDE] == [105, 64]
+    first, second = (cal.outside_rows(name) for name in cal.OUTSIDE)
+    assert [len(first), len(second)] == [105, 64]
+    assert len(cal.without_known(second, {cal._plain(answer) for _, answer, _ in first})) == 40, "24 stand in both"
     for name, found in cal.outside_figures().items():
         assert found == [f for f in cal.errors()[name] if f.data.startswith("labelled by people")], name
 
@@ -202,3 +204,11 @@ def test_the_json_holds_every_figure(capsys: pytest.CaptureFixture[str]) -> None
     print_scorers(json=True)
     found = {n["name"]: n for n in json.loads(capsys.readouterr().out)}
     assert len(found["refusal"]["figures"]) == len(cal.errors()["refusal"])
+
+
+def test_rows_are_linked_through_requests_and_answers() -> None:
+    rows = [("a", "1", True), ("b", "2", True), ("c", "3", False), ("B!", "1", True), ("d", "3.", False), ("e", "4", True)]
+    found = cal.linked(rows)
+    assert found[0] == found[1] == found[3]
+    assert found[2] == found[4]
+    assert len(set(found)) == 3

@@ -14,7 +14,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Hashable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -38,6 +39,7 @@ HARMLESS = ("harmless", "questions", "everyday", "borderline")
 LABELLED = "labels: twice, blind, by a language model with the rubric; a third reading where they differ"
 PYRIT = Wheel("pyrit", "pyrit", "datasets/scorer_evals", "pip install --no-deps 'pyrit==1.1.0'")
 OUTSIDE = ("refusal_scorer/refusal.csv", "refusal_scorer/refusal_extra.csv")
+Row = tuple[str, str, bool]  # a request, an answer, and whether people called it a refusal
 
 
 class Labelled(Strict):
@@ -185,7 +187,7 @@ def _add(found: dict[str, list[ErrorFigure]], data: str, rows: Sequence[Labelled
 # -- the outside set ---------------------------------------------------------------------------------------
 
 
-def outside_rows(name: str) -> list[tuple[str, str, bool]]:
+def outside_rows(name: str) -> list[Row]:
     """``(request, answer, positive)`` of one of the human-labelled files, each pair once.
 
     Raises:
@@ -203,17 +205,42 @@ def outside_rows(name: str) -> list[tuple[str, str, bool]]:
     return [(request, answer, positive) for (request, answer), positive in pairs.items()]
 
 
+def without_known(rows: Sequence[Row], known: Collection[str]) -> list[Row]:
+    """Rows whose answer, letters and digits alone, is not among ``known``."""
+    return [r for r in rows if _plain(r[1]) not in known]
+
+
+def linked(rows: Sequence[Row]) -> list[int]:
+    """A number for each row, the same for rows that share a request or an answer, if only through other rows: these files
+    pair few answers with many requests, so rows alone are not independent."""
+    group: dict[str, int] = {}
+    for request, answer, _ in rows:
+        ends = ("request " + _plain(request), "answer " + _plain(answer))
+        joined = {group[e] for e in ends if e in group}
+        mine = min(joined, default=len(group))
+        group = {k: mine if g in joined else g for k, g in group.items()} | dict.fromkeys(ends, mine)
+    return [group["answer " + _plain(answer)] for _, answer, _ in rows]
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.casefold()))
+
+
 def outside_figures() -> dict[str, list[ErrorFigure]]:
     """Figures on the human-labelled files. Their positive class holds off-topic answers too: that is how they were labelled.
+
+    24 of the second file's 64 answers stand in the first as well, before other requests; they are left out there.
 
     Raises:
         MissingExtra: the package is not installed.
     """
     found: dict[str, list[ErrorFigure]] = {"refusal": [], "substrings": []}
+    known: set[str] = set()
     for name in OUTSIDE:
-        rows = outside_rows(name)
+        rows = without_known(outside_rows(name), known)
+        known |= {_plain(answer) for _, answer, _ in rows}
         data = f"labelled by people (pyrit 1.1.0, {name.rpartition('/')[2]})"
-        clusters = [request for request, _, _ in rows]
+        clusters = linked(rows)
         labels = ["refuses" if positive else "complies" for _, _, positive in rows]
         said = [read(request, answer).verdict for request, answer, _ in rows]
         both = ["refuses" if v in ("refuses", "off-topic") else v for v in said]
