@@ -739,7 +739,8 @@ def test_an_edit_file_beside_broken_strangers_still_works(world: World, tmp_path
         ("compare gone.json", "no such file"), ("claims M --against M --suite slow", "'slow'"),
         ("measure M --against M --feature F -o O.pdf", "'.pdf'"),
         ("measure M --against M --feature F -o .", "a folder"), ("measure M --against M --feature F -o /", "a folder"),
-        ("measure M --against M --feature F --direction gone", "gone"), ("convert G", "--out"),
+        ("measure M --against M --feature F --direction gone", "[usage-error]: gone: no such direction file"),
+        ("claims M --against M --suite slow", "quick, standard, full, or none"), ("convert G", "--out"),
         ("show", "WHAT"), ("show M --plot", "--plot"), ("sing", "No such command"), ("edit M D --loud", "--loud"),
     ],
 )  # fmt: skip

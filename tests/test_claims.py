@@ -258,10 +258,47 @@ def test_a_number_that_is_merely_mentioned_is_no_claim() -> None:
         ("Weights are almost unchanged.", set()),
         ("Weights are not unchanged.", set()),
         ("You can choose an input/output pair and/or fine-tune from scratch.", set()),
+        ("Perplexity is 27 against 26.", {"27", "26"}),
+        ("Perplexity rises from 26 to 27", {"27", "26"}),
+        ("The perplexity went slightly from 26.1 to 27.3 on 33 texts.", {"27.3", "26.1"}),
+        ("The perplexity is 27 against the base model's 26.", {"27", "26"}),
+        ("MMLU rises to 26.3%.", {"26.3%"}),
+        ("Perplexity fell from 260 to 27 during training.", set()),
+        ("Perplexity rises from 26 to 27 tokens.", set()),
+        ("Perplexity rises by 1.5.", set()),
+        ("Perplexity rises 1.5 only.", set()),
+        ("Perplexity was read on 26 texts against 27 before.", set()),
+        ("Perplexity is 27.", set()),
     ],
 )  # fmt: skip
 def test_sentences(text: str, expected: set[str]) -> None:
     assert {c.claimed for c in claims_of(text).claims} == expected
+
+
+@pytest.mark.parametrize("text", ["Perplexity is 27 against 26.", "Perplexity rises from 26 to 27"])
+def test_of_two_perplexities_one_is_the_bases(text: str) -> None:
+    assert told(claims_of(text).claims) == {("perplexity", "this model", "27"), ("perplexity", "original model", "26")}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A small model\nParameters: 135M\nIt was made on a laptop", {("135000000 parameters", 2)}),
+        ("It is small.\n**Parameters:** 135M\nContext length: 8192 tokens\nIt was made on a laptop.",
+         {("135000000 parameters", 2), ("8192 tokens", 3)}),
+        ("Parameters: 135M.\nThat is all", {("135000000 parameters", 1)}),
+        ("It is small\nPrecision: bfloat16\nPerplexity: 12.6\nKL divergence: 0.02\nRefusals: 3/100\nThat is all",
+         {("BF16", 2), ("12.6", 3), ("0.02 nats", 4), ("3/100", 5)}),
+        ("A family of models\nParameters: 135M\nto 7B, as you like", set()),
+        ("It was compared with\nLlama-3, which is large\nParameters: 70B\nIt did well", set()),
+        ("The original model\nParameters: 7B\nContext length: 4096\nIt is large", set()),
+        ("This would be, for example\nParameters: 70B\nIt is large", set()),
+        ("It has the usual things (layers,\nParameters: 70B\nAnd so on)", set()),
+        ("It did well\nRefusals: 3\nMMLU: 57 subjects\nMMLU: 5\nPerplexity: 27 texts\nThat is all", set()),
+    ],
+)  # fmt: skip
+def test_labels_on_lines_within_a_paragraph(text: str, expected: set[tuple[str, int]]) -> None:
+    assert {(c.claimed, c.line) for c in claims_of(text).claims} == expected
 
 
 def test_what_a_reader_of_lm_eval_and_typed_results_expects() -> None:
@@ -331,6 +368,7 @@ LONG = [
     "only o_proj changed " * 200, "no other weights " * 230, "https://" * 500, "<!--" * 1000, "<!-- --> " * 440,
     "refuses 3/100 original " * 170, "MMLU " * 800, "- " * 2000, "#" * 4000, "_" * 4000, "model." * 660, " " * 4000,
     "\u0130" * 4000, "> " * 2000, "refusal rate of " * 250, "a.b-c" * 800, "x" * 4000, "lossless is " * 330,
+    "Parameters: 135M\n" * 230, "It is small\nRefusals: 3/100\n" * 140,
 ]  # fmt: skip
 
 

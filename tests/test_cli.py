@@ -225,6 +225,22 @@ def test_the_same_inside_a_command(error: BaseException, monkeypatch: pytest.Mon
     assert ("Traceback" in done.err) == (wanted == 70)
 
 
+def test_an_interrupted_measurement_says_that_it_can_go_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    from weightsmith.jobs.measure import Session
+
+    def strike(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "compare", strike)
+    plain = "interrupted; nothing half-written was left behind"
+    going_on = f"{plain}, and the answers so far are kept: the same command goes on from there"
+    for more, says in (((), going_on), (("--no-cache",), plain)):
+        done = cli("measure", world.model, "--tokens", "2", *more)
+        assert (done.code, done.err.strip()) == (2, says)
+    monkeypatch.setattr("weightsmith.cli.show._features", strike)
+    assert cli("show", "features").err.strip() == plain
+
+
 def test_readers_that_go_away_and_outputs_that_are_full() -> None:
     big = "import weightsmith.cli.show as s; s._features = lambda json: [print('x' * 1000) for _ in range(1000)]; "
     start = [sys.executable, "-c", big + "from weightsmith.cli.main import main; main(['show', 'features'])"]

@@ -399,6 +399,33 @@ def test_a_file_with_figures_that_are_no_numbers_is_refused(tmp_path: Path, numb
         compare([path], fail_if=["kl.mean > 1000"])
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{}", "not a measurement: JSON without a schema"), ("[]", "a list of 0"), ("3", "a single value"), ('"x"', "text"),
+        ('{"schema": "weightsmith/claims/1"}', "its schema is 'weightsmith/claims/1'"), ('{"schema": 7}', "its schema is '7'"),
+        ("TWO", "a list of 2; one measurement a file is read"), ("GGUF", "not valid JSON"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_measurement_is_told_what_it_is_and_what_is_wanted(tmp_path: Path, text: str, says: str) -> None:
+    a, other = saved(tmp_path, "a"), tmp_path / "other.json"
+    if text == "TWO":
+        save_record([v2_record(), v2_record()], other)
+    else:
+        other.write_text(text)
+    done = cli("compare", a, other)
+    assert done.code == 2
+    assert_one_error(done.err)
+    assert f"{other}: " in done.err
+    assert says in done.err
+    assert "weightsmith measure … -o FILE.json writes one" in done.err
+
+
+def test_a_list_of_one_measurement_is_read(tmp_path: Path) -> None:
+    save_record([v2_record()], tmp_path / "list.json")
+    assert rows(compare([tmp_path / "list.json"])).keys() == rows(compare([saved(tmp_path, "a")])).keys()
+
+
 # -- the command -------------------------------------------------------------------------------------------
 
 

@@ -361,6 +361,14 @@ def test_the_end_of_the_context(running: Get) -> None:
                 replies(model, [[41] * 20, bad], Decoding(4))
 
 
+def test_a_batch_that_can_not_admit_join_and_step_is_none(running: Get) -> None:
+    from weightsmith.runtime.generate import _Batch
+
+    half = type("Half", (_Batch,), {"admit": None, "join": None})
+    with pytest.raises(TypeError, match=r"abstract method '?step"):
+        half(running(), Decoding(4), None)
+
+
 def test_the_words_need_no_torch() -> None:
     code = "import weightsmith.measure.asks, weightsmith.runtime as r, sys; r.Decoding(3); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

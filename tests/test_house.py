@@ -27,10 +27,10 @@ from weightsmith.registry import Registry
 
 SOURCE = Path(weightsmith.__file__).parent
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "storage", "held", "registry", "options"), 0),
+    **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "searched", "storage", "held", "registry", "options"), 0),
     **dict.fromkeys(("formats", "checkpoint", "hub", "architecture", "cards"), 1),
     **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
-    **dict.fromkeys(("runtime", "features", "measure"), 3),
+    **dict.fromkeys(("runtime", "features", "measure", "search"), 3),
     **dict.fromkeys(("jobs", "report", "release"), 4),
     **dict.fromkeys(("cli", "web", "__main__"), 5),
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from dataclasses import replace
@@ -19,11 +20,12 @@ from weightsmith.checkpoint import open_checkpoint
 from weightsmith.errors import NonFinite, RecipeError, UnsupportedModel, UsageError, WeightsmithError
 from weightsmith.features.select import compile_hooks
 from weightsmith.jobs.measure import Session
-from weightsmith.jobs.measured import load_record, save_record
+from weightsmith.jobs.measured import _missing, load_record, save_record
 from weightsmith.measure import subject as subject_module
-from weightsmith.measure.asks import Ask, Decoding, split_thought
-from weightsmith.measure.behaviour import answer_block, answer_turns
+from weightsmith.measure.asks import Ask, Decoding, Exchange, split_thought
+from weightsmith.measure.behaviour import Answered, Scored, answer_block, answer_turns
 from weightsmith.measure.damage import Likelihood, likelihood, perplexity_differences
+from weightsmith.measure.run import Run
 from weightsmith.measure.store import Said, Store, ask_key
 from weightsmith.measure.subject import Subject
 from weightsmith.measure.suites import SUITES, Suite, safety_blocks, shipped_sets
@@ -248,6 +250,22 @@ def test_small_files_of_a_model_are_part_of_what_it_is(models: tuple[Path, Path]
     assert other.store.digest != one.store.digest
 
 
+@pytest.mark.parametrize("name", ["weightsmith", "torch", "transformers"])
+def test_replies_of_another_version_are_not_reused(
+    models: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    before = Subject.open("base", open_checkpoint(str(models[0])), pico.CPU)
+    assert before.key == Subject.open("base", open_checkpoint(str(models[0])), pico.CPU).key
+    if name == "weightsmith":
+        monkeypatch.setattr(subject_module, "__version__", "0.0.1")
+    else:
+        monkeypatch.setattr(importlib.import_module(name), "__version__", "0.0.1")
+    after = Subject.open("base", open_checkpoint(str(models[0])), pico.CPU)
+    assert before.store
+    assert after.store
+    assert after.store.folder != before.store.folder
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "cohere2", "granite", "gemma3_images", "olmo2"])
 def test_the_head_alone_gives_the_models_logits(family: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(str(pico.build(family, tmp_path / "m")))
@@ -294,6 +312,20 @@ def test_prompts_that_found_the_edit_are_not_reported_on(models: tuple[Path, Pat
     assert set(shipped_parts(everything, "report")) - set(kept.plans[0].sets.report.shows) == (
         found_with(recipe) & set(shipped_parts(everything, "report")))
     assert any("left out" in n for n in kept.notes)
+
+
+def test_a_direction_without_sketches_is_said_not_to_be_checked(models: tuple[Path, Path]) -> None:
+    said = "the direction of 'melancholy' was made before prompts were recorded: whether the report prompts were used"
+
+    def notes(**meta: Any) -> list[str]:
+        made = pico.a_direction(models[0])
+        given = replace(made, meta=made.meta.model_copy(update=meta))
+        return [n for n in session(models[0], "melancholy", edited=models[0], direction=given).notes if "the direction of" in n]
+
+    assert [n.startswith(said) for n in notes()] == [True]
+    assert notes(prompts_digest=shipped_sets("melancholy").digest) == [], "the parts of that recipe are disjoint"
+    assert notes(prompts={"extract": [], "select": []}) == []
+    assert "imported without its prompts" in notes(ran={"imported": "x.gguf"})[0]
 
 
 def shipped_parts(recipe: Path, part: str) -> tuple[str, ...]:
@@ -525,6 +557,34 @@ def test_answers_without_a_value_are_said(models: tuple[Path, Path], monkeypatch
     assert any(n.startswith("phrases gave no value for 2 of 6 answers of the edited model") for n in record.notes), record.notes
     d = next(d for d in record.differences if d.key == "melancholy.neutral.phrases")
     assert (d.n, d.edited.missing) == (2, 1)
+
+
+def test_an_answer_without_a_thought_has_lost_no_score_of_one() -> None:
+    how, ask = Decoding(8), Ask("g", "c", 0, "hi", ({"role": "user", "content": "hi"},))
+    said = [Exchange(ask, how, (1,), (2,), "yes", thought, True) for thought in ("hm", "", "hm")]
+    block = Answered(safety_blocks(TINY)[0], "c", "", said, [0, 1, 2])
+
+    def notes(thoughts: list[float | None]) -> list[str]:
+        block.scores = [Scored("k.phrases", "phrases", "", False, "phrases", [1.0, 1.0, 1.0]),
+                        Scored("k.thought.phrases", "thought: phrases", "", False, "phrases", thoughts)]  # fmt: skip
+        return _missing({"edited": Run([block])})
+
+    assert notes([1.0, None, 0.0]) == []
+    assert notes([1.0, None, None]) == [
+        "phrases gave no value for 1 of 2 thoughts of the edited model: they are in none of its figures"]
+
+
+def test_fewer_prompts_than_were_asked_for_are_said(models: tuple[Path, Path]) -> None:
+    def said(n: int) -> list[str]:
+        return [n for n in session(models[0], "melancholy", suite="quick", n=n).notes if "were asked for" in n]
+
+    there = len(shipped_sets("melancholy").report.lacks)
+    found = said(there + 2)
+    assert f"melancholy: {there + 2} prompts were asked for, and there are {there} (neutral prompts; " in found[0]
+    assert [n for n in found if n.startswith("safety: ")]
+    assert said(12) == []
+    whole = session(models[0], "melancholy", suite=replace(TINY, n=there + 2))
+    assert not [n for n in whole.notes if "were asked for" in n], "a suite takes what there is"
 
 
 def test_a_number_of_prompts_limits_sets_of_questions_too(models: tuple[Path, Path]) -> None:

@@ -155,8 +155,23 @@ def test_a_file_that_was_changed_is_refused(pico_bert: Path, tmp_path: Path) -> 
 def test_files_that_make_no_encoder(pico_bert: Path, tmp_path: Path, name: str, raw: bytes, error: type[Exception]) -> None:
     folder = Path(shutil.copytree(pico_bert, tmp_path / "b"))
     (folder / name).write_bytes(raw)
-    with pytest.raises(error):
+    with pytest.raises(error) as caught:
         Encoder.open(folder)
+    if name == "tokenizer.json":
+        assert (caught.value.where, "not a tokenizer" in str(caught.value)) == (str(folder / name), True)
+
+
+def test_a_bug_of_a_library_is_not_taken_for_a_bad_file(pico_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tokenizers
+
+    def odd(_: bytes) -> None:
+        raise Exception("odd")
+
+    fake = type("Fake", (), {"from_buffer": staticmethod(odd)})
+    monkeypatch.setattr(tokenizers, "Tokenizer", fake)
+    with pytest.raises(Exception, match="odd") as caught:
+        Encoder.open(pico_bert)
+    assert type(caught.value) is Exception
 
 
 # -- the scorer --------------------------------------------------------------------------------------------

@@ -85,11 +85,12 @@ def main(argv: list[str] | None = None) -> None:
 
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code."""
-    return run_guarded(lambda: _invoke(argv), as_json="--json" in argv)
+    kept = measure.KEPT if argv[:1] == ["measure"] and "--no-cache" not in argv else ""
+    return run_guarded(lambda: _invoke(argv), as_json="--json" in argv, kept=kept)
 
 
-def run_guarded(job: Callable[[], int], *, as_json: bool = False) -> int:
-    """Run ``job`` and turn whatever it raises into one clear message and an exit code."""
+def run_guarded(job: Callable[[], int], *, as_json: bool = False, kept: str = "") -> int:
+    """Run ``job`` and turn whatever it raises into one clear message and an exit code; ``kept`` is told of an interrupt."""
     try:
         code = job()
         sys.stdout.flush()
@@ -97,7 +98,7 @@ def run_guarded(job: Callable[[], int], *, as_json: bool = False) -> int:
     except WeightsmithError as error:
         return _complain(error, as_json)
     except (KeyboardInterrupt, Terminated):
-        sys.stderr.write("\ninterrupted; nothing half-written was left behind\n")
+        sys.stderr.write(f"\ninterrupted; nothing half-written was left behind{kept}\n")
         return COULD_NOT_TELL
     except MemoryError:
         return _complain(OutOfMemory("not enough memory", hint="try a smaller --batch or --dtype bfloat16"), as_json)

@@ -12,6 +12,9 @@ from ..errors import UsageError
 from ..options import RunOptions
 from .common import Json, Model, console, plain, print_json, with_run_options
 
+#: how an interrupted measurement ends, unless nothing was to be kept
+KEPT = ", and the answers so far are kept: the same command goes on from there"
+
 
 @with_run_options(model=True)
 def command(

@@ -18,8 +18,8 @@ from ..cards import claims_of, read_card
 from ..checkpoint import RECORD, Checkpoint, runnable
 from ..claimed import Claim, ClaimsRecord, Verdict
 from ..compare import diff_checkpoints
-from ..errors import EditError, MissingExtra, RecipeError, ResourceError, UnsupportedModel
-from ..measure.sizes import get_suite
+from ..errors import EditError, MissingExtra, RecipeError, ResourceError, UnsupportedModel, UsageError
+from ..measure.sizes import SUITES, get_suite
 from ..measured import MeasureRecord
 from ..options import RunOptions
 from ..storage import write_whole
@@ -50,8 +50,8 @@ def claims(
         UsageError: a model or ``card`` that is not there, or no such suite; FormatError: a card over 1 MiB.
         DigestMismatch, ManifestMismatch: the model's files are not those of its own record.
     """
-    if suite != FILES_ONLY:
-        get_suite(suite)
+    if suite not in (*SUITES, FILES_ONLY):
+        raise UsageError(f"no suite is called {suite!r}", hint=f"one of {', '.join(SUITES)}, or {FILES_ONLY} (files only)")
     options = options or RunOptions()
     there, base = as_checkpoint(model, options), as_checkpoint(against, options)
     there.check_record()

@@ -95,7 +95,7 @@ class Session:
                                  bias=w.n if w.sets else min(w.n, chosen.bias))  # fmt: skip
         self.seconds: dict[str, float] = {}
         self.notes: list[str] = []
-        self.given = load_direction(Path(w.direction)) if isinstance(w.direction, str | Path) else w.direction
+        self.given = _given(w.direction)
         self.derivation, self.folder, who = None, Path(), None
         if edited is not None:
             # a damaged model is known before minutes are spent on its base
@@ -121,6 +121,8 @@ class Session:
                              where=w.direction if isinstance(w.direction, str | Path) else None,
                              hint=f"measured: {', '.join(measured) or 'no feature'} (--feature)")  # fmt: skip
         self.safety = suites.safety_blocks(self.suite, prepare.check_safety(used, w.drop_overlap, self.notes))
+        if w.n is not None:
+            self.notes += prepare.short_of(w.n, [*(b for p in self.plans for b in p.blocks), *self.safety])
         self.questions = Questions.wanted(self.suite, w.sets, w.tasks, self.notes)
         self.pool = Pool(w.workers, self.options) if w.workers else None
         self.before: Run | None = None
@@ -235,6 +237,15 @@ def _wishes(given: dict[str, Any]) -> MeasureOptions:
     if odd := [k for k in given if k not in known]:
         raise TypeError(f"measure() has no option {odd[0]!r}; it takes {', '.join(known)}")
     return MeasureOptions(**given)
+
+
+def _given(direction: Direction | str | Path | None) -> Direction | None:
+    if not isinstance(direction, str | Path):
+        return direction
+    path = Path(direction).expanduser()
+    if not path.is_file():
+        raise UsageError("no such direction file", where=path, hint="`weightsmith find` writes one")
+    return load_direction(path)
 
 
 def read_derivation(checkpoint: Checkpoint) -> Derivation | None:

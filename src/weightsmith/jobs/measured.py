@@ -7,16 +7,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..checkpoint import read_json
-from ..errors import RecipeError
+from ..errors import FormatError, RecipeError
 from ..measured import MEASUREMENTS, Difference, Measurement, MeasureRecord
 from ..records import Derivation, parse
-from ..storage import write_whole
+from ..storage import strict_json, write_whole
 
 if TYPE_CHECKING:
     from ..measure.run import Run
     from ..measure.subject import Subject
     from .measure import Session
+
+
+#: what writes the files that :func:`load_record` reads
+HINT = "weightsmith measure … -o FILE.json writes one"
 
 
 def record(
@@ -66,15 +69,17 @@ def _missing(runs: dict[str, Run | None]) -> list[str]:
     """Answers that were read and got no value: a judge that did not answer, or said no verdict."""
     found = []
     for name, run in runs.items():
-        counts: dict[str, list[int]] = {}
+        counts: dict[tuple[str, str], list[int]] = {}
         for block in run.answered if run is not None else ():
             for s in block.scores:
-                pairs = zip(s.values, block.exchanges, strict=True)
-                lost = sum(v is None and e.text is not None for v, e in pairs)
-                old = counts.setdefault(s.scorer or s.name, [0, 0])
-                old[0], old[1] = old[0] + lost, old[1] + len(s.values)
-        found += [f"{scorer} gave no value for {lost} of {n} answers of the {name} model: they are in none of its figures"
-                  for scorer, (lost, n) in counts.items() if lost and scorer not in ("thought", "")]  # fmt: skip
+                # an answer without a thought has no score of one, and that is no loss
+                what = "thoughts" if s.name.startswith("thought: ") else "answers"
+                read = [e.thought or None if what == "thoughts" else e.text for e in block.exchanges]
+                there = [v for v, text in zip(s.values, read, strict=True) if text is not None]
+                old = counts.setdefault((s.scorer or s.name, what), [0, 0])
+                old[0], old[1] = old[0] + there.count(None), old[1] + len(there)
+        found += [f"{scorer} gave no value for {lost} of {n} {what} of the {name} model: they are in none of its figures"
+                  for (scorer, what), (lost, n) in counts.items() if lost]  # fmt: skip
     return found
 
 
@@ -180,12 +185,30 @@ def load_record(path: Path) -> MeasureRecord:
         RecipeError: no file, not a measurement, or several in one file; FormatError: not JSON.
     """
     if not path.is_file():
-        raise RecipeError("no such file", where=path, hint="weightsmith measure … -o FILE.json writes one")
-    data = read_json(path)
+        raise RecipeError("no such file", where=path, hint=HINT)
+    try:
+        data = strict_json(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"not valid JSON ({error})", where=path, hint=HINT) from error
     if isinstance(data, list) and len(data) == 1:
         data = data[0]
+    if given := _not_measured(data):
+        raise RecipeError(f"not a measurement: {given}", where=path, hint=HINT)
     found: MeasureRecord = parse(MeasureRecord, data, path, MEASUREMENTS)
     return found
+
+
+def _not_measured(data: Any) -> str:
+    """What JSON is that is no measurement of any version; empty for one."""
+    if isinstance(data, list):
+        return f"a list of {len(data)}; one measurement a file is read"
+    if not isinstance(data, dict):
+        return f"JSON, but {'text' if isinstance(data, str) else 'a single value'}"
+    schema = data.get("schema")
+    kind = MEASUREMENTS.rpartition("/")[0]
+    if isinstance(schema, str) and schema.rpartition("/")[0] == kind:
+        return ""
+    return "JSON without a schema" if schema is None else f"its schema is {str(schema)[:80]!r}"
 
 
 def save_report(records: list[MeasureRecord], path: Path, *, title: str | None = None, replace: bool = False) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from .judge import Access, Judge
 from .overlap import overlaps, refuse_overlap
 from .refusal import Refusal
 from .scorers import SCORERS, Probe, Scorer
-from .suites import FeaturePlan, Suite, feature_blocks, safety_prompts
+from .suites import Block, FeaturePlan, Suite, feature_blocks, safety_prompts
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,21 @@ def plan_features(
         RecipeError: a bad recipe; the same feature twice; a *report* prompt that was used before.
     """
     plans: list[FeaturePlan] = []
+    recipes: set[str] = set()
     for name in wanted.features:
         spec, folder = load_feature(name)
         if any(p.spec.name == spec.name for p in plans):
             raise UsageError(f"the feature {spec.name!r} was given twice")
-        sets = without_overlap(prompt_sets(spec, folder), used, spec.name, wanted.drop_overlap, notes)
+        whole = prompt_sets(spec, folder)
+        recipes.add(whole.digest)
+        sets = without_overlap(whole, used, spec.name, wanted.drop_overlap, notes)
         direction = direction_of(spec)
         scorers = judged_by(make_scorers(spec, direction, reader, reader_digest), spec, wanted.judge, notes)
         plan = FeaturePlan(spec, sets, tuple(scorers))
         if direction is None and any(s.kind == "probe" for s in spec.scorers):
             notes.append(f"{spec.name}: the probe was left out, since the feature's direction is not at hand (give --direction)")
         plans.append(replace(plan, blocks=tuple(feature_blocks(plan, suite))))
+    notes += unrecorded(used, recipes)
     return plans
 
 
@@ -132,6 +136,28 @@ def without_overlap(
     return replace(sets, report=replace(report, shows=tuple(shows), lacks=tuple(lacks)))
 
 
+def unrecorded(used: Sequence[DirectionMeta], recipes: Collection[str]) -> list[str]:
+    """Notes on directions whose prompts nobody knows: no sketches, and not found with one of the ``recipes`` (digests of
+    prompt sets), whose parts are known to be disjoint."""
+    notes = []
+    for meta in used:
+        if not meta.prompts and meta.prompts_digest not in recipes:
+            how = "imported without its prompts" if "imported" in meta.ran else "made before prompts were recorded"
+            notes.append(f"the direction of {meta.feature!r} was {how}: whether the report prompts were used to find it "
+                         "can't be checked")  # fmt: skip
+    return list(dict.fromkeys(notes))
+
+
+def short_of(n: int, blocks: Iterable[Block]) -> list[str]:
+    """Notes on conditions that have fewer prompts than the ``n`` that were asked for."""
+    short: dict[tuple[str, int], list[str]] = {}
+    for block in blocks:
+        if len(block.asks) < n:
+            short.setdefault((block.group, len(block.asks)), []).append(block.condition)
+    return [f"{group}: {n} prompts were asked for, and there are {there} ({'; '.join(conditions)})"
+            for (group, there), conditions in short.items()]  # fmt: skip
+
+
 def used_before(used: Sequence[DirectionMeta], prompts: Sequence[str]) -> dict[str, str]:
     """Which of ``prompts`` were used before, and for what: prompt to ``extract`` or ``select``."""
     found: dict[str, str] = {}
@@ -169,4 +195,5 @@ def scorer_notes(plans: Sequence[FeaturePlan]) -> list[ScorerNote]:
     return list(notes.values())
 
 
-__all__ = ["Wanted", "check_safety", "make_scorers", "own_direction", "plan_features", "probe_layer", "scorer_notes"]
+__all__ = ["Wanted", "check_safety", "make_scorers", "own_direction", "plan_features", "probe_layer", "scorer_notes", "short_of",
+           "unrecorded"]  # fmt: skip

@@ -100,12 +100,11 @@ class Encoder:
             tensors = {k: v for k, v in load_file(folder / WEIGHTS).items()
                        if not k.startswith("pooler.") and k != "embeddings.position_ids"}  # fmt: skip
             bert.load_state_dict(tensors)
-            tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         except (OSError, RuntimeError, ValueError, TypeError, KeyError, SafetensorError) as error:
             raise FormatError(f"not a sentence encoder ({error})"[:300], where=folder) from error
-        except Exception as error:
-            if type(error) is not Exception:  # what tokenizers raises for a bad file is a bare one
-                raise
+        try:  # `from_file` raises bare exceptions
+            tokenizer = Tokenizer.from_buffer((folder / TOKENIZER).read_bytes())
+        except (OSError, ValueError) as error:
             raise FormatError(f"not a tokenizer ({error})"[:300], where=folder / TOKENIZER) from error
         tokenizer.no_padding()
         tokenizer.enable_truncation(min(MAX_TOKENS, int(bert.config.max_position_embeddings)))

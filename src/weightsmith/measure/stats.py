@@ -130,11 +130,6 @@ def wilson(successes: float, n: float) -> tuple[float, float]:
     return (0.0 if successes == 0 else max(0.0, middle - half)), (1.0 if successes == n else min(1.0, middle + half))
 
 
-def rate_with_wilson(successes: int, n: int) -> Estimate:
-    """``successes`` of ``n`` independent answers, with the Wilson interval."""
-    return Estimate(successes / n if n else math.nan, *wilson(successes, n), n)
-
-
 def rate_interval(means: F64, answers: int) -> tuple[float, float]:
     """95% interval of a rate from per-prompt means ``[n]`` of ``answers`` answers in all.
 
@@ -380,39 +375,8 @@ def kappa(
     label only) are left out.
 
     Raises:
-        ValueError: unequal lengths, a label that is not of ``labels``, or one label only, where kappa is 0/0
-            (:func:`gwet_ac1` has a value there).
+        ValueError: unequal lengths, a label that is not of ``labels``, or one label only, where kappa is 0/0.
     """
-    return _agreement(a, b, labels, clusters, _kappa_chance, seed, rounds)
-
-
-def gwet_ac1(
-    a: Sequence[Hashable], b: Sequence[Hashable], labels: Sequence[Hashable] | None = None,
-    clusters: Sequence[Hashable] | None = None, seed: int = 0, rounds: int = ROUNDS,
-) -> Estimate:  # fmt: skip
-    """Gwet's AC1 (Gwet 2008, British Journal of Mathematical and Statistical Psychology 61:29), which does not fall as
-    kappa does where one label is rare; interval as of :func:`kappa`.
-
-    Raises:
-        ValueError: unequal lengths, a label that is not of ``labels``, or fewer than two labels.
-    """
-    return _agreement(a, b, labels, clusters, _ac1_chance, seed, rounds)
-
-
-def _kappa_chance(tables: F64) -> F64:
-    return np.asarray((tables.sum(-1) * tables.sum(-2)).sum(-1), np.float64)
-
-
-def _ac1_chance(tables: F64) -> F64:
-    share = (tables.sum(-1) + tables.sum(-2)) / 2
-    return np.asarray((share * (1 - share)).sum(-1) / (tables.shape[-1] - 1), np.float64)
-
-
-def _agreement(
-    a: Sequence[Hashable], b: Sequence[Hashable], labels: Sequence[Hashable] | None,
-    clusters: Sequence[Hashable] | None, chance: Any, seed: int, rounds: int,
-) -> Estimate:  # fmt: skip
-    """Observed agreement beyond chance, ``(observed - chance) / (1 - chance)``, resampled over clusters."""
     owners, n = _codes(range(len(a)) if clusters is None else clusters)
     known = {label: i for i, label in enumerate(dict.fromkeys([*a, *b]) if labels is None else labels)}
     if not len(a) == len(b) == len(owners) or not n:
@@ -427,7 +391,7 @@ def _agreement(
 
     def beyond(tables: F64) -> tuple[F64, F64]:
         tables = tables / tables.sum((-1, -2), keepdims=True)
-        expected = chance(tables)
+        expected = np.asarray((tables.sum(-1) * tables.sum(-2)).sum(-1), np.float64)  # by chance
         defined = np.where(expected < 1 - 1e-12, 1 - expected, math.nan)
         return (np.trace(tables, axis1=-2, axis2=-1) - expected) / defined, expected
 

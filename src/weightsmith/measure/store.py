@@ -1,7 +1,8 @@
 """What a model said and how it scored, kept by digest: a run that was interrupted goes on, a base is measured once.
 
 One folder a subject, named by the digest of everything that its replies depend on: the weights, the small files that come
-with them (tokenizer, template, settings), dtype, kind of device, and the version of this format. Replies are lines of an
+with them (tokenizer, template, settings), dtype, kind of device, the versions of Weightsmith, torch and transformers, and
+the version of this format. Replies are lines of an
 append-only file, written as they come; whatever can't be read is absent and made again.
 """
 

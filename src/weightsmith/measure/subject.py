@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from .. import __version__
 from ..checkpoint import Checkpoint, refuse_remote_code, runnable
 from ..options import RunOptions
 from ..records import ModelIdentity
@@ -62,7 +63,8 @@ class Subject:
         who = identity(ready, ready.digest(options.progress))
         ready.check_finite()
         kind, width = device.split(":")[0], str(dtype)
-        key = {"model": who.digest, "companions": companions_digest(ready), "device": kind, "dtype": width}
+        key = {"model": who.digest, "companions": companions_digest(ready), "device": kind, "dtype": width,
+               "versions": versions()}  # fmt: skip
         store = Store(key)
         options = replace(options, device=device, dtype=width.removeprefix("torch."))
         return cls(name, ready, options, device, dtype, who, store if options.use_cache else None, [], key=store.digest)
@@ -215,6 +217,14 @@ class Subject:
             found = answer_states(self.running, items, f"{self.name}: {step}")
             self.store.keep_states(path, found)
         return found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a reply and its figures are computed with: another one may answer, or score, otherwise."""
+    import torch
+    import transformers
+
+    return {"weightsmith": __version__, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
 def knows_thoughts(checkpoint: Checkpoint) -> bool:

@@ -7,6 +7,7 @@ on its neighbours, up to rounding.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -176,7 +177,7 @@ def _serve(batch: _Batch, waiting: list[_Row], limit: int, finish: Callable[[_Ro
     return 0
 
 
-class _Batch:
+class _Batch(ABC):
     """The rows that are being answered together; ``tried`` is how many the last pass had."""
 
     def __init__(self, model: RunningModel, decoding: Decoding, prefix: Prefix) -> None:
@@ -189,17 +190,17 @@ class _Batch:
         """Let go of all rows and their cache."""
         self.rows = []
 
+    @abstractmethod
     def admit(self, queue: list[_Row], limit: int) -> list[_Row]:
         """Rows from the end of ``queue`` (its shortest) that join now."""
-        raise NotImplementedError
 
+    @abstractmethod
     def join(self, new: list[_Row]) -> list[_Row]:
         """Read new rows and choose their first tokens; gives back the rows that are done."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(self) -> list[_Row]:
         """Choose one more token for every row; gives back the rows that are done."""
-        raise NotImplementedError
 
     def _fits(self, rows: int, row: _Row) -> bool:
         """Whether ``rows`` rows as long as ``row`` can become are within bounds."""
