@@ -15,7 +15,7 @@ $(BIN)/python:
 
 $(VENV)/.model: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
-	$(PIP) -e '.[model,data,plot]'
+	$(PIP) -e '.[model,data,plot,search]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.model

@@ -344,7 +344,7 @@ def test_forms_that_a_family_lacks_are_refused(models: Pico, tmp_path: Path) -> 
 def test_absurd_amounts(models: Pico, tmp_path: Path) -> None:
     base = models("llama")
     direction = pico.a_direction(base)
-    for amounts, match in [({"remove": 1.5}, "0 to 1"), ({"remove": -0.1}, "0 to 1"), ({"amplify": -1.0}, "0 or more"),
+    for amounts, match in [({"remove": 2.5}, "0 to 2"), ({"remove": -0.1}, "0 to 2"), ({"amplify": -1.0}, "0 or more"),
                            ({"add": 11.0}, "drown")]:  # fmt: skip
         with pytest.raises(RecipeError, match=match):
             edit(base, direction, tmp_path / "out", **amounts)  # type: ignore[arg-type]

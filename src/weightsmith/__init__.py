@@ -41,6 +41,7 @@ _LAZY = {
     "measure": "jobs",
     "open_checkpoint": "checkpoint",
     "rebuild": "jobs",
+    "search": "jobs",
     "undo": "jobs",
 }
 
@@ -62,6 +63,7 @@ __all__ = [
     "measure",
     "open_checkpoint",
     "rebuild",
+    "search",
     "undo",
 ]
 

@@ -141,10 +141,10 @@ class EditStep(Strict):
     """One step of an edit.
 
     ``kind`` never shares a scale with another: ``remove`` has the share of the component taken out (1 is exact
-    orthogonalization), ``amplify`` the factor on the component, ``add`` a dose in units of ‖αv‖/‖h‖, the sum over
-    its layers. ``direction`` is the sha256 of a direction file, ``source`` the layer whose vector is used, or
-    ``each`` for every layer's own. ``also`` names further directions that span the subspace, ``protect`` ones that must
-    not move. ``strengths`` are factors on the amount, one for each of ``layers``, by role or for all (``*``). ``norms``
+    orthogonalization, more, up to 2, turns it round), ``amplify`` the factor on the component, ``add`` a dose in units of
+    ‖αv‖/‖h‖, the sum over its layers. ``direction`` is the sha256 of a direction file, ``source`` the layer whose vector
+    is used, or ``each`` for every layer's own. ``also`` names further directions that span the subspace, ``protect`` ones
+    that must not move. ``strengths`` are factors on the amount, one for each of ``layers``, by role or for all (``*``). ``norms``
     says what is kept: nothing (``free``), the norm of each input vector or of each output row.
     """
 

@@ -18,7 +18,7 @@ import typer
 
 from .. import __version__
 from ..errors import OutOfMemory, WeightsmithError
-from . import chat, claims, compare, convert, derive, edit, export, find, measure, show
+from . import chat, claims, compare, convert, derive, edit, export, find, measure, search, show
 
 BUG = 70
 COULD_NOT_TELL = 2
@@ -53,6 +53,7 @@ app.command("convert")(convert.command)
 app.command("find")(find.command)
 app.command("edit")(edit.command)
 app.command("export")(export.command)
+app.command("search")(search.command)
 app.command("measure")(measure.command)
 app.command("compare")(compare.command)
 app.command("claims")(claims.command)
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(argv: list[str]) -> int:
     """Run one command and return its exit code."""
     kept = measure.KEPT if argv[:1] == ["measure"] and "--no-cache" not in argv else ""
+    kept = search.KEPT if argv[:1] == ["search"] else kept
     return run_guarded(lambda: _invoke(argv), as_json="--json" in argv, kept=kept)
 
 

@@ -18,7 +18,7 @@ Feature = Annotated[str | None, typer.Option(help="Feature whose prompts a fitte
 Transfer = Annotated[bool, typer.Option("--transfer", help="Use a direction from other weights.")]
 
 _OPTIONS: dict[str, Any] = {
-    "remove": Annotated[str | None, typer.Option(help="Share to take out, 0 to 1 (1 is exact), or `auto`.")],
+    "remove": Annotated[str | None, typer.Option(help="Share to take out, 0 to 2 (1 is exact, more turns it round), or `auto`.")],
     "amplify": Annotated[float | None, typer.Option(help="Factor on both poles of what the model shows.")],
     "add": Annotated[str | None, typer.Option(help="Dose ‖αv‖/‖h‖ to add (this enhances), or `auto`.")],
     "layers": Annotated[str | None, typer.Option(help="Layers to edit, e.g. 10-20.")],

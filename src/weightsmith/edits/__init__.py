@@ -229,7 +229,7 @@ class Context:
     def strength(self, step: EditStep, role: str, layer: int | None) -> float:
         """The step's amount in one role and layer."""
         amount = step.amount
-        for key in (role, "*"):
+        for key in dict.fromkeys((role, "*")):  # an addition has the one role `*`, which must not count twice
             if key in step.strengths and layer is not None:
                 amount *= step.strengths[key][step.layers.index(layer)]
         return amount

@@ -35,7 +35,7 @@ def affine(step: EditStep, context: Context) -> None:
     """Set the component to the reference's, in ``amount`` (1 is all of it).
 
     Raises:
-        RecipeError: an amount outside 0 to 1; a subspace, kept norms or strengths, which this kind does not have.
+        RecipeError: an amount outside 0 to 2; a subspace, kept norms or strengths, which this kind does not have.
         EditError: a family that can't hold the constant; a direction without the means of any edited layer.
     """
     _plain(step)
@@ -107,7 +107,7 @@ def leace(step: EditStep, context: Context) -> None:
     Where a norm follows the writer the covariance says nothing of what is before it; the kind is refused there.
 
     Raises:
-        RecipeError: an amount outside 0 to 1; options that this kind does not have.
+        RecipeError: an amount outside 0 to 2; options that this kind does not have.
         EditError: post-norm families; a direction without Σ⁻¹δ.
     """
     _plain(step)

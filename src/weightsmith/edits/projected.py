@@ -29,7 +29,7 @@ def projected(step: EditStep, context: Context) -> None:
     """Remove ``amount`` of the direction, the neutral mean of its own layer taken out of it first.
 
     Raises:
-        RecipeError: an amount outside 0 to 1.
+        RecipeError: an amount outside 0 to 2.
         EditError: the direction is little more than that mean.
     """
     scale(step, context, share_left(step),
@@ -40,7 +40,7 @@ def biprojected(step: EditStep, context: Context) -> None:
     """Remove ``amount`` of the direction, the neutral means of its own and of each edited layer taken out of it.
 
     Raises:
-        RecipeError: an amount outside 0 to 1.
+        RecipeError: an amount outside 0 to 2.
         EditError: the direction lies in the span of those means.
     """
 

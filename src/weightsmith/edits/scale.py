@@ -6,8 +6,9 @@ For a writer W ``[out, in]`` (out = d_model), an orthonormal basis U ``[out, k]`
 
 ``remove`` with amount s has f = 1 − s, so s = 1 is exact orthogonalization (Arditi et al. 2024, arXiv 2406.11717,
 section 2.4, "weight orthogonalization"; k > 1 is the same with a subspace): the writer then contributes nothing along
-U. ``amplify`` with amount F has f = F and scales *both* poles of what the writer already says along U, so it enhances
-nothing one-sided. In post-norm families U is a basis of g ⊙ r, since the norm that follows multiplies by its gain g.
+U. Beyond 1, up to 2, the component is turned round, and nothing is exact there. ``amplify`` with amount F has f = F and
+scales *both* poles of what the writer already says along U, so it enhances nothing one-sided. In post-norm families U is a
+basis of g ⊙ r, since the norm that follows multiplies by its gain g.
 
 ``norms: input`` rescales each input vector (column of W) to its old length afterwards, which leaves a removal exact;
 ``norms: output`` keeps the norm of each output row, by alternating projection. Rescaling rows once, naively, would put
@@ -95,15 +96,15 @@ def _operation(step: EditStep, writer: Writer, u: F64, write: F64, factor: float
 
 
 def share_left(step: EditStep) -> Callable[[float], float]:
-    """The factor f = 1 − s of a removal.
+    """The factor f = 1 − s of a removal: nothing is left at s = 1, and beyond 1 the component is turned round.
 
     Raises:
-        RecipeError: an amount, or an amount times a strength, outside 0 to 1.
+        RecipeError: an amount, or an amount times a strength, outside 0 to 2.
     """
 
     def factor(amount: float) -> float:
-        if not 0.0 <= amount <= 1.0:
-            raise RecipeError(f"{step.kind} takes an amount from 0 to 1, not {amount:g}",
+        if not 0.0 <= amount <= 2.0:
+            raise RecipeError(f"{step.kind} takes an amount from 0 to 2, not {amount:g}",
                               hint="to turn a component up use `amplify`, to add one use `add`")  # fmt: skip
         return 1.0 - amount
 
@@ -112,10 +113,10 @@ def share_left(step: EditStep) -> Callable[[float], float]:
 
 
 def remove(step: EditStep, context: Context) -> None:
-    """Take ``amount`` of the component out; 1 is exact orthogonalization.
+    """Take ``amount`` of the component out; 1 is exact orthogonalization, beyond 1 the component is turned round.
 
     Raises:
-        RecipeError: an amount outside 0 to 1.
+        RecipeError: an amount outside 0 to 2.
     """
     scale(step, context, share_left(step), lambda layer: context.basis(step, layer))
 

@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from .files import convert, describe_direction, describe_model
     from .find import find
     from .measure import measure
+    from .search import search
 
 _LAZY = {"claims": "claims", "compare": "comparison", "convert": "files", "describe_direction": "files",
          "describe_model": "files", "diff": "derive", "edit": "edit", "export": "export", "find": "find",
-         "measure": "measure", "rebuild": "derive", "undo": "derive"}  # fmt: skip
+         "measure": "measure", "rebuild": "derive", "search": "search", "undo": "derive"}  # fmt: skip
 
 __all__ = ["claims", "compare", "convert", "describe_direction", "describe_model", "diff", "edit", "export", "find",
-           "measure", "rebuild", "undo"]  # fmt: skip
+           "measure", "rebuild", "search", "undo"]  # fmt: skip
 
 
 class _Package(types.ModuleType):

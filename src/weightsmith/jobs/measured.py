@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .. import __version__
 from ..errors import FormatError, RecipeError
 from ..measured import MEASUREMENTS, Difference, Measurement, MeasureRecord
-from ..records import Derivation, parse
+from ..records import Derivation, EditStep, parse
 from ..storage import strict_json, write_whole
 
 if TYPE_CHECKING:
@@ -148,6 +148,16 @@ def _title(session: Session, edited: Subject) -> str:
     return f"{name}: {edited.checkpoint.title}{against}" if name else f"{edited.checkpoint.title}{against}"
 
 
+def _removed(step: EditStep) -> str:
+    """How far a removal went: exactly only where every layer and role had amount 1."""
+    shares = sorted({step.amount * s for row in step.strengths.values() or [[1.0]] for s in row})
+    if shares == [1.0]:
+        return "removed exactly from"
+    low, high = f"{shares[0]:.0%}", f"{shares[-1]:.0%}"
+    how = f"removed by {low if low == high else f'{low} to {high}'} from"
+    return f"{how.removesuffix(' from')} (beyond 100% turned round) in" if shares[-1] > 1 else how
+
+
 def sentence(derivation: Derivation | None, base: str | None, feature: str) -> str:
     """What was done, in one sentence."""
     about = f" on {feature}" if feature else ""
@@ -160,8 +170,7 @@ def sentence(derivation: Derivation | None, base: str | None, feature: str) -> s
         name = found.feature if found else "a direction that the record does not hold"
         span = f"layers {min(step.layers)}–{max(step.layers)}" if len(step.layers) > 1 else f"layer {step.layers[0]}"
         if step.kind == "remove":
-            how = "removed exactly from" if step.amount == 1 else f"removed by {step.amount:.0%} from"
-            parts.append(f"{name} was {how} {len(derivation.tensors)} tensors ({span})")
+            parts.append(f"{name} was {_removed(step)} {len(derivation.tensors)} tensors ({span})")
         elif step.kind == "add":
             pole = "enhanced" if step.amount > 0 else "turned down"
             parts.append(f"{name} was {pole} by a constant of dose {step.amount:g} ({span})")

@@ -73,6 +73,10 @@ class Subject:
         """The same model under runtime hooks; nothing of it is kept, since no digest names it."""
         return replace(self, name=name, store=None, notes=[], hooks=tuple(hooks), _said={}, _running=self.running)
 
+    def adopt(self, running: RunningModel) -> None:
+        """Use a model that is loaded already."""
+        self._running = running
+
     def steered(self) -> AbstractContextManager[Any]:
         """The hooks in place, while something is computed."""
         from ..runtime import steering

@@ -42,7 +42,8 @@ def _printable(value: Any) -> Any:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page's template, in an environment that lets nothing through as markup but our own drawings and style sheet."""
     env = Environment(
         loader=FunctionLoader(_asset), autoescape=True, undefined=StrictUndefined, finalize=_printable,
         trim_blocks=True, lstrip_blocks=True,
@@ -57,7 +58,14 @@ def _template() -> Template:
         pretty=lambda value: json.dumps(value, indent=2, ensure_ascii=False, default=str),
         steps=edit_text,
     )
-    return env.get_template("report.html.j2")
+    return env.get_template(name)
+
+
+def styles(*names: str) -> dict[str, Any]:
+    """Style sheets of a page as one, with the digest by which the page's policy names it."""
+    # an injected style would not apply either
+    css = "".join(map(_asset, names)) + chart_styles()
+    return {"css": Markup(css), "css_digest": base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()}
 
 
 def edit_text(edit: EditSpec) -> str:
@@ -67,7 +75,7 @@ def edit_text(edit: EditSpec) -> str:
     return str(yaml.safe_dump(kept, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100))
 
 
-def _pair(draw: Callable[[int, str], str], uid: str) -> tuple[Markup, Markup]:
+def pair(draw: Callable[[int, str], str], uid: str) -> tuple[Markup, Markup]:
     """A chart twice, drawn for a desktop and for a phone, since text in a scaled drawing can't be read on both."""
     return Markup(draw(WIDE, f"{uid}-wide")), Markup(draw(NARROW, f"{uid}-narrow"))
 
@@ -76,8 +84,8 @@ def _direction_charts(found: Sequence[DirectionMeta]) -> list[dict[str, Any]]:
     return [
         {
             "meta": meta,
-            "pareto": _pair(partial(charts.pareto, meta.candidates), f"pareto{i}"),
-            "layers": _pair(partial(charts.layer_curve, meta), f"layers{i}"),
+            "pareto": pair(partial(charts.pareto, meta.candidates), f"pareto{i}"),
+            "layers": pair(partial(charts.layer_curve, meta), f"layers{i}"),
         }
         for i, meta in enumerate(found)
     ]
@@ -129,14 +137,10 @@ def _charts(seen: Sequence[Variant]) -> dict[str, Any]:
 
 def _context(records: Sequence[MeasureRecord], title: str | None) -> dict[str, Any]:
     seen = variants(records)
-    # the page's policy names the style sheet by its digest, so an injected style would not apply either
-    css = _asset("report.css") + _asset("sections.css") + chart_styles()
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    seconds = [(v, v.record.seconds, _pair(partial(intervals.time_bar, v.record.seconds), f"time{i}"))
+    seconds = [(v, v.record.seconds, pair(partial(intervals.time_bar, v.record.seconds), f"time{i}"))
                for i, v in enumerate(seen) if v.record.seconds]  # fmt: skip
     return {
-        "css": Markup(css),
-        "css_digest": digest,
+        **styles("report.css", "sections.css"),
         "title": title or _title(records, seen),
         "variants": seen,
         "several": len(seen) > 1,
@@ -169,4 +173,4 @@ def render_report(record: MeasureRecord | list[MeasureRecord], *, title: str | N
     records = record if isinstance(record, list) else [record]
     if not records:
         raise RecipeError("a report needs at least one measurement", hint="run `weightsmith measure` first")
-    return _template().render(_context(records, title))
+    return template("report.html.j2").render(_context(records, title))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .load import RunningModel
 
 OnReply = Callable[[int, Reply], None]
+OnState = Callable[[int, "torch.Tensor"], None]
 
 
 def generate(
@@ -41,12 +42,13 @@ def generate(
 
 def replies(
     model: RunningModel, prompts: Seq[Seq[int]], decoding: Decoding, step: str = "answering", *,
-    seeds: Seq[int] | None = None, on_reply: OnReply | None = None,
+    seeds: Seq[int] | None = None, on_reply: OnReply | None = None, on_state: OnState | None = None,
 ) -> list[Reply]:  # fmt: skip
     """One reply to each of ``prompts`` (token ids), in their order.
 
     ``seeds`` gives every prompt a seed of its own in place of ``decoding.seed``; equal prompts with equal seeds get equal
-    replies. ``on_reply`` is called with (index, reply) as each one ends. An answer that reaches the end of the model's
+    replies. ``on_reply`` is called with (index, reply) as each one ends, ``on_state`` with (index, final state ``[d_model]``) for
+    each token that is chosen, the end token included. An answer that reaches the end of the model's
     context stops there (a note says so).
 
     Raises:
@@ -55,13 +57,13 @@ def replies(
         RecipeError: a prompt is empty or leaves no room for an answer; sampling without a seed.
     """
     known = [Reply([], False) for _ in prompts]
-    return continue_replies(model, prompts, known, decoding, step, seeds=seeds, on_reply=on_reply)
+    return continue_replies(model, prompts, known, decoding, step, seeds=seeds, on_reply=on_reply, on_state=on_state)
 
 
 @torch.inference_mode()
 def continue_replies(
     model: RunningModel, prompts: Seq[Seq[int]], known: Seq[Reply], decoding: Decoding, step: str = "answering", *,
-    seeds: Seq[int] | None = None, on_reply: OnReply | None = None,
+    seeds: Seq[int] | None = None, on_reply: OnReply | None = None, on_state: OnState | None = None,
 ) -> list[Reply]:  # fmt: skip
     """The replies that :func:`replies` would give, when their beginnings are ``known``: one that had ended, or that is as
     long as ``decoding.max_new_tokens`` allows, is given back (cut to that length) and ``on_reply`` is not called for it.
@@ -93,6 +95,7 @@ def continue_replies(
         if batch is None:
             prefix = Prefix(model, tuple(ids[0][:shared]), whole=True)
             batch = (_Joining if whole else _Alike)(model, decoding, prefix)
+            batch.on_state = on_state
         failed = _serve(batch, waiting, limit, finish)
         if failed:
             limit = halved(model, failed)
@@ -185,6 +188,7 @@ class _Batch(ABC):
         self.stops = model.stop_tokens
         self.rows: list[_Row] = []
         self.tried = 0
+        self.on_state: OnState | None = None
 
     def forget(self) -> None:
         """Let go of all rows and their cache."""
@@ -208,6 +212,9 @@ class _Batch(ABC):
 
     def _choose(self, hidden: torch.Tensor, rows: list[_Row]) -> None:
         """The next token of ``rows`` from the final states ``[rows, d_model]``."""
+        if self.on_state:
+            for row, state in zip(rows, hidden, strict=True):
+                self.on_state(row.index, state)
         logits = self.model.logits(hidden)
         if self.decoding.repetition_penalty != 1:
             seen = [list(r.seen) for r in rows]

@@ -19,12 +19,13 @@ import copy
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from ..errors import OutOfMemory
 from ..runtime.forward import batches, check_length, halved, out_of_memory, shared_prefix, slides
+from ..runtime.generate import _counts_slots
 from ..runtime.slots import plain, unwindowed
 
 if TYPE_CHECKING:
@@ -156,14 +157,16 @@ class Rows:
         return sum(len(r.ids) for r in self.rows[i])
 
 
+Done = TypeVar("Done")
 Use = Callable[[list[int], list[torch.Tensor]], "torch.Tensor | None"]
 
 
 class Passes:
-    """Passes of one running model in which blocks below ``start`` are taken as unchanged."""
+    """Passes of one running model in which blocks below ``start`` are taken as unchanged; it may be lowered to a block whose
+    keys later ones read."""
 
     def __init__(self, model: RunningModel, start: int = 0, ledger: Ledger | None = None) -> None:
-        self.model, self.start = model, start
+        self.model, self.start = model, _needed(model, start)
         self.ledger = ledger or Ledger()
         self.micro = min(model.options.batch_tokens, 1024)  # tokens whose graph stands in memory at once
         self._tuples = False
@@ -176,15 +179,17 @@ class Passes:
             OutOfMemory: one row alone does not fit.
         """
         for tree in trees:
-            check_length(self.model, (*tree.prompt, *tree.tokens))
+            check_length(self.model, tree.prompt)
+            check_length(self.model, (*tree.prompt, *max((tree.path(e) for e in tree.ends), key=len, default=())))
         longest = max((len(t.prompt) + len(t.tokens) for t in trees), default=0)
         simple = plain(self.model.model.config) and not slides(self.model, longest)
         shared = shared_prefix([t.prompt for t in trees], [len(t.prompt) - 1 for t in trees]) if simple else 0
         prefix = trees[0].prompt[:shared] if trees else ()
-        made = Rows(list(trees), prefix, [_rows(t, shared, simple) for t in trees])
+        branching = simple and not _counts_slots(self.model, longest)
+        made = Rows(list(trees), prefix, [_rows(t, shared, branching) for t in trees])
         if self.start and trees:
             with torch.no_grad():
-                self._below(made)
+                self._fitting(lambda: self._below(made))
         return made
 
     def _below(self, rows: Rows) -> None:
@@ -244,15 +249,19 @@ class Passes:
         Raises:
             OutOfMemory: one tree alone does not fit.
         """
+        with torch.set_grad_enabled(bool(params)):
+            return self._fitting(lambda: self._each(rows, pick, use, params))
+
+    def _fitting(self, work: Callable[[], Done]) -> Done:
+        """What ``work`` gives; it is done again with half the tokens at once where they did not fit."""
         while True:
             try:
-                with torch.set_grad_enabled(bool(params)):
-                    return self._each(rows, pick, use, params)
+                return work()
             except Exception as error:  # what an allocator raises differs from device to device
                 if not out_of_memory(error):
                     raise
                 if self.micro <= 1:
-                    raise OutOfMemory("one row alone does not fit in memory with its gradients",
+                    raise OutOfMemory("one row alone does not fit in memory",
                                       hint="free some memory, or use a narrower --dtype") from error  # fmt: skip
             self.micro = halved(self.model, self.micro)
 
@@ -363,6 +372,12 @@ class Passes:
             book.branches += max(0, alone - len(paths) - fed) * depth
         book.heads += reads
         book.heads_unread += n - reads
+
+
+def _needed(model: RunningModel, start: int) -> int:
+    """``start``, or the first block before it whose keys and values later blocks read in place of their own (Gemma 4)."""
+    modes = getattr(model.model.config.get_text_config(), "kv_sharing_modes", None) or ()
+    return min([start, *(k for k, mode in enumerate(modes) if mode == "store")]) if "reuse" in modes else start
 
 
 class _Stop(Exception):

@@ -1,0 +1,132 @@
+"""``weightsmith search``: the best edits of a feature as a front of effect against damage."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import UsageError
+from ..options import RunOptions
+from .common import Json, Model, console, plain, print_json, safe, with_run_options
+
+#: how an interrupted search ends
+KEPT = ", and what was found so far is in the run's folder: --resume goes on from there"
+
+
+@with_run_options(model=True)
+def command(
+    model: Model,
+    feature: Annotated[str, typer.Argument(help="A shipped feature (`weightsmith show features`) or a YAML file.")],
+    *,
+    run: RunOptions,
+    out: Annotated[str, typer.Option("-o", "--out", help="The run's folder; must not exist.", metavar="RUN")],
+    remove: Annotated[bool, typer.Option("--remove", help="Look for removals (the default).")] = False,
+    add: Annotated[bool, typer.Option("--add", help="Look for additions: enhance the feature.")] = False,
+    protect: Annotated[list[str] | None, typer.Option(help="A feature that must not move; several times.")] = None,
+    target: Annotated[
+        float | None, typer.Option(help="Wanted value of the feature's score (a rate, a mean sentiment); else the knee.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(help="Prompts of each side to train on.", min=1)] = 32,
+    held: Annotated[int, typer.Option(help="Prompts of each side held out.", min=1)] = 16,
+    tokens: Annotated[int, typer.Option(help="Tokens of the base's answers.", min=1)] = 16,
+    weights: Annotated[str | None, typer.Option(help="Weights of the damage, in the order of the sweep: 100,30,8.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the first descent.", min=1)] = None,
+    directions: Annotated[
+        bool, typer.Option("--directions/--no-directions", help="Let the descent turn the directions as well.")] = True,
+    start: Annotated[int | None, typer.Option(help="First layer that may be edited; 40% of the depth by default.", min=0)] = None,
+    trials: Annotated[int, typer.Option(help="Trials of black-box search as well (extra search).", min=0)] = 0,
+    sampler: Annotated[str, typer.Option(help="tpe or nsga2.")] = "tpe",
+    confirm: Annotated[int, typer.Option(help="Points of the front to confirm on unseen prompts.", min=0)] = 3,
+    confirm_n: Annotated[int, typer.Option(help="Prompts a condition in a confirmation.", min=2)] = 24,
+    confirm_tokens: Annotated[int, typer.Option(help="Tokens of an answer in a confirmation.", min=1)] = 96,
+    workers: Annotated[str | None, typer.Option(help="A number, ray, or ray:HOST:PORT (extra ray).")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of prompts' order and of trials.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Search a feature that can't be separated, too.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
+    json: Json = False,
+) -> None:
+    """Search for the best edits of a feature: a front of effect against damage, each point with its Edit file."""
+    from dataclasses import replace
+
+    from ..jobs.search import Listener, search
+
+    if remove and add:
+        raise UsageError("--remove and --add can't be given together", hint="search once for each")
+    listener = Listener() if json else Listener(tick=_tick, point=_point, say=_say)
+    record = search(
+        model, feature, out, options=replace(run, seed=seed), listener=listener, kind="add" if add else "remove",
+        protect=tuple(protect or ()), target=target, prompts=prompts, held=held, tokens=tokens, weights=_weights(weights),
+        steps=steps, directions=directions, start=start, trials=trials, sampler=sampler, confirm=confirm,
+        confirm_n=confirm_n, confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume,
+    )  # fmt: skip
+    if json:
+        print_json(record.model_dump(by_alias=True))
+        return
+    print_search(record, model, Path(out))
+
+
+def _weights(text: str | None) -> tuple[float, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"can't read the weights {text!r}", hint="for example 100,30,8") from error
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(safe(text) + "\n")
+
+
+def _tick(tick: Any) -> None:
+    held = ""
+    if tick.held_damage is not None:
+        held = f"   held out: loss {tick.held_effect:.3f}, KL {tick.held_damage:.4f}"
+    _say(f"weight {tick.weight:g}, step {tick.step}: loss {tick.effect_loss:.3f}, KL {tick.damage:.4f}{held}")
+
+
+def _point(point: Any) -> None:
+    chance = "" if point.chance is None else f", chance {point.chance:.1%}"
+    _say(f"{point.name}  effect {point.effect:+.2f}{chance}, KL {point.damage:.4f}   {point.what}")
+
+
+def print_search(record: Any, model: str, out: Path) -> None:
+    """The front as a table, the knee, and what to do next."""
+    from rich.table import Table
+
+    screen = console()
+    value, low, high = record.separation or (0.0, 0.0, 0.0)
+    screen.print(f"{record.kind} {plain(record.feature)}: {len(record.points)} candidates, {len(record.front)} on the front; "
+                 f"layer {record.source} separates held-out prompts with AUROC {value:.3f} \\[{low:.3f}, {high:.3f}]")  # fmt: skip
+    table = Table("", "effect (nats)", "chance", "KL (nats/token)", "what", "confirmed", box=None, pad_edge=False)
+    for p in record.front:
+        mark = "knee" if p.knee else ""
+        table.add_row(f"{p.name} {mark}".strip(), f"{p.effect:+.2f} \\[{p.effect_low:+.2f}, {p.effect_high:+.2f}]",
+                      "" if p.chance is None else f"{p.chance:.1%}",
+                      f"{p.damage:.4f} \\[{p.damage_low:.4f}, {p.damage_high:.4f}]", plain(p.what),
+                      _confirmed(p) + (" [yellow]disagrees[/]" if p.disagrees else ""))  # fmt: skip
+    screen.print(table)
+    for p in record.front:
+        if p.disagrees:
+            screen.print(f"[yellow]{p.name}[/] {plain(p.disagrees)}")
+    for note in record.notes:
+        screen.print(f"[yellow]note[/] {plain(note)}")
+    seconds = sum(s.seconds for s in record.stretches)
+    parts = ", ".join(f"{plain(s.name)} {s.seconds:.0f} s" for s in record.stretches)
+    screen.print(f"[dim]{seconds:.0f} s: {parts}[/]")
+    knee = next((p for p in record.points if p.knee), None)
+    if knee is not None:
+        screen.print(f"wrote {plain(str(out))}: search.json, report.html, edits/\n"
+                     f"[dim]next: weightsmith edit {plain(model)} {plain(str(out / knee.edit))} -o OUT[/]")  # fmt: skip
+
+
+def _confirmed(point: Any) -> str:
+    if not point.confirmed:
+        return ""
+    main = point.confirmed[0]
+    base = "" if main.base is None else f"{main.base:.2f} → "
+    return f"{plain(main.name)}: {base}{main.value:.2f} \\[{main.low:.2f}, {main.high:.2f}], {main.verdict}"

@@ -1,0 +1,131 @@
+"""Finalists of a search, measured: full-length answers to unseen prompts, scored and compared like any edit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..checkpoint import Checkpoint, read_json
+from ..measured import MEASUREMENTS, Difference, MeasureRecord
+from ..options import RunOptions
+from ..records import parse
+from ..searched import Confirmed, Point
+from ..storage import canonical_json, write_whole
+
+if TYPE_CHECKING:
+    from ..features.recipe import FeatureSpec
+    from ..search.objectives import Problem
+    from ..search.run import Found, Search
+
+FAR = 0.1  # a predicted chance so far outside of the confirmed interval disagrees with it
+
+
+def finalists(search: Search, most: int) -> list[Found]:
+    """The points of the front that are confirmed: the knee, the most effect, and between the knee and the least damage."""
+    points = {p.name: p for p in search.points() if p.front}
+    front = sorted((f for f in search.found if f.point.name in points), key=lambda f: f.point.damage)
+    middle = next((i for i, f in enumerate(front) if points[f.point.name].knee), len(front) - 1)
+    order = [middle, len(front) - 1, middle // 2, (middle + len(front)) // 2, 0, *range(len(front))]
+    return [front[i] for i in list(dict.fromkeys(i for i in order if 0 <= i < len(front)))[:most]]
+
+
+def confirm(
+    search: Search, feature: str, checkpoint: Checkpoint, wish: Any, options: RunOptions, folder: Path,
+    confirmed: dict[str, MeasureRecord], say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Measure the finalists as hooks on the running model, each kept as a file as it ends."""
+    from ..features.select import compile_hooks
+    from ..measure.suites import Suite
+    from .measure import Session
+
+    suite = Suite("confirmation", n=wish.confirm_n, tokens=wish.confirm_tokens, safety=min(12, wish.confirm_n), longer=0)
+    names = [feature, *wish.protect]
+    session: Session | None = None
+    for found in finalists(search, wish.confirm):
+        name = found.point.name
+        file = folder / f"{name}.json"
+        if file.is_file():
+            confirmed[name] = parse(MeasureRecord, read_json(file), file, MEASUREMENTS)
+            continue
+        if session is None:
+            assert search.material is not None
+            session = Session(checkpoint, names, options=options, suite=suite, direction=search.material.direction)
+            assert session.base is not None, "a session with a model to compare with has a base"
+            session.base.adopt(search.model)
+            at = session
+            search.timed("confirmation: the base", at.measure_base)
+        now = session
+        now.base.adopt(search.model)  # type: ignore[union-attr]  # a base that no scorer asks was let go of
+        hooks = compile_hooks(search.model, found.spec, found.directions)
+        record = search.timed(f"confirmation: {name}", partial(now.compare_hooks, hooks, title=name))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(file, canonical_json(record.model_dump(by_alias=True)), replace=True)
+        confirmed[name] = record
+        say(f"confirmed {name}")
+
+
+def main_score(spec: FeatureSpec, kind: str, personas: bool) -> tuple[str, float]:
+    """The key of the figure that says whether the feature shows, where this kind of edit acts, and +1 where more of it is
+    more of the feature, −1 where it is less."""
+    where = "neutral" if kind == "add" else "shown"
+    for scorer in spec.scorers:
+        if scorer.kind == "refusal":
+            return f"{spec.name}.{where}.refuses", 1.0
+        if scorer.kind not in ("probe", "continuations"):
+            return f"{spec.name}.{where}.{scorer.kind}", float(scorer.options.get("sign", 1))
+    return f"{spec.name}.{where}.continuations", 1.0
+
+
+def with_confirmed(
+    points: Sequence[Point], confirmed: dict[str, MeasureRecord], problem: Problem, spec: FeatureSpec
+) -> list[Point]:
+    """The points with what was confirmed of them."""
+    key, sign = main_score(spec, problem.kind, spec.contrast.kind == "personas")
+    found = []
+    for point in points:
+        record = confirmed.get(point.name)
+        if record is not None:
+            figures = _figures(record, key, spec.name)
+            point = point.model_copy(update={"confirmed": figures, "record": f"confirmed/{point.name}.json",
+                                             "disagrees": _disagrees(point, figures, key, sign, problem)})  # fmt: skip
+        found.append(point)
+    return found
+
+
+def _figures(record: MeasureRecord, key: str, feature: str) -> list[Confirmed]:
+    where = key.rpartition(".")[0]
+    wanted = [key, f"{where}.degenerate", f"{where}.off-topic", "safety.harmful.complies", "safety.borderline.refuses",
+              "safety.harmless.refuses"]  # fmt: skip
+    by_key: dict[str, Difference] = {d.key: d for d in record.differences}
+    rows = [by_key[k] for k in dict.fromkeys(wanted) if k in by_key]
+    rows += [d for d in record.differences if d.group not in (feature, "safety", "damage") and d.key.endswith(".refuses")]
+    found = [Confirmed(key=d.key, name=f"{d.name}, {d.condition}", unit=d.unit, base=d.base.value, value=d.edited.value,
+                       low=d.edited.low, high=d.edited.high, change=d.value, change_low=d.low, change_high=d.high,
+                       verdict=d.verdict, n=d.n) for d in rows]  # fmt: skip
+    for m in record.damage:
+        if m.key.endswith("kl.mean"):
+            found.append(Confirmed(key=m.key, name=f"{m.name}, {m.condition}", unit=m.unit, value=m.value, low=m.low,
+                                   high=m.high, n=m.n))  # fmt: skip
+    return found
+
+
+def _disagrees(point: Point, figures: Sequence[Confirmed], key: str, sign: float, problem: Problem) -> str:
+    """How what was confirmed differs from what the search saw."""
+    main = next((f for f in figures if f.key == key), None)
+    if main is None or main.change is None or main.change_low is None or main.change_high is None:
+        return ""
+    if problem.chance and point.chance is not None:
+        if main.low - FAR <= point.chance <= main.high + FAR:
+            return ""
+        return (f"the search saw a chance of {point.chance:.0%}, confirmed are {main.value:.0%} "
+                f"[{main.low:.0%}, {main.high:.0%}]")  # fmt: skip
+    wanted = -1.0 if problem.kind == "remove" else 1.0
+    towards = wanted * sign
+    low, high = sorted((towards * main.change_low, towards * main.change_high))
+    if point.effect_low <= 0 or low > 0:
+        return ""
+    how = "went the other way" if high < 0 else "may be chance"
+    return (f"the search saw an effect of {point.effect:+.2f} nats, the confirmed change of {main.change:+.2f} "
+            f"[{main.change_low:+.2f}, {main.change_high:+.2f}] {how}")  # fmt: skip

@@ -1,0 +1,300 @@
+"""One search from a loaded model to its candidates: material, closed forms, descents, and their points."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..direction import Direction
+from ..errors import EditError
+from ..measure.stats import tails
+from ..records import EditSpec
+from ..searched import Gain, Point, Stage, Stretch, Tick
+from . import closed, gradient, material
+from .front import hypervolume, knee, pareto
+from .gradient import Descent
+from .material import Material, Sizes
+from .objectives import Problem, Seen
+from .passes import Ledger, Passes
+from .space import Kind, Space, Values, strengths_of
+
+if TYPE_CHECKING:
+    from ..features.prompts import PromptSets
+    from ..features.recipe import FeatureSpec
+    from ..runtime import RunningModel
+
+SCREEN = 6  # held-out prompts of each kind that every closed form is tried on
+ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a search does, apart from the model and the feature.
+
+    ``start`` is the first layer that may be edited (at 40% of the depth by default). ``weights`` are those of the damage, in
+    the order of the sweep; ``turn`` of 0 keeps the directions of the closed form. ``reference`` is the damage at which the
+    hypervolume's box ends, nats per token.
+    """
+
+    kind: Kind
+    sizes: Sizes = field(default_factory=Sizes)
+    descent: Descent = field(default_factory=Descent)
+    start: int | None = None
+    screen: int = SCREEN
+    keep: int = 2
+    trials: int = 0
+    factors: tuple[float, ...] = (0.7, 0.4)
+    reference: float = 0.5
+    force: bool = False
+
+
+@dataclass(eq=False)
+class Found:
+    """One candidate with everything that it takes to use it."""
+
+    point: Point
+    spec: EditSpec
+    directions: dict[str, Direction]
+    seen: Seen
+
+
+@dataclass(eq=False)
+class Search:
+    """A search at work; ``found`` grows as it goes, so that what was found is there whenever it is stopped."""
+
+    model: RunningModel
+    spec: FeatureSpec
+    sets: PromptSets
+    plan: Plan
+    protect: Seq[tuple[FeatureSpec, PromptSets]] = ()
+    on_tick: Callable[[Tick], None] = lambda _: None
+    on_found: Callable[[Found], None] = lambda _: None
+    on_stage: Callable[[], None] = lambda: None
+    ledger: Ledger = field(default_factory=Ledger)
+    found: list[Found] = field(default_factory=list)
+    ticks: list[Tick] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
+    gains: list[Gain] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    material: Material | None = None
+    done: int = 0  # descents that an earlier run has finished
+
+    @property
+    def start(self) -> int:
+        """The first layer that may be edited."""
+        deep = self.model.architecture.n_layers
+        given = self.plan.start
+        return given if given is not None else max(1, round(0.4 * deep))
+
+    @property
+    def layers(self) -> list[int]:
+        """The layers that may be edited."""
+        return list(range(self.start, self.model.architecture.n_layers))
+
+    @property
+    def problem(self) -> Problem:
+        """What candidates are compared on.
+
+        Raises:
+            EditError: nothing was gathered yet.
+        """
+        if self.material is None:
+            raise EditError("the search has not read its prompts yet")
+        return self.material.problem
+
+    def timed(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do one stage and note what it took."""
+        before, begun = replace(self.ledger), time.perf_counter()
+        try:
+            return work()
+        finally:
+            now = self.ledger
+            self.stretches.append(Stretch(name=name, seconds=time.perf_counter() - begun, passed=now.passed - before.passed,
+                                          backward=now.backward - before.backward, generated=now.generated - before.generated))  # fmt: skip
+
+    def gather(self) -> Material:
+        """Read and answer what candidates are compared on.
+
+        Raises:
+            EditError: a feature that the model does not show, or whose sides can't be told apart.
+        """
+        passes = Passes(self.model, self.start, self.ledger)
+        self.material = self.timed("the base's answers", lambda: material.gather(
+            self.model, self.spec, self.sets, self.plan.kind, self.plan.sizes, passes, protect=self.protect,
+            force=self.plan.force))  # fmt: skip
+        self.notes += self.material.notes
+        return self.material
+
+    def floor(self) -> list[Found]:
+        """The closed-form candidates: all on a few prompts, the best of them on all held-out ones."""
+        assert self.material is not None
+        made = closed.candidates(self.model, self.material, self.layers)
+        tell: Callable[[int, int], None] = lambda a, b: self.model.options.report("trying closed forms", a, b)  # noqa: E731
+        best = self.timed("closed forms", lambda: closed.screened(
+            self.model, self.problem, made, self.loss, self.plan.screen, self.plan.keep, tell))  # fmt: skip
+        for m in best:
+            self._add("closed form", f"{m.method}: {m.what}", m.spec, m.directions, m.seen)
+        self._gained("closed forms")
+        return self.found
+
+    def loss(self, seen: Seen) -> float:
+        """The first descent's objective, by which closed forms are ranked and the descent's start is chosen."""
+        return self.problem.loss_of(seen) + self.plan.descent.weights[0] * self.problem.cost_of(seen)
+
+    def take_up(self, found: Found) -> None:
+        """A point of an earlier, interrupted run."""
+        self.found.append(found)
+
+    def descend(self) -> None:
+        """The sweep of descents from the best closed form, and its points made weaker; an interrupted sweep goes on where
+        its last whole descent ended."""
+        assert self.material is not None
+        source = self._source()
+        space = Space(self.model, self.plan.kind, self.material.direction, self.layers, source)
+        earlier = [f for f in self.found if f.point.stage == "gradient"] if self.done else []
+        if earlier:
+            best = min(earlier, key=lambda f: self.loss(f.seen))
+            start = space.values_of(best.spec, best.directions)
+        else:
+            start = self._begin(space)
+        how = replace(self.plan.descent, weights=self.plan.descent.weights[self.done :])
+        base_run = self.done
+        learned = bool(how.turn) or self.plan.kind == "add"
+
+        def keep(snapshot: gradient.Snapshot) -> None:
+            how_much = f" {snapshot.what}" if snapshot.what else ""
+            what = f"descent, damage weighted {snapshot.weight:g}, step {snapshot.step}{how_much}"
+            try:
+                spec, direction = space.edit(snapshot.values, what, "gradient", learned=learned)
+            except EditError as error:
+                self.notes.append(f"{what}: {error.message}")
+                return
+            self._add("gradient", what, spec, {direction.digest(): direction}, snapshot.seen, snapshot.weight)
+
+        def tick(t: Tick) -> None:
+            t = t.model_copy(update={"run": t.run + base_run})
+            self.ticks.append(t)
+            self.on_tick(t)
+
+        def ended() -> None:
+            self.done += 1
+            self.on_stage()
+
+        swept = self.timed("descents", lambda: gradient.sweep(self.problem, space, start, how, tick, keep, ended))
+        self.notes += swept.notes
+        if swept.snapshots and self.plan.factors:
+            top = min(swept.snapshots, key=lambda s: self.loss(s.seen))
+            for weaker in self.timed("the same, weaker", lambda: gradient.scaled(self.problem, space, top, self.plan.factors)):
+                keep(weaker)
+        self._gained("descents")
+
+    def _source(self) -> int:
+        """The layer whose vector the descent starts from: the best single-layer candidate's, else the one that separates best."""
+        assert self.material is not None
+        single = [f for f in self.found if f.point.stage == "closed form" and isinstance(f.spec.steps[0].source, int)]
+        if not single:
+            return self.material.source
+        best = min(single, key=lambda f: self.loss(f.seen))
+        return int(best.spec.steps[0].source)
+
+    def _begin(self, space: Space) -> Values:
+        if self.plan.kind == "remove":
+            return space.begin(0.5)
+        amounts = [f.spec.steps[0].amount for f in self.found if f.point.stage == "closed form"]
+        return space.begin(amounts[0] if amounts else 0.2)
+
+    def blackbox(self, storage: Any, seed: int, sampler: str) -> None:
+        """Optuna's trials over the same edits, judged by the same passes."""
+        from .blackbox import blackbox
+
+        assert self.material is not None
+        direction = self.material.direction
+        trials = self.timed("black box", lambda: blackbox(
+            self.problem, direction, self.layers, self.plan.trials, storage=storage, seed=seed, sampler=sampler))  # fmt: skip
+        for trial in trials:
+            made = closed.Made(f"trial {trial.number}", "black box", trial.spec, trial.directions)
+            seen = closed.look(self.model, self.problem, made)
+            if seen is not None:
+                self._add("black box", made.what, made.spec, made.directions, seen)
+        self._gained("black box")
+
+    def _add(
+        self, stage: Stage, what: str, spec: EditSpec, directions: dict[str, Direction], seen: Seen | None,
+        weight: float | None = None,
+    ) -> None:  # fmt: skip
+        if seen is None:
+            return
+        letter = {"closed form": "c", "gradient": "g", "black box": "b"}[stage]
+        count = sum(f.point.stage == stage for f in self.found) + 1
+        point = point_of(self.problem, seen, f"{letter}{count:02d}", stage, what, weight)
+        named = spec.model_copy(update={"name": f"{self.spec.name} {point.name}", "description": what})
+        found = Found(point.model_copy(update={"strengths": {r: dict(x) for r, x in strengths_of(spec).items()}}), named,
+                      directions, seen)  # fmt: skip
+        self.found.append(found)
+        self.on_found(found)
+
+    def _gained(self, stage: str) -> None:
+        self.gains.append(Gain(stage=stage, hypervolume=self.hypervolume(), points=len(self.found)))
+
+    def pairs(self) -> list[tuple[float, float]]:
+        """(effect, damage) of every candidate, as the front has them: effect as a share of the base's chance where there is
+        one, else in nats; damage with that of protected features."""
+        return [pair(self.problem, f.seen) for f in self.found]
+
+    def hypervolume(self) -> float:
+        """Of what was found so far; the box ends at the plan's reference damage and at no chance left (or the most effect)."""
+        pairs = self.pairs()
+        whole = 1.0 if self.problem.chance else max([e for e, _ in pairs], default=1.0)
+        return hypervolume(pairs, self.plan.reference, max(whole, 1e-9))
+
+    def points(self) -> list[Point]:
+        """All points, with the front, the knee and the best closed form marked."""
+        pairs = self.pairs()
+        front, middle = set(pareto(pairs)), knee(pairs)
+        closed_forms = [i for i, f in enumerate(self.found) if f.point.stage == "closed form"]
+        begin = min(closed_forms, key=lambda i: self.loss(self.found[i].seen), default=None)
+        return [f.point.model_copy(update={"front": i in front, "knee": i == middle, "start": i == begin})
+                for i, f in enumerate(self.found)]  # fmt: skip
+
+
+def pair(problem: Problem, seen: Seen) -> tuple[float, float]:
+    """(effect, damage) as the front compares them."""
+    base = problem.base
+    assert base is not None, "a prepared problem has a base"
+    if problem.chance:
+        before, after = float(_chance(base.odds).mean()), float(_chance(seen.odds).mean())
+        effect = (before - after) / before if problem.kind == "remove" else (after - before) / max(1 - before, 1e-9)
+    else:
+        effect = problem.sign * float((base.odds - seen.odds).mean())
+    return effect, problem.cost_of(seen)
+
+
+def _chance(odds: Any) -> Any:
+    return 1.0 / (1.0 + np.exp(-np.clip(odds, -60, 60)))
+
+
+def point_of(
+    problem: Problem, seen: Seen, name: str, stage: Stage, what: str, weight: float | None = None
+) -> Point:
+    """A candidate's figures with 95% bootstrap intervals over the held-out prompts."""
+    assert problem.base is not None, "a prepared problem has a base"
+    effect = problem.sign * (problem.base.odds - seen.odds)
+    rng = np.random.default_rng(0)
+
+    def bounds(values: Any) -> tuple[float, float]:
+        picks = rng.integers(0, len(values), (ROUNDS, len(values)))
+        low, high = np.quantile(values[picks].mean(1), tails(len(values)))
+        return float(low), float(high)
+
+    (low, high), (least, most) = bounds(effect), bounds(seen.damage)
+    return Point(
+        name=name, stage=stage, what=what, effect=float(effect.mean()), effect_low=low, effect_high=high,
+        chance=float(_chance(seen.odds).mean()) if problem.chance else None, damage=float(seen.damage.mean()),
+        damage_low=least, damage_high=most, protected={n: float(x.mean()) for n, x in seen.protected.items()},
+        n=len(effect), weight=weight,
+    )  # fmt: skip
