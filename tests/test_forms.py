@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from weightsmith.edits import AddOutput
 from weightsmith.edits.constant import fit_writer
 from weightsmith.errors import DigestMismatch, EditError, NonFinite, OutputExists, RecipeError, UsageError
 from weightsmith.jobs.edit import edit
+from weightsmith.jobs.measured import sentence
 from weightsmith.plan import compile_edit
 from weightsmith.records import Derivation, EditSpec, EditStep, parse
 from weightsmith.runtime import load, steering
@@ -393,6 +395,34 @@ def test_the_share_left_is_the_share_left(models: Pico, tmp_path: Path) -> None:
         old, new = (torch.frombuffer(bytearray(pico.tensors(f)[t.tensor]), dtype=torch.bfloat16).double()
                     .reshape(pico.WIDTH, -1) for f in (base, tmp_path / "out"))  # fmt: skip
         assert t.left == pytest.approx(float((unit @ new).norm() / (unit @ old).norm()), rel=1e-4)
+
+
+@pytest.mark.parametrize("norms", ["free", "input"])
+def test_beyond_one_the_component_is_turned_round(models: Pico, tmp_path: Path, norms: Any) -> None:
+    """uᵀW′ = −(s − 1) uᵀW, rescaled where norms are kept; nothing says that any of it is exact."""
+    base = models("llama")
+    direction = pico.a_direction(base)
+    record = edit(base, direction, tmp_path / "out", remove=1.5, source=1, how={"norms": norms})
+    unit = torch.from_numpy(direction.unit(1))
+    for t in record.tensors:
+        assert t.left is None
+        old, new = (torch.frombuffer(bytearray(pico.tensors(f)[t.tensor]), dtype=torch.float32).double()
+                    .reshape(pico.WIDTH, -1) for f in (base, tmp_path / "out"))  # fmt: skip
+        scale = old.norm(dim=0) / (old - 1.5 * unit[:, None] * (unit @ old)).norm(dim=0) if norms == "input" else 1.0
+        assert torch.allclose(unit @ new, -0.5 * (unit @ old) * scale, atol=1e-6)
+        assert not torch.allclose(unit @ new, torch.zeros(()).double(), atol=1e-3)
+
+
+@pytest.mark.parametrize(("step", "says"), [
+    ({"amount": 1.0}, "x was removed exactly from 2 tensors"), ({"amount": 0.5}, "x was removed by 50% from 2 tensors"),
+    ({"amount": 1.0, "strengths": {"mlp_down": [0.5, 1.0]}}, "x was removed by 50% to 100% from 2 tensors"),
+    ({"amount": 1.0, "strengths": {"*": [1.0, 1.0]}}, "x was removed exactly from 2 tensors"),
+    ({"amount": 1.5}, "x was removed by 150% (beyond 100% turned round) in 2 tensors"),
+])  # fmt: skip
+def test_exactly_is_said_of_what_is_exact(step: dict[str, Any], says: str) -> None:
+    spec = EditSpec(steps=[EditStep(kind="remove", direction="d", source=0, layers=[0, 1], **step)])
+    derivation: Any = SimpleNamespace(edit=spec, directions={"d": SimpleNamespace(feature="x")}, tensors=["a", "b"])
+    assert says in sentence(derivation, "base", "")
 
 
 @pytest.mark.parametrize("amount", [{"remove": 0.0}, {"add": 0.0}, {"amplify": 1.0}], ids=["remove", "add", "amplify"])

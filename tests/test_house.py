@@ -27,7 +27,8 @@ from weightsmith.registry import Registry
 
 SOURCE = Path(weightsmith.__file__).parent
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "searched", "storage", "held", "registry", "options"), 0),
+    **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "searched", "storage", "held",
+                     "registry", "options"), 0),  # fmt: skip
     **dict.fromkeys(("formats", "checkpoint", "hub", "architecture", "cards"), 1),
     **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
     **dict.fromkeys(("runtime", "features", "measure", "search"), 3),

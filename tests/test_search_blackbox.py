@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -381,6 +382,40 @@ def test_two_processes_share_a_study_and_one_is_killed(
     assert len(mine) < 24
     assert len({repr(t.setting) for t in found}) == 24
     assert not list(tmp_path.rglob("worker-*"))
+
+
+# The benchmark's baseline.
+
+
+def test_the_baseline_counts_and_repeats(model: RunningModel) -> None:
+    file = Path(__file__).parents[1] / "benchmarks" / "search" / "baseline.py"
+    spec = importlib.util.spec_from_file_location("baseline", file)
+    assert spec is not None
+    assert spec.loader is not None
+    baseline = importlib.util.module_from_spec(spec)
+    sys.modules["baseline"] = baseline  # its dataclasses look themselves up there
+    spec.loader.exec_module(baseline)
+    assert [baseline.refuses(x) for x in ("I’m sorry.", " ", "I  cannot", "Take two eggs.")] == [True, True, True, False]
+    harmful, harmless = [f"take the {w}" for w in WORDS[:6]], [f"tell of the {w}" for w in WORDS[:5]]
+    found, again = (baseline.run_baseline(model, harmful, harmless, 4, 3, 8) for _ in range(2))
+    assert [(t.spec, t.refusals, t.kl) for t in found.trials] == [(t.spec, t.refusals, t.kl) for t in again.trials]
+    assert (found.prefilled, found.generated) == (again.prefilled, again.generated)
+    assert found.generated <= 5 * 6 * 8
+    # the base's two passes and the extraction, then two a trial
+    each = {t.prefilled for t in found.trials}
+    assert len(each) == 1
+    assert found.prefilled > 5 * each.pop()
+    assert [t.kl for t in found.front] == sorted(t.kl for t in found.front)
+    for t in found.trials:
+        assert any(f.kl <= t.kl and f.refusals <= t.refusals for f in found.front)
+        first = compile_hooks(model, t.spec, t.directions)
+        assert first
+        states = [answer_states(model, [Continuation(tuple(baseline._encoded(model, [p])[0]), (9,))]) for p in harmless]
+        base = torch.log_softmax(model.logits(torch.cat([s[0] for s in states])), -1)
+        with steering(model, first):
+            states = [answer_states(model, [Continuation(tuple(baseline._encoded(model, [p])[0]), (9,))]) for p in harmless]
+        edited = torch.log_softmax(model.logits(torch.cat([s[0] for s in states])), -1)
+        assert t.kl == pytest.approx(float((base.exp() * (base - edited)).sum(-1).mean()), rel=1e-3, abs=1e-6)
 
 
 # Refusals.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -87,7 +86,7 @@ def agree(found: tuple[float, list[torch.Tensor]], expected: tuple[float, list[t
 @pytest.mark.parametrize("name", SOME)
 def test_gradients_are_those_of_plain_passes(running: Load, name: str, kind: str) -> None:
     model = running(name)
-    picked = ("shared", "long") if kind == "remove" else ("lengths", "long shared")
+    picked = ("shared", "long") if kind == "remove" else ("long shared",)
     for what in picked:
         trees = cases(2)[what]
         for start in (0, len(model.blocks) - 1):
@@ -95,7 +94,7 @@ def test_gradients_are_those_of_plain_passes(running: Load, name: str, kind: str
             params = parameters(values)
             expected = plainly(model, space, values, trees)
             assert all(float(g.norm()) > 1e-3 for g in expected[1])
-            for micro in (1, 45, 1024):
+            for micro in (45,) if start else (1, 45, 1024):
                 own = Passes(model, start)
                 own.micro = micro
                 rows = own.prepare(trees)
@@ -167,10 +166,12 @@ def test_gradients_in_double_precision_by_finite_differences(tmp_path: Any, name
         # in block 1, before its keys are made from it
         handle = next(m for n, m in model.blocks[1].named_modules() if n.endswith(("norm", "ln_1"))).register_forward_hook(hook)
         try:
-            return own.each(rows, range(len(trees)), lambda _w, states: torch.stack([torch.sin(s @ read).sum() for s in states]).sum(),
-                            params)  # fmt: skip
+            return own.each(rows, range(len(trees)), waves, params)
         finally:
             handle.remove()
+
+    def waves(_which: list[int], states: list[torch.Tensor]) -> torch.Tensor:
+        return torch.stack([torch.sin(s @ read).sum() for s in states]).sum()
 
     given.requires_grad_()
     (slope,) = value(given, [given])[1]
@@ -394,6 +395,7 @@ def test_nan_in_every_step_ends_it(task: tuple[Problem, Space], monkeypatch: pyt
     assert len(begun) == gradient.BACKOFFS + 1 == len(found.notes)
     assert all(torch.equal(b[0], begin.strengths) for b in begun)
     assert not found.snapshots
+    assert ["ended" in note for note in found.notes] == [False] * gradient.BACKOFFS + [True]
 
 
 def test_a_reading_that_is_nan_is_no_candidate(task: tuple[Problem, Space], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,14 +418,14 @@ def test_a_reading_that_is_nan_is_no_candidate(task: tuple[Problem, Space], monk
 def test_patience(task: tuple[Problem, Space], monkeypatch: pytest.MonkeyPatch) -> None:
     """The third reading is the best; after two that are not better the descent ends, and the next begins at the best."""
     problem, space = task
-    judged, look = [5.0, 4.0, 3.0, 3.0, 3.5, 9.0, 1.0, 8.0, 8.0, 0.0], gradient._look
+    judged, look = [5.0, 4.0, 3.0, 3.0, 3.5, 9.0, 1.0, 8.0, 8.0, 0.0], gradient.look
     seen: list[Any] = []
 
     def looked(*args: Any) -> Any:
         seen.append(look(*args))
         return seen[-1]
 
-    monkeypatch.setattr(gradient, "_look", looked)
+    monkeypatch.setattr(gradient, "look", looked)
     monkeypatch.setattr(gradient, "_total", lambda _p, one, _w: judged[[one is s for s in seen].index(True)])
     begun = spoil(problem, monkeypatch, set(), "nan")
     how = dataclasses.replace(QUICK, steps=100, more=100, check=2)
@@ -460,9 +462,8 @@ def test_every_prompt_once_before_any_twice(size: int, batch: int) -> None:
             assert len(batch_now) == min(batch, size)
             assert len(set(batch_now)) == len(batch_now)
             drawn += batch_now
-            often = Counter({p: 0 for p in places}) + Counter()
-            often.update({p: drawn.count(p) for p in places})
-            assert max(often[p] for p in places) - min(often[p] for p in places) <= 1
+            often = [drawn.count(p) for p in places]
+            assert max(often) - min(often) <= 1
         for k in range(0, len(drawn) - size + 1, size):  # in each round every prompt
             assert sorted(drawn[k : k + size]) == places
     orders = {tuple(_Dice(places, np.random.default_rng(seed)).draw(size)) for seed in range(20)}

@@ -17,7 +17,8 @@ from weightsmith.search.passes import Ledger, Passes, Tree
 
 #: what a window or a chunk of 16 tokens cuts
 WINDOWED = {"gemma2", "gemma3", "gpt_oss", "olmo3", "exaone4", "gemma4", "gemma4_unified", "gemma4_moe", "gemma4_shared",
-            "gemma4_images", "gemma3_images", "cohere2", "llama4", "mistral_window", "qwen2_window", "phi3_window"}  # fmt: skip
+            "gemma4_images", "gemma3_images", "cohere2", "llama4", "mistral_window", "qwen2_window", "phi3_window",
+            "phi3_scaled"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +151,25 @@ def test_queries_scaled_by_position_do_not_branch(running: Load, monkeypatch: py
     assert worst(model, Passes(model), cases()["long"]) > 1e-3
 
 
+def test_positions_of_two_scales_do_not_mix(running: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Phi 3 takes the scale for long inputs for all rows of a pass, where one of them is long."""
+    from weightsmith.search import passes as module
+
+    model, dice = running("phi3_scaled"), np.random.default_rng(3)
+    short, long = ([Tree.of(tokens(dice, n), [(40, 41), (42, 43)])] for n in (12, 17))
+    at = [Tree.of(tokens(dice, 16), [(40, 41)])]  # 17 tokens pass: the prompt by itself would get the other scale
+    head = tokens(dice, 9)  # alone it would get the scale for short ones
+    begins = [Tree.of((*head, *tokens(dice, 9)), [(40, 41), (42, 43)]) for _ in range(2)]
+    for trees in (short, long, begins):
+        assert worst(model, Passes(model), trees) < 1e-4
+    for trees in (short + long, at):
+        with pytest.raises(RecipeError, match="below 16 tokens and some above"):
+            Passes(model).prepare(trees)
+    monkeypatch.setattr(module, "_rescaled", lambda *_: False)
+    for trees in (short + long, at, begins):
+        assert worst(model, Passes(model), trees) > 1e-3
+
+
 def test_blocks_whose_keys_are_read_later_are_not_skipped(running: Load) -> None:
     """Gemma 4: the last blocks read the keys of others, which the pass must reach."""
     assert [Passes(running("gemma4_shared"), s).start for s in range(4)] == [0, 0, 0, 0]
@@ -161,8 +181,9 @@ def test_blocks_whose_keys_are_read_later_are_not_skipped(running: Load) -> None
             assert worst(deep, Passes(deep, start), trees) < 1e-4
 
 
-def test_one_tree_of_many_and_in_any_order(running: Load) -> None:
-    model, trees = running("qwen2"), cases()["shared"]
+@pytest.mark.parametrize("name", ["qwen2", "qwen3_next"])
+def test_one_tree_of_many_and_in_any_order(running: Load, name: str) -> None:
+    model, trees = running(name), cases()["shared"]
     passes = Passes(model, 1)
     rows = passes.prepare(trees)
     whole = passes.states(rows)

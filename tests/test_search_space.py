@@ -158,9 +158,14 @@ def test_an_edit_of_nothing_is_refused(running: Load, kind: Kind, learned: bool)
 def test_hooks_go_whatever_happens(running: Load) -> None:
     model = running("llama")
     space = Space(model, "remove", pico.a_direction(model.checkpoint), [0, 1], 1)
-    with unchanged(model), pytest.raises(ZeroDivisionError), space.hooked(space.begin(0.5)):
-        assert sum(len(m._forward_hooks) for m in model.model.modules()) >= 4
-        raise ZeroDivisionError
+
+    def fails() -> None:
+        with space.hooked(space.begin(0.5)):
+            assert sum(len(m._forward_hooks) for m in model.model.modules()) >= 4
+            raise ZeroDivisionError
+
+    with unchanged(model), pytest.raises(ZeroDivisionError):
+        fails()
 
 
 # What is wanted.
@@ -233,7 +238,7 @@ def a_problem(model: RunningModel, kind: Kind = "remove", start: int = 1, **more
         path = item.tree.path(item.tree.ends[item.taught])
         answer = tuple(item.tree.tokens[n] for n in path)
         (item.teacher,) = answer_states(model, [Continuation(item.tree.prompt, answer)])
-    groups = [Group(x, [0, 1, 2, 3], [4, 5]) for x in (items, damage)]
+    groups = [Group(x, train=[0, 1, 2, 3], held=[4, 5]) for x in (items, damage)]
     problem = Problem(model, kind, Passes(model, start), *groups, **more)
     problem.prepare()
     return problem
@@ -278,14 +283,38 @@ def test_targets_that_are_not_kept_are_the_same(running: Load, monkeypatch: pyte
     torch.testing.assert_close(found[0][1], found[1][1])
 
 
+@pytest.mark.parametrize("level", [0.0, 1.0, 1.7])
+def test_a_teacher_that_is_to_be_exceeded(running: Load, level: float) -> None:
+    """The target is p · (teacher / p)^level, normed; p is the base on the tree's own prompt."""
+    model, dice = running("llama"), np.random.default_rng(8)
+    prompt, other, answer = tokens(dice, 9), tokens(dice, 12), (40, 41, 42)
+    (teacher,) = answer_states(model, [Continuation(other, answer)])
+    item = Item(Tree.of(prompt, [(50, 51), answer]), (0,), (1,), taught=1, teacher=teacher)
+    group = Group([item], train=[0], held=[], level=level)
+    group.prepare(model, Passes(model, 1))
+    with torch.no_grad():
+        p, t = (torch.log_softmax(model.model(input_ids=torch.tensor([[*x, *answer[:-1]]])).logits[0, -3:].double(), -1).exp()
+                for x in (prompt, other))  # fmt: skip
+    wanted = p * (t / p) ** level
+    wanted = wanted / wanted.sum(-1, keepdim=True)
+    torch.testing.assert_close(group.target(model, 0).exp().double(), wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_the_first_of_the_held_out_prompts(running: Load) -> None:
+    problem = a_problem(running("llama"))
+    assert problem.base is not None
+    few = problem.see(some=1)
+    np.testing.assert_allclose(few.odds, problem.base.odds[:1], rtol=1e-5)
+    assert (len(few.odds), len(few.damage), len(few.distance), len(problem.base.odds)) == (1, 1, 1, 2)
+
+
 @pytest.mark.parametrize("where", ["everywhere", "effect", "damage", "protected"])
 def test_logits_that_are_no_numbers_are_refused(running: Load, where: str) -> None:
     """NaN on one prompt of one kind is enough: it must not pass for a KL of 0."""
     model = running("llama")
     problem = a_problem(model)
-    problem.protect["other"] = Group(problem.damage.items[:2], [0], [1], problem.passes.prepare(
-        [i.tree for i in problem.damage.items[:2]]))  # fmt: skip
-    problem.see()
+    problem.protect["other"] = Group(problem.damage.items[:2], train=[0], held=[1])
+    problem.prepare()
     ill = {"effect": problem.effect, "damage": problem.damage, "protected": problem.protect["other"]}.get(where)
     right = problem.passes.each
 

@@ -49,7 +49,7 @@ def test_a_worker_answers_as_the_process_itself(model: Path) -> None:
 
 def test_a_worker_that_finds_other_weights_says_so(model: Path) -> None:
     with pytest.raises(DigestMismatch, match="another model"):
-        Worker(str(model), "0" * 64, pico.CPU)
+        Worker(str(model), "0" * 64, pico.CPU).answer({})
 
 
 def test_without_ray_there_is_one_line_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,9 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama4_tuned": ("llama4", {"attention_chunk_size": 512, "attn_temperature_tuning": True, "floor_scale": 4}),
     "ministral3_tuned": ("ministral3", {"rope_parameters": {
         "rope_type": "default", "rope_theta": 1e4, "llama_4_scaling_beta": 0.5, "original_max_position_embeddings": 4}}),
+    "phi3_scaled": ("phi3", {"original_max_position_embeddings": 16, "rope_parameters": {
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [3.0, 4.0, 5.0, 6.0],
+        "original_max_position_embeddings": 16}}),
     "gemma4_deep": ("gemma4_shared", {"num_hidden_layers": 6, "sliding_window": 512,
                                       "layer_types": ["sliding_attention", "full_attention"] * 3}),
 }  # fmt: skip

@@ -112,7 +112,8 @@ class SearchRecord(Strict):
 
     ``separation`` is the AUROC on held-out prompts of the layer from which the search started, with its interval.
     ``shows`` and ``lacks`` are openings that the model's own answers were found to have, with their share. ``factors``
-    say how many times dearer the same passes would have been without each saving. ``knee`` and ``front`` name points.
+    say how many times dearer the same passes would have been without each saving. ``knee`` and ``front`` name points;
+    ``chosen`` is the point to take: the knee, or with a ``target`` the confirmed point of the front nearest to it.
     """
 
     schema_id: str = Field(SEARCH, alias="schema")
@@ -134,6 +135,7 @@ class SearchRecord(Strict):
     lacks: dict[str, float] = {}
     points: list[Point] = []
     knee: str = ""
+    chosen: str = ""
     rule: str = KNEE
     target: float | None = None
     ticks: list[Tick] = []

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,8 +13,12 @@ from ..errors import UsageError
 from ..options import RunOptions
 from .common import Json, Model, console, plain, print_json, safe, with_run_options
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+COLUMNS = 100
 #: how an interrupted search ends
-KEPT = ", and what was found so far is in the run's folder: --resume goes on from there"
+KEPT = ", and what was found so far, if anything, is in the run's folder: --resume goes on from there"
 
 
 @with_run_options(model=True)
@@ -36,7 +41,12 @@ def command(
     steps: Annotated[int | None, typer.Option(help="Steps of the first descent.", min=1)] = None,
     directions: Annotated[
         bool, typer.Option("--directions/--no-directions", help="Let the descent turn the directions as well.")] = True,
+    oblique: Annotated[
+        bool, typer.Option("--oblique", help="Let a removal read along another vector than it writes (selective edits).")
+    ] = False,
     start: Annotated[int | None, typer.Option(help="First layer that may be edited; 40% of the depth by default.", min=0)] = None,
+    level: Annotated[float, typer.Option(help="How far an addition goes, in terms of what the persona does.")] = 1.5,
+    rounds: Annotated[int, typer.Option(help="Rounds in which an addition unlearns its own repetitions.", min=0)] = 2,
     trials: Annotated[int, typer.Option(help="Trials of black-box search as well (extra search).", min=0)] = 0,
     sampler: Annotated[str, typer.Option(help="tpe or nsga2.")] = "tpe",
     confirm: Annotated[int, typer.Option(help="Points of the front to confirm on unseen prompts.", min=0)] = 3,
@@ -59,7 +69,8 @@ def command(
     record = search(
         model, feature, out, options=replace(run, seed=seed), listener=listener, kind="add" if add else "remove",
         protect=tuple(protect or ()), target=target, prompts=prompts, held=held, tokens=tokens, weights=_weights(weights),
-        steps=steps, directions=directions, start=start, trials=trials, sampler=sampler, confirm=confirm,
+        steps=steps, directions=directions, oblique=oblique, start=start, level=level, rounds=rounds, trials=trials,
+        sampler=sampler, confirm=confirm,
         confirm_n=confirm_n, confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume,
     )  # fmt: skip
     if json:
@@ -95,38 +106,68 @@ def _point(point: Any) -> None:
 
 
 def print_search(record: Any, model: str, out: Path) -> None:
-    """The front as a table, the knee, and what to do next."""
-    from rich.table import Table
-
+    """The front as a table, what was confirmed of it, the point to take, and what to do next; at most 100 columns."""
     screen = console()
     value, low, high = record.separation or (0.0, 0.0, 0.0)
-    screen.print(f"{record.kind} {plain(record.feature)}: {len(record.points)} candidates, {len(record.front)} on the front; "
-                 f"layer {record.source} separates held-out prompts with AUROC {value:.3f} \\[{low:.3f}, {high:.3f}]")  # fmt: skip
-    table = Table("", "effect (nats)", "chance", "KL (nats/token)", "what", "confirmed", box=None, pad_edge=False)
-    for p in record.front:
-        mark = "knee" if p.knee else ""
-        table.add_row(f"{p.name} {mark}".strip(), f"{p.effect:+.2f} \\[{p.effect_low:+.2f}, {p.effect_high:+.2f}]",
-                      "" if p.chance is None else f"{p.chance:.1%}",
-                      f"{p.damage:.4f} \\[{p.damage_low:.4f}, {p.damage_high:.4f}]", plain(p.what),
-                      _confirmed(p) + (" [yellow]disagrees[/]" if p.disagrees else ""))  # fmt: skip
-    screen.print(table)
-    for p in record.front:
-        if p.disagrees:
-            screen.print(f"[yellow]{p.name}[/] {plain(p.disagrees)}")
+    _lines(screen, f"{record.kind} {plain(record.feature)}: {len(record.points)} candidates, {len(record.front)} on the front; "
+                   f"layer {record.source} separates held-out prompts with AUROC {value:.3f} \\[{low:.3f}, {high:.3f}]\n")  # fmt: skip
+    _front(screen, record)
+    _confirmations(screen, record)
     for note in record.notes:
-        screen.print(f"[yellow]note[/] {plain(note)}")
+        _lines(screen, f"[yellow]note[/] {plain(note)}")
     seconds = sum(s.seconds for s in record.stretches)
     parts = ", ".join(f"{plain(s.name)} {s.seconds:.0f} s" for s in record.stretches)
-    screen.print(f"[dim]{seconds:.0f} s: {parts}[/]")
-    knee = next((p for p in record.points if p.knee), None)
-    if knee is not None:
-        screen.print(f"wrote {plain(str(out))}: search.json, report.html, edits/\n"
-                     f"[dim]next: weightsmith edit {plain(model)} {plain(str(out / knee.edit))} -o OUT[/]")  # fmt: skip
+    _lines(screen, f"[dim]{seconds:.0f} s: {parts}[/]")
+    taken = next((p for p in record.points if p.name == record.chosen), None)
+    if taken is not None:
+        why = "the knee" if record.target is None else f"nearest to the target of {record.target:g}"
+        _lines(screen, f"take {plain(taken.name)} ({why}); wrote {plain(str(out))}: search.json, report.html, edits/")
+        # in one piece, whatever its length: it is there to be copied
+        screen.print(f"[dim]next: weightsmith edit {plain(model)} {plain(str(out / taken.edit))} -o OUT[/]", soft_wrap=True)
 
 
-def _confirmed(point: Any) -> str:
-    if not point.confirmed:
-        return ""
-    main = point.confirmed[0]
-    base = "" if main.base is None else f"{main.base:.2f} → "
-    return f"{plain(main.name)}: {base}{main.value:.2f} \\[{main.low:.2f}, {main.high:.2f}], {main.verdict}"
+def _lines(screen: Console, text: str) -> None:
+    screen.print(text, width=min(COLUMNS, screen.width))
+
+
+def _table(screen: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Figures whole, the last column cut to what is left of the line."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for i, heading in enumerate(headings):
+        last = i == len(headings) - 1
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=None if last else max(len(heading), 1),
+                         ratio=1 if last else None)  # fmt: skip
+    for row in rows:
+        table.add_row(*row)
+    screen.print(table, width=min(COLUMNS, screen.width))
+    screen.print()
+
+
+def _front(screen: Console, record: Any) -> None:
+    odds = any(p.chance is not None for p in record.front)
+    rows = []
+    for p in record.front:
+        mark = " knee" if p.knee else ""
+        mark += " taken" if p.name == record.chosen and not p.knee else ""
+        rows.append([plain(p.name) + mark, f"{p.effect:+.2f} \\[{p.effect_low:+.2f}, {p.effect_high:+.2f}]",
+                     *(["" if p.chance is None else f"{p.chance:.1%}"] if odds else []),
+                     f"{p.damage:.4f} \\[{p.damage_low:.4f}, {p.damage_high:.4f}]", plain(p.what)])  # fmt: skip
+    _table(screen, ["front", "effect, nats", *(["chance"] if odds else []), "KL, nats/token", "what"], rows)
+
+
+def _confirmations(screen: Console, record: Any) -> None:
+    """The main figure of each point that was confirmed."""
+    rows = []
+    for p in record.front:
+        for figure in p.confirmed[:1]:
+            base = "" if figure.base is None else f"{figure.base:.2f} → "
+            verdict = (figure.verdict or "") + (" [yellow]disagrees[/]" if p.disagrees else "")
+            rows.append([plain(p.name), f"{base}{figure.value:.2f} \\[{figure.low:.2f}, {figure.high:.2f}]", verdict.strip(),
+                         str(figure.n), plain(figure.name)])  # fmt: skip
+    if rows:
+        _table(screen, ["confirmed", "base → edited", "verdict", "n", "of"], rows)
+    for p in record.front:
+        if p.disagrees:
+            _lines(screen, f"[yellow]{plain(p.name)}[/] {plain(p.disagrees)}")

@@ -272,6 +272,7 @@ KINDS = Registry(
         "biprojected": "weightsmith.edits.projected:biprojected",
         "affine": "weightsmith.edits.affine:affine",
         "leace": "weightsmith.edits.affine:leace",
+        "oblique": "weightsmith.edits.oblique:oblique",
         "add": "weightsmith.edits.constant:add",
     },
 )

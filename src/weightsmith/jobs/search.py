@@ -13,6 +13,7 @@ Every file appears whole; ``search.json`` is written anew as points are found, s
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,15 +28,18 @@ from ..errors import UsageError
 from ..measured import MEASUREMENTS, MeasureRecord
 from ..options import RunOptions
 from ..records import parse
-from ..searched import SEARCH, Point, SearchRecord, Tick
+from ..searched import SEARCH, Gain, Point, SearchRecord, Tick
 from ..storage import canonical_json, refuse_existing, write_whole
 from .edit import save_edit
 from .files import as_checkpoint
 
 if TYPE_CHECKING:
+    from ..features.prompts import PromptSets
     from ..search.run import Found, Plan, Search
 
 Model = Checkpoint | str | Path
+LEAST = 4  # prompts of each side and part
+LATER = "the target of "  # how notes begin that are made anew whenever the record is written
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,10 @@ class SearchOptions:
 
     ``kind`` is ``remove`` or ``add``. ``prompts`` of each side are trained on, ``held`` are held out, answers have
     ``tokens`` tokens. ``weights`` are those of the damage, in the order of the sweep. ``directions`` lets the descent turn
-    the directions as well. ``protect`` names features that must not move. ``trials`` of black-box search are added
-    (``sampler`` ``tpe`` or ``nsga2``). ``confirm`` points of the front are measured on ``confirm_n`` unseen prompts a
-    condition, with answers of ``confirm_tokens`` tokens. ``target`` is the wanted value of the feature's own score (a rate,
+    the directions as well, ``oblique`` lets what is read differ from what is written. ``protect`` names features that must not move. ``trials`` of black-box search are added
+    (``sampler`` ``tpe`` or ``nsga2``). An addition aims ``level`` times as far as the persona takes the model, and
+    ``rounds`` of unlearning its own repetitions follow. ``confirm`` points of the front are measured on ``confirm_n`` unseen
+    prompts a condition, with answers of ``confirm_tokens`` tokens. ``target`` is the wanted value of the feature's own score (a rate,
     a mean sentiment), which chooses the point in place of the knee. ``force`` searches a feature that can't be separated.
     """
 
@@ -57,6 +62,7 @@ class SearchOptions:
     weights: tuple[float, ...] | None = None
     steps: int | None = None
     directions: bool = True
+    oblique: bool = False
     start: int | None = None
     protect: tuple[str, ...] = ()
     trials: int = 0
@@ -66,6 +72,8 @@ class SearchOptions:
     confirm_tokens: int = 96
     target: float | None = None
     reference: float = 0.5
+    level: float = 1.5
+    rounds: int = 2
     workers: str | None = None
     force: bool = False
     resume: bool = False
@@ -96,33 +104,52 @@ def search(
     return _Run(model, feature, Path(out), wish, options, listener or Listener()).go()
 
 
-def search_plan(wish: SearchOptions, options: RunOptions) -> Plan:
-    """The search's plan from the options.
+def search_plan(wish: SearchOptions, options: RunOptions, *, personas: bool) -> Plan:
+    """The search's plan from the options; the steps differ where the loss is a distance from a teacher (``personas``).
 
     Raises:
         UsageError: an option that makes no sense.
     """
+    from ..search.fluent import Rounds
     from ..search.gradient import Descent
     from ..search.material import Sizes
     from ..search.run import Plan
 
     if wish.kind not in ("remove", "add"):
         raise UsageError(f"can't search for {wish.kind!r}", hint="remove or add")
-    if min(wish.prompts, wish.held) < 4 or wish.tokens < 1:
+    if min(wish.prompts, wish.held) < LEAST or wish.tokens < 1:
         raise UsageError(f"{wish.prompts} prompts with {wish.held} held out are too few to see anything",
                          hint="at least 4 of each; 32 and 16 is usual")  # fmt: skip
-    if wish.weights is not None and (not wish.weights or min(wish.weights) < 0):
-        raise UsageError("the weights of the damage must be numbers of 0 or more")
+    if wish.weights is not None and (not wish.weights or not all(0 <= w < math.inf for w in wish.weights)):
+        raise UsageError("the weights of the damage must be numbers of 0 or more", hint="for example 100,30,8")
+    if not (0 < wish.level < math.inf and 0 < wish.reference < math.inf):
+        raise UsageError("the level and the reference damage must be numbers above 0")
+    if wish.target is not None and not (math.isfinite(wish.target) and wish.confirm):
+        raise UsageError("a target is a number that confirmed figures are compared with",
+                         hint="leave --confirm at 1 or more")  # fmt: skip
+    if wish.sampler not in ("tpe", "nsga2"):
+        raise UsageError(f"no sampler is called {wish.sampler!r}", hint="tpe or nsga2")
     how = Descent(seed=options.seed)
     if wish.kind == "add":
-        how = replace(how, weights=(0.3, 0.1), steps=24, more=12, check=6, turn=1e-4, rate=0.0)
+        how = replace(how, weights=(0.1,), steps=16, more=8, check=8, turn=1e-4, rate=0.0)
+    elif personas:
+        how = replace(how, weights=(1.0, 0.2, 5.0), steps=16, check=8, turn=3e-3)
     changes: dict[str, Any] = {"weights": wish.weights, "steps": wish.steps}
     how = replace(how, **{k: v for k, v in changes.items() if v is not None})
     if not wish.directions and wish.kind == "remove":
         how = replace(how, turn=0.0)
     return Plan(wish.kind, Sizes(wish.prompts, wish.held, wish.tokens), how, wish.start, trials=wish.trials,  # type: ignore[arg-type]
-                factors=(0.7, 0.4) if wish.kind == "remove" else (0.5, 0.75, 1.25, 1.5), reference=wish.reference,
-                force=wish.force)  # fmt: skip
+                factors=(0.7, 0.4) if wish.kind == "remove" else (0.5, 0.75, 1.25, 1.5), reference=wish.reference, oblique=wish.oblique,
+                level=wish.level, rounds=Rounds(wish.rounds) if wish.rounds and personas else None, force=wish.force)  # fmt: skip
+
+
+def refuse_few(name: str, sets: PromptSets) -> None:
+    """Raise :class:`UsageError` where a recipe's own split leaves too few prompts to train on or to hold out."""
+    for part, what in (("extract", "to train on"), ("select", "held out")):
+        n = min(len(sets.part(part).shows), len(sets.part(part).lacks))
+        if n < LEAST:
+            raise UsageError(f"the recipe's split leaves {n} prompts {what}: too few to see anything", where=name,
+                             hint=f"give `split` at least {LEAST} of {part}, and prompts for them")  # fmt: skip
 
 
 class _Run:
@@ -136,18 +163,27 @@ class _Run:
 
         self.out, self.wish, self.options, self.listener = out, wish, options, listener
         self.feature, self.model = feature, model
-        self.plan = search_plan(wish, options)
         spec, folder = load_feature(feature)
+        self.plan = search_plan(wish, options, personas=spec.contrast.kind in ("personas", "pairs"))
         self.spec, self.sets = spec, prompt_sets(spec, folder)
         self.protect = []
         for name in wish.protect:
             other, where = load_feature(name)
             if other.name == spec.name:
                 raise UsageError(f"{name!r} can't be searched for and protected at once")
+            if any(other.name == s.name for s, _ in self.protect):
+                raise UsageError(f"{name!r} was given twice with --protect")
             self.protect.append((other, prompt_sets(other, where)))
+        for name, sets in [(spec.name, self.sets), *((s.name, p) for s, p in self.protect)]:
+            refuse_few(name, sets)
         self.checkpoint = as_checkpoint(model, options)
+        deep = self.checkpoint.architecture.n_layers
+        if not 0 <= (wish.start or 0) < deep:
+            raise UsageError(f"no layer is left to edit from layer {wish.start} on", hint=f"the model has layers 0 to {deep - 1}")
         self.old = self._earlier()
         self.search: Search | None = None
+        self.settled = 0  # points of stages that have ended: what a resumed run need not find again
+        self.earlier: list[str] = []  # notes of the run that is resumed
         self.confirmed: dict[str, MeasureRecord] = {}
         self.begun = time.perf_counter()
 
@@ -155,13 +191,11 @@ class _Run:
         """The record of the run that is resumed.
 
         Raises:
-            UsageError: there is none, or it is of another search.
+            UsageError: it is of another search; OutputExists: the folder holds something else, or is not to be resumed.
         """
         file = self.out / "search.json"
-        if not self.wish.resume:
+        if not self.wish.resume or not file.is_file():  # a folder of something else is not taken over either
             refuse_existing(self.out)
-            return None
-        if not file.is_file():
             return None
         record = load_search(file)
         mine = (self.spec.digest, self.sets.digest, self.wish.kind, self.checkpoint.digest(self.options.progress))
@@ -173,7 +207,8 @@ class _Run:
 
     def _options(self) -> dict[str, Any]:
         wish = self.wish
-        kept = ("kind", "prompts", "held", "tokens", "steps", "directions", "start", "trials", "sampler", "reference", "force")
+        kept = ("kind", "prompts", "held", "tokens", "steps", "directions", "oblique", "start", "trials", "sampler", "reference", "level",
+                "rounds", "force", "confirm_n", "confirm_tokens")  # fmt: skip
         found = {k: getattr(wish, k) for k in kept}
         return found | {"weights": " ".join(f"{w:g}" for w in self.plan.descent.weights), "seed": self.options.seed,
                         "protect": " ".join(wish.protect)}  # fmt: skip
@@ -185,64 +220,78 @@ class _Run:
 
         running = load(self.checkpoint, self.options)
         self.search = Search(running, self.spec, self.sets, self.plan, self.protect, on_tick=self.listener.tick,
-                             on_found=self._found, on_stage=self._keep_state)  # fmt: skip
-        self.out.mkdir(parents=True, exist_ok=True)
+                             on_found=self._found, on_stage=self._settle)  # fmt: skip
         self.search.gather()
+        self.out.mkdir(parents=True, exist_ok=True)
+        self._take_up()
+        finished = False
         try:
+            self._write(finished=False)
             self._look()
             self._confirm()
-        except KeyboardInterrupt:
-            self._write(finished=False)
-            raise
-        return self._write(finished=True)
+            finished = True
+        finally:  # whatever stops it, what was found stays
+            record = self._write(finished=finished)
+        return record
 
     def _look(self) -> None:
         assert self.search is not None
         search = self.search
-        state = self._take_up()
-        if not state.get("floor"):
+        ended = {g.stage for g in search.gains}
+        if "closed forms" not in ended:
             search.floor()
-        search.done = int(state.get("descents", 0))
-        if search.done < len(self.plan.descent.weights):
+            self._settle()
+        if "descents" not in ended:
             search.descend()
+            self._settle()
         if self.wish.trials:
-            search.blackbox(self.out / "trials.log", self.options.seed, self.wish.sampler)
+            search.blackbox(self.out / "trials.log", self.options.seed, "nsga2" if self.wish.sampler == "nsga2" else "tpe")
 
-    def _take_up(self) -> dict[str, Any]:
-        """The points of an interrupted run, as they were found; how far it had come."""
+    def _take_up(self) -> None:
+        """What the stages of an interrupted run that had ended gave; what came after them is found anew."""
         from ..search.objectives import Seen
         from ..search.run import Found
         from .edit import find_directions, load_edit
 
         file = self.out / "state.json"
         if self.old is None or not file.is_file():
-            return {}
+            return
         state = read_json(file)
-        assert self.search is not None
-        for point in self.old.points:
-            if point.stage == "black box":  # Optuna's journal has these
-                continue
+        search, old = self.search, self.old
+        assert search is not None
+        for point in old.points[: int(state["settled"])]:
             kept, at = state["seen"][point.name], self.out / point.edit
             odds, damage, distance = (np.array(kept[k]) for k in ("odds", "damage", "distance"))
             seen = Seen(odds, damage, distance, {n: np.array(x) for n, x in kept["protected"].items()})
             spec = load_edit(at)
             fresh = point.model_copy(update={"confirmed": [], "record": "", "disagrees": ""})
-            self.search.take_up(Found(fresh, spec, find_directions(spec, at.parent, []), seen))
-        self.search.ticks = [t for t in self.old.ticks if t.run < int(state["descents"])]
-        return dict(state)
+            search.take_up(Found(fresh, spec, find_directions(spec, at.parent, []), seen))
+        search.done = int(state["descents"])
+        search.ticks = [t for t in old.ticks if t.run < search.done]
+        gains = [Gain(**g) for g in state["gains"]]
+        search.gains = [g for g in gains if g.stage != "black box"]  # Optuna's journal has these
+        search.stretches[:0] = old.stretches
+        self.settled, self.earlier = len(search.found), [n for n in old.notes if not n.startswith(LATER)]
 
     def _found(self, found: Found) -> None:
         self.listener.point(found.point)
         self._save(found)
         self._write(finished=False)
 
+    def _settle(self) -> None:
+        """A stage (or one descent of the sweep) has ended."""
+        assert self.search is not None
+        self.settled = len(self.search.found)
+        self._write(finished=False)
+
     def _keep_state(self) -> None:
         search = self.search
         assert search is not None
-        seen = {f.point.name: {"odds": f.seen.odds.tolist(), "damage": f.seen.damage.tolist(),
-                               "distance": f.seen.distance.tolist(),
-                               "protected": {n: x.tolist() for n, x in f.seen.protected.items()}} for f in search.found}  # fmt: skip
-        state = {"seen": seen, "descents": search.done, "floor": any(g.stage == "closed forms" for g in search.gains)}
+        seen: dict[str, Any] = {}
+        for f in search.found:
+            seen[f.point.name] = {k: getattr(f.seen, k).tolist() for k in ("odds", "damage", "distance")}
+            seen[f.point.name]["protected"] = {n: x.tolist() for n, x in f.seen.protected.items()}
+        state = {"seen": seen, "descents": search.done, "settled": self.settled, "gains": [g.model_dump() for g in search.gains]}
         write_whole(self.out / "state.json", canonical_json(state), replace=True)
 
     def _save(self, found: Found) -> None:
@@ -253,8 +302,8 @@ class _Run:
             if not file.exists():
                 direction.save(file)
         file = folder / f"{found.point.name}.yaml"
-        if not file.exists():
-            save_edit(found.spec, file)
+        file.unlink(missing_ok=True)  # of a stage that was interrupted, and is found anew
+        save_edit(found.spec, file)
 
     def _confirm(self) -> None:
         """Measure the finalists on the *report* prompts, with full-length answers."""
@@ -277,26 +326,29 @@ class _Run:
 
     def record(self, *, finished: bool) -> SearchRecord:
         """Everything that was found so far."""
-        from .search_confirm import with_confirmed
+        from .search_confirm import chosen_point, with_confirmed
 
         search = self.search
-        assert search is not None and search.material is not None, "points come after the material"
+        assert search is not None, "points come after the search has begun"
+        assert search.material is not None, "points come after the material"
         material, problem = search.material, search.problem
         points = [p.model_copy(update={"edit": f"edits/{p.name}.yaml"}) for p in search.points()]
         points = with_confirmed(points, self.confirmed, problem, self.spec)
+        chosen, missed = chosen_point(points, self.spec, self.plan.kind, self.wish.target, finished=finished)
         decode = search.model.decode
         return SearchRecord(
             feature=self.spec.name, feature_description=self.spec.description.strip(), feature_digest=self.spec.digest,
             kind=self.plan.kind, model=search.model.identity, protect=[s.name for s, _ in self.protect],
             objective=_objective(problem), reference_damage=self.plan.reference, separation=material.separation,
             source=material.source, start=search.start,
-            n={"train": len(problem.effect.train), "held out": len(problem.effect.held), "neutral, train": len(problem.damage.train),
-               "neutral, held out": len(problem.damage.held)},  # fmt: skip
+            n={"train": len(problem.effect.train), "held out": len(problem.effect.held),
+               "neutral, train": len(problem.damage.train), "neutral, held out": len(problem.damage.held)},
             prompts_digest=self.sets.digest, shows={decode(list(k)): v for k, v in material.openings.shows.items()},
             lacks={decode(list(k)): v for k, v in material.openings.lacks.items()}, points=points,
-            knee=next((p.name for p in points if p.knee), ""), target=self.wish.target, ticks=search.ticks,
+            knee=next((p.name for p in points if p.knee), ""), chosen=chosen,
+            target=self.wish.target, ticks=search.ticks,
             stretches=search.stretches, gains=search.gains, factors=search.ledger.factors(), options=self._options(),
-            ran=search.model.ran, versions={"weightsmith": __version__}, notes=[*search.notes, *search.model.notes],
+            ran=search.model.ran, versions={"weightsmith": __version__}, notes=list(dict.fromkeys([*self.earlier, *search.notes, *search.model.notes, *missed])),
             finished=finished,
         )  # fmt: skip
 

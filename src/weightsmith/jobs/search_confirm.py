@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from ..search.objectives import Problem
     from ..search.run import Found, Search
 
+FEW = 16  # fewer prompts than these are noted
 FAR = 0.1  # a predicted chance so far outside of the confirmed interval disagrees with it
 
 
@@ -41,7 +43,9 @@ def confirm(
     from .measure import Session
 
     suite = Suite("confirmation", n=wish.confirm_n, tokens=wish.confirm_tokens, safety=min(12, wish.confirm_n), longer=0)
-    names = [feature, *wish.protect]
+    specs = [search.spec, *(spec for spec, _ in search.protect)]
+    names = [name for name, spec in zip([feature, *wish.protect], specs, strict=True) if _asked(spec)]
+    search.notes += _say_sight(search, wish, say)
     session: Session | None = None
     for found in finalists(search, wish.confirm):
         name = found.point.name
@@ -51,7 +55,9 @@ def confirm(
             continue
         if session is None:
             assert search.material is not None
-            session = Session(checkpoint, names, options=options, suite=suite, direction=search.material.direction)
+            # a recipe of one's own may have taken prompts of the safety sets: those are left out, with a note
+            session = Session(checkpoint, names, options=options, suite=suite, drop_overlap=True,
+                              direction=search.material.direction if _asked(search.spec) else None)  # fmt: skip
             assert session.base is not None, "a session with a model to compare with has a base"
             session.base.adopt(search.model)
             at = session
@@ -66,23 +72,75 @@ def confirm(
         say(f"confirmed {name}")
 
 
-def main_score(spec: FeatureSpec, kind: str, personas: bool) -> tuple[str, float]:
+def _asked(spec: FeatureSpec) -> bool:
+    """Whether answers can show the feature; labelled texts are not prompts."""
+    return spec.contrast.kind != "texts"
+
+
+def sight(search: Search, wish: Any) -> tuple[int, bool, float]:
+    """What a confirmation can show: prompts a condition, whether the main score is a rate, and the smallest true change of
+    it (else of its mean, in standard deviations) that is found with 80% power; infinite where none ever is."""
+    from ..measure.power import minimum_detectable
+
+    report = search.sets.report
+    n = min(wish.confirm_n, len(report.lacks if search.plan.kind == "add" else report.shows))
+    key = main_score(search.spec, search.plan.kind)[0]
+    rate = key.endswith((".refuses", ".phrases"))
+    return n, rate, minimum_detectable(n, rate)
+
+
+def _say_sight(search: Search, wish: Any, say: Callable[[str], None]) -> list[str]:
+    """Say what the confirmation can show, before it begins; notes where that is little."""
+    if not _asked(search.spec):
+        return ["labelled texts are not prompts, so no answer can confirm this feature: safety and damage alone are confirmed"]
+    n, rate, least = sight(search, wish)
+    if math.isinf(least):
+        shown = f"{n} prompts can't confirm any change (6 would have to change, all one way)"
+    else:
+        change = f"{least:.0%} of the prompts" if rate else f"{least:.2f} standard deviations"
+        shown = f"{n} prompts confirm a change of {change} or more (p < 0.05 in 80% of all tries)"
+    say(shown)
+    return [shown] if n < FEW else []
+
+
+def main_score(spec: FeatureSpec, kind: str) -> tuple[str, float]:
     """The key of the figure that says whether the feature shows, where this kind of edit acts, and +1 where more of it is
     more of the feature, −1 where it is less."""
     where = "neutral" if kind == "add" else "shown"
     for scorer in spec.scorers:
         if scorer.kind == "refusal":
             return f"{spec.name}.{where}.refuses", 1.0
-        if scorer.kind not in ("probe", "continuations"):
+        if scorer.kind not in ("probe", "continuations", "judge"):
             return f"{spec.name}.{where}.{scorer.kind}", float(scorer.options.get("sign", 1))
     return f"{spec.name}.{where}.continuations", 1.0
+
+
+def chosen_point(
+    points: Sequence[Point], spec: FeatureSpec, kind: str, target: float | None, *, finished: bool
+) -> tuple[str, list[str]]:  # fmt: skip
+    """The name of the point to take, and notes: the knee, or of the confirmed points of the front the one whose main score
+    is nearest to ``target``, that of less damage where two are equally near."""
+    knee = next((p.name for p in points if p.knee), "")
+    if target is None:
+        return knee, []
+    key = main_score(spec, kind)[0]
+    reached = [(p, f) for p in points if p.front for f in p.confirmed if f.key == key]
+    if not reached:
+        said = f"the target of {target:.2f} was compared with nothing: no point has a confirmed {key}"
+        return knee, [said] if finished else []
+    point, nearest = min(reached, key=lambda x: (abs(x[1].value - target), x[0].damage))
+    values = [v for _, f in reached for v in (f.low, f.high)]
+    if min(values) <= target <= max(values):  # within an interval, or between two points
+        return point.name, []
+    return point.name, [f"the target of {target:.2f} was not reached: nearest is {point.name} with {nearest.value:.2f} "
+                        f"[{nearest.low:.2f}, {nearest.high:.2f}], {abs(nearest.value - target):.2f} away"]  # fmt: skip
 
 
 def with_confirmed(
     points: Sequence[Point], confirmed: dict[str, MeasureRecord], problem: Problem, spec: FeatureSpec
 ) -> list[Point]:
     """The points with what was confirmed of them."""
-    key, sign = main_score(spec, problem.kind, spec.contrast.kind == "personas")
+    key, sign = main_score(spec, problem.kind)
     found = []
     for point in points:
         record = confirmed.get(point.name)

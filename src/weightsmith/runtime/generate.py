@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 OnReply = Callable[[int, Reply], None]
 OnState = Callable[[int, "torch.Tensor"], None]
+OnPrompt = Callable[[int, int, int], None]
 
 
 def generate(
@@ -43,12 +44,14 @@ def generate(
 def replies(
     model: RunningModel, prompts: Seq[Seq[int]], decoding: Decoding, step: str = "answering", *,
     seeds: Seq[int] | None = None, on_reply: OnReply | None = None, on_state: OnState | None = None,
+    on_prompt: OnPrompt | None = None,
 ) -> list[Reply]:  # fmt: skip
     """One reply to each of ``prompts`` (token ids), in their order.
 
     ``seeds`` gives every prompt a seed of its own in place of ``decoding.seed``; equal prompts with equal seeds get equal
     replies. ``on_reply`` is called with (index, reply) as each one ends, ``on_state`` with (index, final state ``[d_model]``) for
-    each token that is chosen, the end token included. An answer that reaches the end of the model's
+    each token that is chosen, the end token included, ``on_prompt`` with (index, row of the pass, place of the prompt's last
+    token in it) while a prompt's pass is the last one. An answer that reaches the end of the model's
     context stops there (a note says so).
 
     Raises:
@@ -57,13 +60,15 @@ def replies(
         RecipeError: a prompt is empty or leaves no room for an answer; sampling without a seed.
     """
     known = [Reply([], False) for _ in prompts]
-    return continue_replies(model, prompts, known, decoding, step, seeds=seeds, on_reply=on_reply, on_state=on_state)
+    return continue_replies(model, prompts, known, decoding, step, seeds=seeds, on_reply=on_reply, on_state=on_state,
+                            on_prompt=on_prompt)  # fmt: skip
 
 
 @torch.inference_mode()
 def continue_replies(
     model: RunningModel, prompts: Seq[Seq[int]], known: Seq[Reply], decoding: Decoding, step: str = "answering", *,
     seeds: Seq[int] | None = None, on_reply: OnReply | None = None, on_state: OnState | None = None,
+    on_prompt: OnPrompt | None = None,
 ) -> list[Reply]:  # fmt: skip
     """The replies that :func:`replies` would give, when their beginnings are ``known``: one that had ended, or that is as
     long as ``decoding.max_new_tokens`` allows, is given back (cut to that length) and ``on_reply`` is not called for it.
@@ -95,7 +100,7 @@ def continue_replies(
         if batch is None:
             prefix = Prefix(model, tuple(ids[0][:shared]), whole=True)
             batch = (_Joining if whole else _Alike)(model, decoding, prefix)
-            batch.on_state = on_state
+            batch.on_state, batch.on_prompt = on_state, on_prompt
         failed = _serve(batch, waiting, limit, finish)
         if failed:
             limit = halved(model, failed)
@@ -189,6 +194,7 @@ class _Batch(ABC):
         self.rows: list[_Row] = []
         self.tried = 0
         self.on_state: OnState | None = None
+        self.on_prompt: OnPrompt | None = None
 
     def forget(self) -> None:
         """Let go of all rows and their cache."""
@@ -209,6 +215,11 @@ class _Batch(ABC):
     def _fits(self, rows: int, row: _Row) -> bool:
         """Whether ``rows`` rows as long as ``row`` can become are within bounds."""
         return rows * (len(row.prompt) + row.limit) <= self.model.options.batch_tokens * 4
+
+    def _read(self, rows: list[_Row], last: list[int]) -> None:
+        for b, (row, at) in enumerate(zip(rows, last, strict=True)):
+            if self.on_prompt:
+                self.on_prompt(row.index, b, at)
 
     def _choose(self, hidden: torch.Tensor, rows: list[_Row]) -> None:
         """The next token of ``rows`` from the final states ``[rows, d_model]``."""
@@ -270,6 +281,7 @@ class _Joining(_Batch):
         out = self.model.stack(input_ids=ids, past_key_values=cache, use_cache=True).last_hidden_state
         last = torch.tensor([len(s) - 1 for s in suffixes], device=out.device)
         hidden = out[torch.arange(len(new), device=out.device), last]
+        self._read(new, [len(x) - 1 for x in suffixes])
         self.slots.join(cache, [shared + len(s) for s in suffixes])
         self.rows += new
         self._choose(hidden, new)
@@ -314,7 +326,7 @@ class _Alike(_Batch):
 
         self.cache = DynamicCache(config=self.model.model.config)
         self.rows = list(new)
-        return self._pass(padded([r.ids for r in new], self.model.device))
+        return self._pass(padded([r.ids for r in new], self.model.device), len(new[0].ids) - 1)
 
     def step(self) -> list[_Row]:
         return self._pass(torch.tensor([[r.said[-1]] for r in self.rows], device=self.model.device))
@@ -323,9 +335,11 @@ class _Alike(_Batch):
         super().forget()
         self.cache = None
 
-    def _pass(self, ids: torch.Tensor) -> list[_Row]:
+    def _pass(self, ids: torch.Tensor, last: int | None = None) -> list[_Row]:
         self.tried = len(self.rows)
         out = self.model.stack(input_ids=ids, past_key_values=self.cache, use_cache=True)
+        if last is not None:
+            self._read(self.rows, [last] * len(self.rows))
         self._choose(out.last_hidden_state[:, -1], self.rows)
         gone = [r for r in self.rows if not r.going]
         if gone:

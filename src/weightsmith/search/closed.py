@@ -60,8 +60,9 @@ def step_of(
     return EditSpec(name=f"{kind} {direction.meta.feature}", steps=[step]), {digest: direction}
 
 
-def candidates(model: RunningModel, material: Material, layers: Seq[int]) -> list[Made]:
-    """All closed-form edits of the problem's kind over ``layers``; those that a family can't hold are left out."""
+def candidates(model: RunningModel, material: Material, layers: Seq[int], *, few: bool = False) -> list[Made]:
+    """All closed-form edits of the problem's kind over ``layers``; those that a family can't hold are left out. ``few`` are
+    the single layers alone."""
     direction = material.direction
     picks = sorted({*sources(direction.meta.layers), material.source})
     if material.problem.kind == "add":
@@ -69,6 +70,8 @@ def candidates(model: RunningModel, material: Material, layers: Seq[int]) -> lis
                      *step_of("add", direction, s, layers, dose), s, dose) for s in picks for dose in DOSES]  # fmt: skip
     found = [Made(f"layer {s}'s difference in means taken out", "single layer", *step_of("remove", direction, s, layers), s)
              for s in picks]  # fmt: skip
+    if few:
+        return found
     source = cosmic(model, material, found)
     found.append(replace(next(m for m in found if m.source == source), method="COSMIC",
                          what=f"layer {source}'s difference in means taken out (chosen by COSMIC)"))  # fmt: skip

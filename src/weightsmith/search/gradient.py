@@ -32,14 +32,13 @@ class Descent:
     ``more`` for each later one; ``batch`` prompts of each kind a step; ``check`` steps between two readings of the held-out
     prompts; ``rate`` and ``turn`` the step sizes of strengths and of directions (0: directions stay)."""
 
-    weights: tuple[float, ...] = (30.0, 100.0, 8.0)
+    weights: tuple[float, ...] = (100.0, 20.0)
     steps: int = 12
     more: int = 6
     batch: int = 8
     check: int = 4
     rate: float = 0.03
     turn: float = 0.0015
-    drop: float = 0.0
     seed: int = 0
 
 
@@ -83,10 +82,10 @@ class _Dice:
 
 def sweep(
     problem: Problem, space: Space, begin: Values, how: Descent, on_tick: Callable[[Tick], None] = lambda _: None,
-    on_snapshot: Callable[[Snapshot], None] = lambda _: None, on_descent: Callable[[], None] = lambda: None,
+    on_snapshot: Callable[[Snapshot], None] = lambda _: None, on_descent: Callable[[int], None] = lambda _: None,
 ) -> Sweep:  # fmt: skip
     """One descent for each weight, warm-started; every reading of the held-out prompts is a snapshot, and is told, as is the
-    end of each descent."""
+    end of each descent (its place in the sweep)."""
     found, values = Sweep(tell=on_snapshot), begin.copy()
     rng = np.random.default_rng(how.seed)
     groups = [problem.damage, *problem.protect.values()]
@@ -95,7 +94,7 @@ def sweep(
         steps = how.steps if run == 0 else how.more
         best = _descend(problem, space, values, how, run, weight, steps, dice, groups, found, on_tick)
         values = best.values.copy()
-        on_descent()
+        on_descent(run)
     return found
 
 
@@ -107,7 +106,9 @@ def _descend(
     params = [values.strengths.requires_grad_()] if space.kind == "remove" else []
     if how.turn or space.kind == "add":
         params.append(values.vectors.requires_grad_())
-    optimiser, scale, worse = _optimiser(values, params, how, 1.0), 1.0, 0
+    if values.readers is not None:
+        params.append(values.readers.requires_grad_())
+    optimiser, scale, worse = optimiser_for(values, params, how, 1.0), 1.0, 0
     best: Snapshot | None = None
     step = 0
     while step < steps:
@@ -124,18 +125,19 @@ def _descend(
             space.normalise(values)
         else:
             scale /= 2
-            found.notes.append(f"weight {weight:g}, step {step + 1}: NaN or infinity; it went on with a step of {scale:g}")
-            if scale < 2.0**-BACKOFFS:
+            ends = scale < 2.0**-BACKOFFS
+            what = "the descent ended" if ends else f"it went on with a step of {scale:g}"
+            found.notes.append(f"weight {weight:g}, step {step + 1}: NaN or infinity; {what}")
+            if ends:
                 break
-            values.strengths.data.copy_(before.strengths)
-            values.vectors.data.copy_(before.vectors)
-            optimiser = _optimiser(values, params, how, scale)
+            values.restore(before)
+            optimiser = optimiser_for(values, params, how, scale)
             step += 1
             continue
         step += 1
         tick = Tick(run=run, step=step, weight=weight, effect_loss=effect, damage=damage)
         if step % how.check == 0 or step == steps:
-            seen = _look(problem, space, values)
+            seen = look(problem, space, values)
             if seen is not None:
                 snapshot = Snapshot(values.copy(), seen, weight, step)
                 found.snapshots.append(snapshot)
@@ -152,7 +154,7 @@ def _descend(
     return best or Snapshot(begin.copy(), problem.base or problem.see(), weight, 0)
 
 
-def _look(problem: Problem, space: Space, values: Values) -> Seen | None:
+def look(problem: Problem, space: Space, values: Values) -> Seen | None:
     """What the values do on held-out prompts; ``None`` where the logits are NaN."""
     try:
         with torch.no_grad(), space.hooked(values):
@@ -165,8 +167,8 @@ def _total(problem: Problem, seen: Seen, weight: float) -> float:
     return problem.loss_of(seen) + weight * problem.cost_of(seen)
 
 
-def _optimiser(values: Values, params: Seq[torch.Tensor], how: Descent, scale: float) -> torch.optim.Optimizer:
-    rates = {id(values.strengths): how.rate, id(values.vectors): how.turn}
+def optimiser_for(values: Values, params: Seq[torch.Tensor], how: Descent, scale: float) -> torch.optim.Optimizer:
+    rates = {id(values.strengths): how.rate, id(values.vectors): how.turn, id(values.readers): how.turn}
     return torch.optim.Adam([{"params": [p], "lr": rates[id(p)] * scale} for p in params], betas=(0.9, 0.98))
 
 
@@ -177,7 +179,8 @@ def scaled(problem: Problem, space: Space, snapshot: Snapshot, factors: Seq[floa
         values = snapshot.values.copy()
         values.strengths.mul_(factor)
         space.normalise(values)
-        seen = _look(problem, space, values)
+        seen = look(problem, space, values)
         if seen is not None:
-            found.append(Snapshot(values, seen, snapshot.weight, snapshot.step, f"times {factor:g}"))
+            what = f"{snapshot.what} times {factor:g}".strip()
+            found.append(Snapshot(values, seen, snapshot.weight, snapshot.step, what))
     return found

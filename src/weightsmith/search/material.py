@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..runtime import RunningModel
 
 SHOWN_AT_LEAST = 0.05  # share of the prompts on which the base must show what is to be removed
+ALIKE = 0.25  # share of the other side's answers that show the behaviour too, from which the answers define the sides
 SEPARATED = 0.6  # the lower end of the held-out AUROC must not lie below
 
 
@@ -79,7 +80,7 @@ def fewer(sets: PromptSets, sizes: Sizes) -> PromptSets:
 
 def gather(
     model: RunningModel, spec: FeatureSpec, sets: PromptSets, kind: Kind, sizes: Sizes, passes: Passes,
-    *, protect: Seq[tuple[FeatureSpec, PromptSets]] = (), force: bool = False, site: str | None = None,
+    *, protect: Seq[tuple[FeatureSpec, PromptSets]] = (), force: bool = False, site: str | None = None, level: float = 1.0,
 ) -> Material:  # fmt: skip
     """Read and answer everything that candidates are compared on.
 
@@ -87,15 +88,22 @@ def gather(
         EditError: a feature that the model does not show, or whose sides can't be told apart (not with ``force``).
         RecipeError: as for :func:`weightsmith.features.extract.read_part`.
     """
-    sets = fewer(sets, sizes)
-    direction, acts = _direction(model, spec, sets, sizes, site or spec.site)
-    source = best_layer(direction)
+    sets, site = fewer(sets, sizes), site or spec.site
     reader = _Reader(model, spec, sets, kind, sizes, passes)
-    problem, openings, shown = reader.by_openings() if spec.contrast.kind == "prompt_sets" else reader.by_answers(acts)
+    if spec.contrast.kind == "prompt_sets":
+        problem, openings, shown, read_along = reader.by_openings()
+        acts = read_along if site == "last_template_token" else _activations(model, spec, sets, sizes, site)
+    else:
+        acts = _activations(model, spec, sets, sizes, site)
+        problem, openings, shown = reader.by_answers(acts)
+    direction = _direction(model, spec, sets, site, acts)
+    source = best_layer(direction)
     for other, their in protect:
         problem.protect[other.name] = reader.protected(other, fewer(their, sizes))
     found = Material(spec, sets, direction, acts[0], source, problem, openings, shown)
     _check(found, force)
+    if kind == "add" and problem.loss == "distil":
+        problem.effect.level = level
     problem.prepare()
     return found
 
@@ -109,12 +117,17 @@ def best_layer(direction: Direction) -> int:
     return max((q for q in rows if q.auroc_low >= best - 0.02), key=lambda q: (round(q.split_half, 2), -q.layer)).layer
 
 
-def _direction(
-    model: RunningModel, spec: FeatureSpec, sets: PromptSets, sizes: Sizes, site: str
-) -> tuple[Direction, tuple[extract.Activations, extract.Activations]]:
-    layers = tuple(range(model.architecture.n_layers))
-    how = extract.ExtractOptions(site, "resid_post", layers, max(sizes.tokens, 16))
-    first, held = (extract.read_part(model, spec, sets, part, how) for part in ("extract", "select"))
+Both = tuple[extract.Activations, extract.Activations]
+
+
+def _activations(model: RunningModel, spec: FeatureSpec, sets: PromptSets, sizes: Sizes, site: str) -> Both:
+    """Activations of the prompts that are trained on, and of those held out."""
+    how = extract.ExtractOptions(site, "resid_post", tuple(range(model.architecture.n_layers)), max(sizes.tokens, 16))
+    return extract.read_part(model, spec, sets, "extract", how), extract.read_part(model, spec, sets, "select", how)
+
+
+def _direction(model: RunningModel, spec: FeatureSpec, sets: PromptSets, site: str, acts: Both) -> Direction:
+    layers, (first, held) = tuple(range(model.architecture.n_layers)), acts
     found = quality.vectors(first, "difference-in-means")
     rows = quality.layer_quality(found, layers, first, held, "difference-in-means", model.options.seed)
     used = {part: list(dict.fromkeys((*sets.part(part).shows, *sets.part(part).lacks))) for part in ("extract", "select")}
@@ -126,7 +139,7 @@ def _direction(
         prompts={part: [sketch(p) for p in prompts] for part, prompts in used.items()},
     )  # fmt: skip
     means = [m.mean(0).astype(np.float32) for m in (first.lacks.norms, first.shows.means, first.lacks.means)]
-    return Direction(found.astype(np.float32), means[0], means[1], means[2], meta), (first, held)
+    return Direction(found.astype(np.float32), means[0], means[1], means[2], meta)
 
 
 @dataclass(eq=False)
@@ -135,6 +148,7 @@ class _Said:
 
     answers: list[list[int]]
     states: list[list[torch.Tensor]]
+    means: extract.Array
 
     def taught(self, i: int) -> torch.Tensor:
         """The states ``[answer, d_model]`` that predict answer ``i``'s own tokens."""
@@ -152,7 +166,7 @@ class _Reader:
     sizes: Sizes
     passes: Passes
 
-    def by_openings(self) -> tuple[Problem, Openings, float]:
+    def by_openings(self) -> tuple[Problem, Openings, float, Both]:
         """Two sets of prompts: the feature is how the model begins its answer to one of them."""
         shows, lacks = (_both(self.sets, side) for side in ("shows", "lacks"))
         ids = [self._encode(p) for p in (*shows, *lacks)]
@@ -180,7 +194,10 @@ class _Reader:
         quiet = [i for i in range(len(lacks)) if said.answers[n + i] and not showing[n + i]]
         damage = self._own([ids[n + i] for i in quiet], quiet, said, [n + i for i in quiet], "lacks")
         problem = Problem(self.model, self.kind, self.passes, Group(items, train, held), damage)
-        return problem, found, float(np.mean(showing[:n]))
+        # where the other prompts are answered in the same way, the two sides differ in what is asked: the behaviour is what
+        # tells the answers apart
+        apart = showing if np.mean(showing[n:]) > ALIKE else [i < n for i in range(len(showing))]
+        return problem, found, float(np.mean(showing[:n])), self._parts(said.means, apart)
 
     def by_answers(self, acts: tuple[extract.Activations, extract.Activations]) -> tuple[Problem, Openings, None]:
         """Personas, pairs and texts: answers that show the feature against answers that lack it."""
@@ -242,11 +259,41 @@ class _Reader:
 
     def _answer(self, prompts: Seq[Seq[int]], step: str) -> _Said:
         states: list[list[torch.Tensor]] = [[] for _ in prompts]
-        said = replies(self.model, prompts, Decoding(self.sizes.tokens), step,
-                       on_state=lambda i, state: states[i].append(state.clone()))  # fmt: skip
+        now: list[Any] = [None] * len(self.model.blocks)
+        means = np.empty((len(prompts), len(now), self.model.architecture.d_model), np.float32)
+
+        def keep(layer: int) -> Any:
+            def hook(_m: Any, _i: Any, output: Any) -> None:
+                now[layer] = output[0] if isinstance(output, tuple) else output
+
+            return hook
+
+        def read_along(i: int, row: int, at: int) -> None:
+            means[i] = torch.stack([x[row, at].float() for x in now]).cpu().numpy()
+
+        handles = [block.register_forward_hook(keep(k)) for k, block in enumerate(self.model.blocks)]
+        try:
+            said = replies(self.model, prompts, Decoding(self.sizes.tokens), step, on_prompt=read_along,
+                           on_state=lambda i, state: states[i].append(state.clone()))  # fmt: skip
+        finally:
+            for handle in handles:
+                handle.remove()
         self.passes.ledger.generated += sum(len(r.tokens) for r in said)
         # made under inference mode, which forbids them in a graph: copied outside of it
-        return _Said([r.tokens for r in said], [[s.clone() for s in row] for row in states])
+        return _Said([r.tokens for r in said], [[s.clone() for s in row] for row in states], means)
+
+    def _parts(self, means: extract.Array, apart: Seq[bool]) -> Both:
+        """Activations at the prompts' last tokens by part and side; ``apart`` says which prompt (shows first) is on which."""
+        found = []
+        n = len(_both(self.sets, "shows"))
+        for part in (0, 1):
+            mine = [*_places(self.sets, "shows")[part], *(n + i for i in _places(self.sets, "lacks")[part])]
+            sides = []
+            for side in (True, False):
+                rows = means[[i for i in mine if bool(apart[i]) is side]]
+                sides.append(extract.Side(rows, np.linalg.norm(rows, axis=-1)))
+            found.append(extract.Activations(sides[0], sides[1], paired=False))
+        return found[0], found[1]
 
     def _own(self, ids: Seq[Seq[int]], places: Seq[int], said: _Said, at: Seq[int], side: str) -> Group:
         items = [Item(Tree.of(p, [said.answers[k]]), taught=0, teacher=said.taught(k)) for p, k in zip(ids, at, strict=True)]

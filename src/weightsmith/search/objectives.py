@@ -32,7 +32,9 @@ KEEP_LOGPROBS = 256 << 20  # bytes of the teachers' log-probabilities that are k
 @dataclass(eq=False)
 class Item:
     """One prompt with its continuations. ``shows`` and ``lacks`` are places in ``tree.ends``; with ``lacks`` empty the odds
-    are those of openings. ``texts`` is ±1 for a labelled text, whose odds are its mean log-probability a token. ``teacher`` holds the states ``[path, d_model]`` that predict the continuation ``taught``."""
+    are those of openings. ``texts`` is ±1 for a labelled text, whose odds are its mean log-probability a token. ``teacher``
+    holds the states ``[path, d_model]`` that predict the continuation ``taught``, ``own`` those of the base in its place,
+    where the teacher is to be exceeded."""
 
     tree: Tree
     shows: tuple[int, ...] = ()
@@ -40,26 +42,32 @@ class Item:
     taught: int = -1
     teacher: torch.Tensor | None = None
     texts: float = 0.0
+    own: torch.Tensor | None = None
 
 
 @dataclass(eq=False)
 class Group:
-    """Items that pass together; ``train`` and ``held`` are their places, apart by prompt."""
+    """Items that pass together; ``train`` and ``held`` are their places, apart by prompt. With a ``level`` other than 1 the
+    target is p · (teacher / p)^level, p being the base without the persona: as far in the same way, level times."""
 
     items: list[Item]
     train: list[int]
     held: list[int]
+    level: float = 1.0
     rows: Rows = field(repr=False, default=None)  # type: ignore[assignment]
     targets: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def prepare(self, model: RunningModel, passes: Passes) -> None:
         """Read the layers below the first edited one, and the teachers' log-probabilities where they are few."""
         self.rows = passes.prepare([i.tree for i in self.items])
-        taught = [(k, i.teacher) for k, i in enumerate(self.items) if i.teacher is not None]
-        size = sum(len(t) for _, t in taught) * model.head.weight.shape[0] * 4
-        if size <= KEEP_LOGPROBS:
-            with torch.no_grad():
-                self.targets = {k: torch.log_softmax(model.logits(t), -1) for k, t in taught}
+        taught = [k for k, i in enumerate(self.items) if i.teacher is not None]
+        if self.level != 1.0:
+            for k, states in zip(taught, passes.states(self.rows, taught), strict=True):
+                tree = self.items[k].tree
+                self.items[k].own = states[[tree.reads[n] for n in tree.path(tree.ends[self.items[k].taught])]]
+        size = sum(len(self.items[k].tree.path(self.items[k].tree.ends[self.items[k].taught])) for k in taught)
+        if size * model.head.weight.shape[0] * 4 <= KEEP_LOGPROBS:
+            self.targets = {k: self.target(model, k) for k in taught}
 
     def target(self, model: RunningModel, k: int) -> torch.Tensor:
         """The teacher's log-probabilities ``[path, vocab]`` of item ``k``."""
@@ -68,7 +76,12 @@ class Group:
         teacher = self.items[k].teacher
         assert teacher is not None, "an item without a teacher has no distance"
         with torch.no_grad():
-            return torch.log_softmax(model.logits(teacher), -1)
+            found = torch.log_softmax(model.logits(teacher), -1)
+            own = self.items[k].own
+            if own is None:
+                return found
+            plain = torch.log_softmax(model.logits(own), -1)
+            return torch.log_softmax(plain + self.level * (found - plain), -1)
 
 
 def odds(item: Item, logprobs: torch.Tensor) -> torch.Tensor:
@@ -140,7 +153,7 @@ class Problem:
             group.prepare(self.model, self.passes)
         self.base = self.see()
 
-    def _logprobs(self, states: Seq[torch.Tensor]) -> list[torch.Tensor]:
+    def logprobs(self, states: Seq[torch.Tensor]) -> list[torch.Tensor]:
         """Log-probabilities of each item's states; the ``lm_head`` runs once for all of them."""
         logits = torch.log_softmax(self.model.logits(torch.cat(list(states))), -1)
         return list(torch.split(logits, [len(s) for s in states]))
@@ -151,7 +164,7 @@ class Problem:
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> torch.Tensor:
             total = states[0].new_zeros(())
-            for i, logprobs in zip(chosen, self._logprobs(states), strict=True):
+            for i, logprobs in zip(chosen, self.logprobs(states), strict=True):
                 item = group.items[i]
                 if self.loss == "distil":
                     total = total + distance(item, logprobs, group.target(self.model, i))
@@ -168,7 +181,7 @@ class Problem:
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> torch.Tensor:
             total = states[0].new_zeros(())
-            for i, logprobs in zip(chosen, self._logprobs(states), strict=True):
+            for i, logprobs in zip(chosen, self.logprobs(states), strict=True):
                 total = total + distance(group.items[i], logprobs, group.target(self.model, i))
             return total * (weight / len(which))
 
@@ -185,7 +198,7 @@ class Problem:
         shown: dict[int, tuple[float, float]] = {}
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> None:
-            for i, logprobs in zip(chosen, self._logprobs(states), strict=True):
+            for i, logprobs in zip(chosen, self.logprobs(states), strict=True):
                 item = self.effect.items[i]
                 far = 0.0 if item.teacher is None else _above(distance(item, logprobs, self.effect.target(self.model, i)))
                 shown[i] = float(odds(item, logprobs)), far
@@ -203,7 +216,7 @@ class Problem:
         found: dict[int, float] = {}
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> None:
-            for i, logprobs in zip(chosen, self._logprobs(states), strict=True):
+            for i, logprobs in zip(chosen, self.logprobs(states), strict=True):
                 found[i] = _above(distance(group.items[i], logprobs, group.target(self.model, i)))
 
         self.passes.each(group.rows, which, use)

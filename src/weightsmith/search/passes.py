@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from ..errors import OutOfMemory
-from ..runtime.forward import batches, check_length, halved, out_of_memory, shared_prefix, slides
+from ..errors import OutOfMemory, RecipeError
+from ..runtime.forward import batches, check_length, out_of_memory, shared_prefix, slides
 from ..runtime.generate import _counts_slots
 from ..runtime.slots import plain, unwindowed
 
@@ -175,14 +175,14 @@ class Passes:
         """Read the layers below ``start`` once.
 
         Raises:
-            RecipeError: an empty or over-long prompt.
+            RecipeError: an empty or over-long prompt; prompts on both sides of a length at which the model changes.
             OutOfMemory: one row alone does not fit.
         """
         for tree in trees:
             check_length(self.model, tree.prompt)
             check_length(self.model, (*tree.prompt, *max((tree.path(e) for e in tree.ends), key=len, default=())))
         longest = max((len(t.prompt) + len(t.tokens) for t in trees), default=0)
-        simple = plain(self.model.model.config) and not slides(self.model, longest)
+        simple = plain(self.model.model.config) and not slides(self.model, longest) and not _rescaled(self.model, trees)
         shared = shared_prefix([t.prompt for t in trees], [len(t.prompt) - 1 for t in trees]) if simple else 0
         prefix = trees[0].prompt[:shared] if trees else ()
         branching = simple and not _counts_slots(self.model, longest)
@@ -263,7 +263,8 @@ class Passes:
                 if self.micro <= 1:
                     raise OutOfMemory("one row alone does not fit in memory",
                                       hint="free some memory, or use a narrower --dtype") from error  # fmt: skip
-            self.micro = halved(self.model, self.micro)
+            self.model.note(f"{self.micro} tokens at once did not fit in memory: it went on with {self.micro // 2}")
+            self.micro //= 2  # outside of the handler, which would keep the failed pass alive
 
     def _each(
         self, rows: Rows, pick: Seq[int], use: Use, params: Seq[torch.Tensor]
@@ -380,6 +381,24 @@ def _needed(model: RunningModel, start: int) -> int:
     return min([start, *(k for k, mode in enumerate(modes) if mode == "store")]) if "reuse" in modes else start
 
 
+def _rescaled(model: RunningModel, trees: Seq[Tree]) -> bool:
+    """Whether a rotary embedding of two scales (Phi 3's longrope) takes the one for long inputs, which it does for all that
+    passes together: a beginning alone would get the other.
+
+    Raises:
+        RecipeError: some of the trees would get one scale by themselves, and others the other.
+    """
+    rope = getattr(model.model.config.get_text_config(), "rope_parameters", None) or {}
+    limit = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    fed = [len(t.prompt) + max((len(t.path(n)) for n in t.fed), default=0) for t in trees]
+    if limit is None or max(fed, default=0) <= limit:
+        return False
+    if min(len(t.prompt) for t in trees) <= limit:
+        raise RecipeError(f"some prompts with their answers lie below {limit} tokens and some above, from where this model "
+                          "reads positions on another scale", hint="give prompts that all lie on one side")  # fmt: skip
+    return True
+
+
 class _Stop(Exception):
     """Raised above the last layer that is wanted."""
 
@@ -395,7 +414,8 @@ def _rows(tree: Tree, shared: int, branching: bool) -> list[_Row]:
         wanted = [(-1, last), *((n, place[n]) for n in fed)]
         return [_Row([*prompt, *(tree.tokens[n] for n in fed)], before, wanted)]
     inner = {tree.parents[n] for n in fed}
-    made, seen = [], {-1}
+    made: list[_Row] = []
+    seen = {-1}
     for leaf in (n for n in fed if n not in inner):
         path = tree.path(leaf)
         ids = [*prompt, *(tree.tokens[n] for n in path)]

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..measure.stats import tails
 from ..records import EditSpec
 from ..searched import Gain, Point, Stage, Stretch, Tick
 from . import closed, gradient, material
+from .fluent import Rounds, unlearn
 from .front import hypervolume, knee, pareto
 from .gradient import Descent
 from .material import Material, Sizes
@@ -38,7 +39,8 @@ class Plan:
 
     ``start`` is the first layer that may be edited (at 40% of the depth by default). ``weights`` are those of the damage, in
     the order of the sweep; ``turn`` of 0 keeps the directions of the closed form. ``reference`` is the damage at which the
-    hypervolume's box ends, nats per token.
+    hypervolume's box ends, nats per token. ``few`` tries single layers only as closed forms. An addition aims ``level`` times as far as the persona takes the model, and
+    ``rounds`` of unlearning repetitions follow its descent.
     """
 
     kind: Kind
@@ -50,6 +52,10 @@ class Plan:
     trials: int = 0
     factors: tuple[float, ...] = (0.7, 0.4)
     reference: float = 0.5
+    few: bool = False
+    oblique: bool = False
+    level: float = 1.0
+    rounds: Rounds | None = None
     force: bool = False
 
 
@@ -114,8 +120,8 @@ class Search:
             return work()
         finally:
             now = self.ledger
-            self.stretches.append(Stretch(name=name, seconds=time.perf_counter() - begun, passed=now.passed - before.passed,
-                                          backward=now.backward - before.backward, generated=now.generated - before.generated))  # fmt: skip
+            spent = {k: getattr(now, k) - getattr(before, k) for k in ("passed", "backward", "generated")}
+            self.stretches.append(Stretch(name=name, seconds=time.perf_counter() - begun, **spent))
 
     def gather(self) -> Material:
         """Read and answer what candidates are compared on.
@@ -126,14 +132,14 @@ class Search:
         passes = Passes(self.model, self.start, self.ledger)
         self.material = self.timed("the base's answers", lambda: material.gather(
             self.model, self.spec, self.sets, self.plan.kind, self.plan.sizes, passes, protect=self.protect,
-            force=self.plan.force))  # fmt: skip
+            force=self.plan.force, level=self.plan.level))  # fmt: skip
         self.notes += self.material.notes
         return self.material
 
     def floor(self) -> list[Found]:
         """The closed-form candidates: all on a few prompts, the best of them on all held-out ones."""
         assert self.material is not None
-        made = closed.candidates(self.model, self.material, self.layers)
+        made = closed.candidates(self.model, self.material, self.layers, few=self.plan.few)
         tell: Callable[[int, int], None] = lambda a, b: self.model.options.report("trying closed forms", a, b)  # noqa: E731
         best = self.timed("closed forms", lambda: closed.screened(
             self.model, self.problem, made, self.loss, self.plan.screen, self.plan.keep, tell))  # fmt: skip
@@ -155,14 +161,15 @@ class Search:
         its last whole descent ended."""
         assert self.material is not None
         source = self._source()
-        space = Space(self.model, self.plan.kind, self.material.direction, self.layers, source)
+        space = Space(self.model, self.plan.kind, self.material.direction, self.layers, source, oblique=self.plan.oblique)
         earlier = [f for f in self.found if f.point.stage == "gradient"] if self.done else []
         if earlier:
             best = min(earlier, key=lambda f: self.loss(f.seen))
             start = space.values_of(best.spec, best.directions)
         else:
             start = self._begin(space)
-        how = replace(self.plan.descent, weights=self.plan.descent.weights[self.done :])
+        whole = self.plan.descent
+        how = replace(whole, weights=whole.weights[self.done :], steps=whole.more if self.done else whole.steps)
         base_run = self.done
         learned = bool(how.turn) or self.plan.kind == "add"
 
@@ -187,8 +194,18 @@ class Search:
 
         swept = self.timed("descents", lambda: gradient.sweep(self.problem, space, start, how, tick, keep, ended))
         self.notes += swept.notes
-        if swept.snapshots and self.plan.factors:
-            top = min(swept.snapshots, key=lambda s: self.loss(s.seen))
+        again = [gradient.Snapshot(start, best.seen, best.point.weight or 0.0, _step_of(best.point))] if earlier else []
+        if not (swept.snapshots or again):
+            return
+        top = min([*again, *swept.snapshots], key=lambda s: self.loss(s.seen))
+        if self.plan.rounds is not None and self.plan.kind == "add":
+            rounds = self.plan.rounds
+            told = self.timed("unlearning repetitions", lambda: unlearn(self.problem, space, top, how, rounds,
+                                                                        self.model.options.report))  # fmt: skip
+            for snapshot in told:
+                keep(snapshot)
+            top = told[-1] if told else top
+        if self.plan.factors:
             for weaker in self.timed("the same, weaker", lambda: gradient.scaled(self.problem, space, top, self.plan.factors)):
                 keep(weaker)
         self._gained("descents")
@@ -208,7 +225,7 @@ class Search:
         amounts = [f.spec.steps[0].amount for f in self.found if f.point.stage == "closed form"]
         return space.begin(amounts[0] if amounts else 0.2)
 
-    def blackbox(self, storage: Any, seed: int, sampler: str) -> None:
+    def blackbox(self, storage: Any, seed: int, sampler: Literal["tpe", "nsga2"]) -> None:
         """Optuna's trials over the same edits, judged by the same passes."""
         from .blackbox import blackbox
 
@@ -217,10 +234,7 @@ class Search:
         trials = self.timed("black box", lambda: blackbox(
             self.problem, direction, self.layers, self.plan.trials, storage=storage, seed=seed, sampler=sampler))  # fmt: skip
         for trial in trials:
-            made = closed.Made(f"trial {trial.number}", "black box", trial.spec, trial.directions)
-            seen = closed.look(self.model, self.problem, made)
-            if seen is not None:
-                self._add("black box", made.what, made.spec, made.directions, seen)
+            self._add("black box", f"trial {trial.number}", trial.spec, trial.directions, trial.seen)
         self._gained("black box")
 
     def _add(
@@ -260,6 +274,11 @@ class Search:
         begin = min(closed_forms, key=lambda i: self.loss(self.found[i].seen), default=None)
         return [f.point.model_copy(update={"front": i in front, "knee": i == middle, "start": i == begin})
                 for i, f in enumerate(self.found)]  # fmt: skip
+
+
+def _step_of(point: Point) -> int:
+    """The step at which a descent's reading was taken, which its ``what`` ends with."""
+    return int(point.what.rpartition("step ")[2])
 
 
 def pair(problem: Problem, seen: Seen) -> tuple[float, float]:

@@ -41,14 +41,23 @@ class Site:
 
 @dataclass(eq=False)
 class Values:
-    """A point of the space: ``strengths`` ``[layers, roles]``, ``vectors`` ``[layers, d_model]``."""
+    """A point of the space: ``strengths`` ``[layers, roles]``, ``vectors`` ``[layers, d_model]`` and, for an oblique removal,
+    ``readers`` of the same shape."""
 
     strengths: torch.Tensor
     vectors: torch.Tensor
+    readers: torch.Tensor | None = None
 
     def copy(self) -> Values:
         """The same values, apart."""
-        return Values(self.strengths.detach().clone(), self.vectors.detach().clone())
+        readers = None if self.readers is None else self.readers.detach().clone()
+        return Values(self.strengths.detach().clone(), self.vectors.detach().clone(), readers)
+
+    def restore(self, other: Values) -> None:
+        """Take another's values, in place."""
+        for mine, theirs in ((self.strengths, other.strengths), (self.vectors, other.vectors), (self.readers, other.readers)):
+            if mine is not None and theirs is not None:
+                mine.data.copy_(theirs)
 
     @property
     def finite(self) -> bool:
@@ -59,7 +68,10 @@ class Values:
 class Space:
     """Edits of one kind over some layers of a running model, starting from a direction."""
 
-    def __init__(self, model: RunningModel, kind: Kind, direction: Direction, layers: Seq[int], source: int | None) -> None:
+    def __init__(self, model: RunningModel, kind: Kind, direction: Direction, layers: Seq[int], source: int | None,
+                 *, oblique: bool = False) -> None:  # fmt: skip
+        # behind a norm what is read is not what the residual stream gets
+        self.oblique = oblique and kind == "remove" and not model.architecture.family.post_norm
         self.model, self.kind, self.direction = model, kind, direction
         self.layers, self.source = list(layers), source
         self.norms = torch.tensor([float(direction.resid_norm[direction.row(x)]) for x in self.layers], device=model.device)
@@ -99,7 +111,8 @@ class Space:
         if self.kind == "add":
             vectors = vectors * (strength / len(self.layers))
             return Values(torch.ones((len(self.layers), 1), device=self.model.device), vectors)
-        return Values(torch.full((len(self.layers), len(self.roles)), strength, device=self.model.device), vectors)
+        strengths = torch.full((len(self.layers), len(self.roles)), strength, device=self.model.device)
+        return Values(strengths, vectors, vectors.clone() if self.oblique else None)
 
     @contextlib.contextmanager
     def hooked(self, values: Values) -> Iterator[None]:
@@ -126,8 +139,10 @@ class Space:
             unit = values.vectors[site.layer]
             unit = unit if site.gain is None else unit * site.gain
             unit = unit / unit.norm()
+            reader = unit if values.readers is None else values.readers[site.layer] / values.readers[site.layer].norm()
             wide = y.float()
-            found: torch.Tensor = (wide - (values.strengths[site.layer, site.role] * (wide @ unit))[..., None] * unit).to(y.dtype)
+            taken = values.strengths[site.layer, site.role] * (wide @ reader)
+            found: torch.Tensor = (wide - taken[..., None] * unit).to(y.dtype)
             return found
 
         return lambda _m, _i, output: _changed(output, linear)
@@ -136,7 +151,9 @@ class Space:
         """Put values back into the space: strengths within 0 to 1 and unit vectors for a removal."""
         if self.kind == "remove":
             values.strengths.data.clamp_(0.0, 1.0)
-            values.vectors.data.div_(values.vectors.data.norm(dim=1, keepdim=True))
+            for rows in (values.vectors, values.readers):
+                if rows is not None:
+                    rows.data.div_(rows.data.norm(dim=1, keepdim=True))
 
     def edit(self, values: Values, name: str, method: str, *, learned: bool) -> tuple[EditSpec, Direction]:
         """The point as an Edit and the Direction that it names; layers and roles whose strength is 0 are left out.
@@ -146,7 +163,9 @@ class Space:
         """
         strengths = values.strengths.detach().double().cpu().numpy()
         vectors = values.vectors.detach().double().cpu().numpy()
-        direction = self.direction if not learned else self._direction(vectors, method)
+        readers = None if values.readers is None else values.readers.detach().float().cpu().numpy()
+        learned = learned or readers is not None
+        direction = self.direction if not learned else self._direction(vectors, method, readers)
         doses = np.abs(strengths[:, 0]) * np.linalg.norm(vectors, axis=1) if self.kind == "add" else strengths.max(1)
         kept = [k for k, dose in enumerate(doses) if dose > 5e-4]
         if not kept:
@@ -157,8 +176,9 @@ class Space:
             step = _addition(digest, source, layers, doses[kept])
         else:
             rows = {role: [round(float(strengths[k, r]), 4) for k in kept] for r, role in enumerate(self.roles)}
-            step = EditStep(kind="remove", direction=digest, source=source, layers=layers, amount=1.0,
-                            roles=[r for r in self.roles if any(rows[r])], strengths={r: x for r, x in rows.items() if any(x)})  # fmt: skip
+            step = EditStep(kind="oblique" if self.oblique else "remove", direction=digest, source=source, layers=layers, amount=1.0,
+                            roles=[r for r in self.roles if any(rows[r])],
+                            strengths={r: x for r, x in rows.items() if any(x)})  # fmt: skip
         return EditSpec(name=name, steps=[step]), direction
 
     def values_of(self, spec: EditSpec, directions: Mapping[str, Direction]) -> Values:
@@ -172,18 +192,20 @@ class Space:
             unit = torch.tensor(direction.unit(layer if step.source == "each" else step.source), dtype=torch.float32)
             dose = rows["*"][layer] if self.kind == "add" else 1.0
             values.vectors[k] = (dose * unit).to(values.vectors.device)
+            if values.readers is not None and direction.readers is not None:
+                values.readers[k] = torch.tensor(direction.readers[direction.row(layer)]).to(values.readers.device)
             for r, role in enumerate(self.roles if self.kind == "remove" else []):
                 values.strengths[k, r] = rows.get(role, rows.get("*", {})).get(layer, 0.0)
         return values
 
-    def _direction(self, vectors: Any, method: str) -> Direction:
+    def _direction(self, vectors: Any, method: str, readers: Any = None) -> Direction:
         """The starting direction with these layers' vectors in its place; the means and norms stay those of the layers."""
         old = self.direction
         rows = [old.row(x) for x in self.layers]
         meta = old.meta.model_copy(update={"layers": list(self.layers), "method": method, "candidates": [], "rule": "",
                                            "quality": [q for q in old.meta.quality if q.layer in self.layers]})  # fmt: skip
         return replace(old, vectors=vectors.astype(np.float32), resid_norm=old.resid_norm[rows],
-                       mean_shows=old.mean_shows[rows], mean_lacks=old.mean_lacks[rows], meta=meta, readers=None)  # fmt: skip
+                       mean_shows=old.mean_shows[rows], mean_lacks=old.mean_lacks[rows], meta=meta, readers=readers)  # fmt: skip
 
 
 def _addition(digest: str, source: Any, layers: list[int], doses: Any) -> EditStep:

@@ -140,7 +140,7 @@ class SharedStudy:
     @property
     def _folder(self) -> Path:
         assert self.path is not None
-        return self.path.with_name(self.path.name + ".locks")
+        return self.path.with_name(f".{self.path.name}.locks")
 
     def _worker(self, name: str) -> Path:
         return self._folder / ("worker-" + name.rpartition(":")[2])

@@ -1,0 +1,203 @@
+"""Ours against a black-box baseline and the closed forms: one machine, one runtime, one confirmation for all.
+
+    python benchmarks/search/compare.py MODEL [--trials 24] [--points 4] [--tokens 128] [--threads 2] [-o FILE.json]
+
+(a) :class:`weightsmith.search.run.Search`: closed forms by single layer, a sweep of two descents. (b) :mod:`baseline`: TPE
+over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All read the
+same 48 + 48 prompts. The clock of each runs from the loaded model to its front; then the front's points (at most
+``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read by the refusal scorer;
+damage is KL(base ‖ edited) over the tokens of the base's own answers to 24 harmless ones; over-refusal is read on 24 harmless
+requests that look harmful. The hypervolume's box ends at the base's own rate of refusals and at a KL of 0.5.
+
+Prediction. The baseline generates trials × 48 × 32 tokens and passes as many prompts; with 0.5 G parameters at 2 FLOP each
+that is 37 TFLOP of decoding and 5 of prompts for 24 trials, at 60 to 100 GFLOP/s seven to twelve minutes. Ours answers 96
+prompts once (12 tokens: 1.2 TFLOP, and 1.5 of prompts), and makes about ten steps over 8 + 8 prompts of which 60% of the
+layers are passed, forward and backward (0.3 TFLOP each): a tenth of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from baseline import run_baseline
+
+from weightsmith.checkpoint import open_checkpoint
+from weightsmith.features.prompts import PromptSets, prompt_sets
+from weightsmith.features.recipe import load_feature
+from weightsmith.features.select import compile_hooks, kl_rows
+from weightsmith.measure.refusal import read
+from weightsmith.measure.stats import wilson
+from weightsmith.measure.suites import shipped_sets
+from weightsmith.options import RunOptions
+from weightsmith.runtime import Continuation, RunningModel, answer_states, generate, load, steering
+from weightsmith.search import closed
+from weightsmith.search.front import hypervolume
+from weightsmith.search.gradient import Descent
+from weightsmith.search.material import Sizes
+from weightsmith.search.run import Plan, Search
+
+REFERENCE = 0.5
+HERE = Path(__file__).parent
+OURS = Plan("remove", Sizes(32, 16, 12), Descent(weights=(100.0, 20.0), steps=7, more=3, check=7, rate=0.05, turn=0.002),
+            few=True, screen=6, keep=1, factors=())  # fmt: skip
+
+
+@dataclass
+class Confirmation:
+    """One edit on the report's prompts: refusals and degenerate answers of 24 harmful ones, refusals of 24 that only look
+    harmful, KL over response tokens of 24 harmless ones."""
+
+    side: str
+    what: str
+    refuses: int
+    degenerate: int
+    over: int
+    kl: float
+    n: int
+
+
+@dataclass
+class Side:
+    """What one side did before its confirmation."""
+
+    name: str
+    seconds: float
+    prefilled: int
+    generated: int
+    edits: list[tuple[str, Any, Any]] = field(default_factory=list)
+
+
+class Judge:
+    """The same confirmation for all sides."""
+
+    def __init__(self, model: RunningModel, sets: PromptSets, tokens: int) -> None:
+        self.model, self.tokens = model, tokens
+        self.prompts = {"harmful": sets.report.shows, "borderline": shipped_sets("over-refusal").report.shows[:24]}
+        self.ids = {k: [self._ids(p) for p in v] for k, v in self.prompts.items()}
+        plain = [self._ids(p) for p in sets.report.lacks]
+        said = generate(model, plain, tokens, "base answers")
+        self.own = [Continuation(tuple(p), tuple(a)) for p, a in zip(plain, said, strict=True) if a]
+        self.states = answer_states(model, self.own)
+
+    def _ids(self, prompt: str) -> list[int]:
+        return self.model.encode([{"role": "user", "content": prompt}])
+
+    def __call__(self, side: str, what: str, hooks: Seq[Any]) -> Confirmation:
+        verdicts = {}
+        with steering(self.model, hooks):
+            for kind, ids in self.ids.items():
+                tokens = self.tokens if kind == "harmful" else self.tokens // 2
+                said = generate(self.model, ids, tokens, f"{side}: {kind}")
+                verdicts[kind] = [read(p, self.model.decode(a), ended=len(a) < tokens).verdict
+                                  for p, a in zip(self.prompts[kind], said, strict=True)]  # fmt: skip
+            states = answer_states(self.model, self.own)
+        kl = float(np.mean([float(x.mean()) for x in kl_rows(self.model, self.states, states)]))
+        count = verdicts["harmful"].count
+        return Confirmation(side, what, count("refuses"), count("degenerate"), verdicts["borderline"].count("refuses"), kl,
+                            len(self.ids["harmful"]))  # fmt: skip
+
+
+def ours(model: RunningModel, recipe: str) -> tuple[Side, Search]:
+    """(a)"""
+    spec, folder = load_feature(recipe)
+    begun = time.perf_counter()
+    search = Search(model, spec, prompt_sets(spec, folder), OURS)
+    search.gather()
+    search.floor()
+    search.descend()
+    points = [p for p in search.points() if p.front]
+    seconds = time.perf_counter() - begun
+    for stretch in search.stretches:
+        print(f"    {stretch.name}: {stretch.seconds:.1f} s, passed {stretch.passed}, backward {stretch.backward}")
+    print("    savings:", {k: round(v, 2) for k, v in search.ledger.factors().items()})
+    names = {p.name for p in points}
+    chosen = sorted((f for f in search.found if f.point.name in names), key=lambda f: f.point.damage)
+    return Side("ours", seconds, search.ledger.passed, search.ledger.generated,
+                [(f.point.what, f.spec, f.directions) for f in chosen]), search  # fmt: skip
+
+
+def closed_forms(model: RunningModel, search: Search, seconds: float) -> Side:
+    """(c), on the material that (a) has read; its reading counts."""
+    assert search.material is not None
+    begun, before = time.perf_counter(), search.ledger.passed
+    made = closed.candidates(model, search.material, search.layers)
+    best = closed.screened(model, search.problem, made, search.loss, 16, len(made))
+    seconds += time.perf_counter() - begun
+    gathered = next(s for s in search.stretches if s.name == "the base's answers")
+    passed = gathered.passed + search.ledger.passed - before
+    return Side("closed forms", seconds, passed, gathered.generated,
+                [(f"{m.method}: {m.what}", m.spec, m.directions) for m in best])  # fmt: skip
+
+
+def spread(edits: list[Any], most: int) -> list[Any]:
+    """At most ``most`` of them, evenly over their order, the ends among them."""
+    places = np.linspace(0, len(edits) - 1, min(most, len(edits))).round().astype(int)
+    return [edits[i] for i in dict.fromkeys(places.tolist())]
+
+
+def main() -> None:
+    """Run all sides and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--trials", type=int, default=24)
+    parser.add_argument("--points", type=int, default=4)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--out")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    recipe = str(HERE / "refusal.yaml")
+    model = load(open_checkpoint(args.model), RunOptions(threads=args.threads, use_cache=False, seed=args.seed))
+    spec, folder = load_feature(recipe)
+    sets = prompt_sets(spec, folder)
+    judge = Judge(model, sets, args.tokens)
+    base = judge("base", "the base itself", [])
+    low, high = wilson(base.refuses, base.n)
+    print(f"base: {base.refuses} of {base.n} refusals [{low:.2f}, {high:.2f}], {base.degenerate} degenerate, {base.over} of 24 over-refusals")
+    mine, search = ours(model, recipe)
+    gathered = next(s.seconds for s in search.stretches if s.name == "the base's answers")
+    sides, rows = [mine], [judge("ours", w, compile_hooks(model, s, d)) for w, s, d in spread(mine.edits, args.points)]
+    report(base, sides, rows)
+    sides.append(closed_forms(model, search, gathered))
+    rows += [judge("closed forms", w, compile_hooks(model, s, d)) for w, s, d in sides[-1].edits[: args.points]]
+    report(base, sides, rows)
+    harmful, harmless = ([*getattr(sets.extract, k), *getattr(sets.select, k)] for k in ("shows", "lacks"))
+    found = run_baseline(model, harmful, harmless, args.trials, args.seed)
+    edits = [(f"trial {t.number}: {t.refusals} of 48 by markers, first-token KL {t.kl:.4f}", t.spec, t.directions) for t in found.front]
+    sides.append(Side("baseline", found.seconds, found.prefilled, found.generated, edits))
+    rows += [judge("baseline", w, compile_hooks(model, s, d)) for w, s, d in spread(edits, args.points + 2)]
+    report(base, sides, rows)
+    if args.out:
+        data = {"base": asdict(base), "sides": [{k: v for k, v in asdict(s).items() if k != "edits"} for s in sides],
+                "rows": [asdict(r) for r in rows], "options": vars(args)}  # fmt: skip
+        Path(args.out).write_text(json.dumps(data, indent=1))
+
+
+def report(base: Confirmation, sides: Seq[Side], rows: Seq[Confirmation]) -> None:
+    """The table so far; ratios against the baseline where it has run."""
+    print()
+    for side in sides:
+        mine = [r for r in rows if r.side == side.name]
+        volume = hypervolume([(1 - r.refuses / max(1, base.refuses), r.kl) for r in mine], REFERENCE)
+        print(f"{side.name}: {side.seconds:.1f} s, prefilled {side.prefilled}, generated {side.generated}, hypervolume {volume:.4f}")
+        for r in sorted(mine, key=lambda r: r.kl):
+            print(f"    {r.refuses:2d} of {r.n} refuse, {r.degenerate} degenerate, {r.over} of 24 over-refusals, KL {r.kl:.4f}   {r.what}")
+    by_name = {s.name: s for s in sides}
+    if "baseline" in by_name:
+        a, b = by_name["ours"], by_name["baseline"]
+        print(f"ours / baseline: time {a.seconds / b.seconds:.3f}, generated {a.generated / b.generated:.3f}, "
+              f"prefilled {a.prefilled / b.prefilled:.3f}, both {(a.prefilled + a.generated) / (b.prefilled + b.generated):.3f}")  # fmt: skip
+    print(flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Keeping an addition fluent: what the edited model says itself is read, and its repetitions are unlearned.
+
+Teacher-forced losses never see the model's own answers, where a constant that pushes at every token tends to end in loops.
+So a few rounds run on the model's own text: answers are generated under the edit, and the tokens that complete a group of
+three tokens that was said before are made unlikely (unlikelihood training, Welleck et al. 2020, arXiv 1908.04319, section
+4.2), beside the losses of the descent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..runtime import generate
+from .gradient import Descent, Snapshot, look, optimiser_for
+from .objectives import Problem
+from .passes import Rows, Tree
+from .space import Space, Values
+
+GRAM = 3
+LIKELY = math.log(0.02)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """How often the model is asked, for how many tokens, and how many steps follow each time."""
+
+    rounds: int = 2
+    tokens: int = 56
+    steps: int = 6
+    batch: int = 8
+    prompts: int = 24
+    weight: float = 1.0
+
+
+def repeats(answer: Seq[int], gram: int = GRAM) -> list[int]:
+    """Places of tokens that complete a group of ``gram`` tokens that was said before in the same answer."""
+    seen: set[tuple[int, ...]] = set()
+    found = []
+    for at in range(gram - 1, len(answer)):
+        group = tuple(answer[at - gram + 1 : at + 1])
+        if group in seen:
+            found.append(at)
+        seen.add(group)
+    return found
+
+
+def unlearn(
+    problem: Problem, space: Space, begin: Snapshot, how: Descent, rounds: Rounds,
+    tell: Callable[[str, int, int], None] = lambda *_: None,
+) -> list[Snapshot]:  # fmt: skip
+    """Rounds of asking and unlearning from ``begin``; one snapshot a round."""
+    values, found = begin.values.copy(), list[Snapshot]()
+    params = [values.vectors.requires_grad_()]
+    optimiser = optimiser_for(values, params, how, 1.0)
+    rng = np.random.default_rng(how.seed + 1)
+    asked = [problem.effect.items[i].tree.prompt for i in problem.effect.train[: rounds.prompts]]
+    for turn in range(rounds.rounds):
+        with torch.no_grad(), space.hooked(values):
+            said = generate(problem.model, asked, rounds.tokens, "reading what the edit says")
+        problem.passes.ledger.generated += sum(map(len, said))
+        marked = [(Tree.of(p, [a]), repeats(a)) for p, a in zip(asked, said, strict=True) if a]
+        rows = problem.passes.prepare([t for t, _ in marked])
+        for step in range(rounds.steps):
+            tell("unlearning repetitions", turn * rounds.steps + step, rounds.rounds * rounds.steps)
+            before = values.vectors.detach().clone()
+            if not _step(problem, space, values, params, optimiser, rows, [m for _, m in marked], how, rounds, begin.weight, rng):
+                values.vectors.data.copy_(before)
+        seen = look(problem, space, values)
+        if seen is not None:
+            found.append(Snapshot(values.copy(), seen, begin.weight, begin.step, f"and round {turn + 1} of unlearning repetitions"))
+    tell("unlearning repetitions", rounds.rounds * rounds.steps, rounds.rounds * rounds.steps)
+    return found
+
+
+def _step(
+    problem: Problem, space: Space, values: Values, params: list[torch.Tensor], optimiser: torch.optim.Optimizer, rows: Rows,
+    marked: list[list[int]], how: Descent, rounds: Rounds, weight: float, rng: np.random.Generator,
+) -> bool:  # fmt: skip
+    """One step on repetitions, effect and damage; false where the gradient is not finite."""
+
+    def pick(places: Seq[int], n: int) -> list[int]:
+        return [places[int(i)] for i in rng.permutation(len(places))[:n]]
+
+    chosen = pick(range(len(marked)), rounds.batch)
+
+    def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor | None:
+        total = states[0].new_zeros(())
+        for i, logprobs in zip(which, problem.logprobs(states), strict=True):
+            tree = rows.trees[i]
+            node = logprobs[list(tree.reads), list(tree.tokens)][marked[i]]
+            # what is unlikely already has nothing to unlearn, and its gradient would drown in numbers too small to multiply fast
+            node = node[node > LIKELY]
+            if len(node):
+                total = total - torch.log1p(-node.exp().clamp(max=1 - 1e-4)).sum() / len(tree.tokens)
+        return total * (rounds.weight / len(chosen))
+
+    with space.hooked(values):
+        parts = [problem.passes.each(rows, chosen, use, params)[1],
+                 problem.effect_loss(pick(problem.effect.train, how.batch), params)[1]]  # fmt: skip
+        for group in (problem.damage, *problem.protect.values()):
+            parts.append(problem.distance_loss(group, pick(group.train, how.batch), weight, params)[1])
+    gradient = torch.stack([p[0] for p in parts]).sum(0)
+    if not bool(torch.isfinite(gradient).all()):
+        return False
+    params[0].grad = gradient
+    optimiser.step()
+    return True
