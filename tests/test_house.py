@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import weightsmith
-from weightsmith import architecture, claimed, compared, errors, measured, records
+from weightsmith import architecture, claimed, compared, errors, measured, records, searched
 from weightsmith.features.prompts import NEAR, PARTS, prompt_sets, read_prompts, similarity
 from weightsmith.features.recipe import PromptSource, TwoSources, load_feature, shipped_features
 from weightsmith.measure import sets
@@ -28,7 +28,7 @@ from weightsmith.registry import Registry
 SOURCE = Path(weightsmith.__file__).parent
 FLOORS: dict[str, int] = {
     **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "searched", "storage", "held",
-                     "registry", "options"), 0),  # fmt: skip
+                     "registry", "options"), 0),
     **dict.fromkeys(("formats", "checkpoint", "hub", "architecture", "cards"), 1),
     **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
     **dict.fromkeys(("runtime", "features", "measure", "search"), 3),
@@ -276,7 +276,7 @@ def test_errors_are_one_tree_and_only_bad_verdicts_exit_with_1() -> None:
 
 def test_every_written_schema_has_a_name_and_a_version() -> None:
     ids = [records.DIRECTION, records.EDIT, records.DERIVATION, measured.MEASUREMENTS, claimed.CLAIMS, compared.COMPARISON,
-           sets.SCENARIOS, sets.ASKED_REFUSALS]  # fmt: skip
+           searched.SEARCH, sets.SCENARIOS, sets.ASKED_REFUSALS]  # fmt: skip
     assert all(re.fullmatch(r"weightsmith/[a-z-]+/\d+", i) for i in ids)
     assert len(set(ids)) == len(ids)
 

@@ -16,7 +16,7 @@ from .common import Json, Model, console, plain, print_json, safe, with_run_opti
 if TYPE_CHECKING:
     from rich.console import Console
 
-COLUMNS = 100
+COLUMNS, GAP = 100, 2
 #: how an interrupted search ends
 KEPT = ", and what was found so far, if anything, is in the run's folder: --resume goes on from there"
 
@@ -52,7 +52,10 @@ def command(
     confirm: Annotated[int, typer.Option(help="Points of the front to confirm on unseen prompts.", min=0)] = 3,
     confirm_n: Annotated[int, typer.Option(help="Prompts a condition in a confirmation.", min=2)] = 24,
     confirm_tokens: Annotated[int, typer.Option(help="Tokens of an answer in a confirmation.", min=1)] = 96,
-    workers: Annotated[str | None, typer.Option(help="A number, ray, or ray:HOST:PORT (extra ray).")] = None,
+    workers: Annotated[
+        str | None,
+        typer.Option(help="Descents and confirmations on workers: a number, ray, or ray:HOST:PORT (extra ray)."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts' order and of trials.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Search a feature that can't be separated, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
@@ -108,9 +111,11 @@ def _point(point: Any) -> None:
 def print_search(record: Any, model: str, out: Path) -> None:
     """The front as a table, what was confirmed of it, the point to take, and what to do next; at most 100 columns."""
     screen = console()
-    value, low, high = record.separation or (0.0, 0.0, 0.0)
-    _lines(screen, f"{record.kind} {plain(record.feature)}: {len(record.points)} candidates, {len(record.front)} on the front; "
-                   f"layer {record.source} separates held-out prompts with AUROC {value:.3f} \\[{low:.3f}, {high:.3f}]\n")  # fmt: skip
+    _lines(screen, f"{record.kind} {plain(record.feature)}: {len(record.points)} candidates, {len(record.front)} on the front")
+    if record.separation is not None:
+        value, low, high = record.separation
+        found = f"AUROC {value:.3f} \\[{low:.3f}, {high:.3f}]"
+        _lines(screen, f"layer {record.source} separates held-out prompts with {found}\n")
     _front(screen, record)
     _confirmations(screen, record)
     for note in record.notes:
@@ -120,7 +125,7 @@ def print_search(record: Any, model: str, out: Path) -> None:
     _lines(screen, f"[dim]{seconds:.0f} s: {parts}[/]")
     taken = next((p for p in record.points if p.name == record.chosen), None)
     if taken is not None:
-        why = "the knee" if record.target is None else f"nearest to the target of {record.target:g}"
+        why = "the knee" if record.target is None or not taken.confirmed else f"nearest to the target of {record.target:g}"
         _lines(screen, f"take {plain(taken.name)} ({why}); wrote {plain(str(out))}: search.json, report.html, edits/")
         # in one piece, whatever its length: it is there to be copied
         screen.print(f"[dim]next: weightsmith edit {plain(model)} {plain(str(out / taken.edit))} -o OUT[/]", soft_wrap=True)
@@ -131,17 +136,19 @@ def _lines(screen: Console, text: str) -> None:
 
 
 def _table(screen: Console, headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Figures whole, the last column cut to what is left of the line."""
+    """Figures whole, and of the last column as much as the line has room for."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for i, heading in enumerate(headings):
-        last = i == len(headings) - 1
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=None if last else max(len(heading), 1),
-                         ratio=1 if last else None)  # fmt: skip
+    width = min(COLUMNS, screen.width)
+    taken = [max(len(row[i]) for row in [headings, *rows]) + GAP for i in range(len(headings) - 1)]
+    room = max(len(headings[-1]), width - sum(taken))
+    table = Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    for heading in headings:
+        table.add_column(heading, no_wrap=True)
     for row in rows:
-        table.add_row(*row)
-    screen.print(table, width=min(COLUMNS, screen.width))
+        last = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
+        table.add_row(*(plain(cell) for cell in (*row[:-1], last)))
+    screen.print(table, width=width)
     screen.print()
 
 
@@ -151,9 +158,9 @@ def _front(screen: Console, record: Any) -> None:
     for p in record.front:
         mark = " knee" if p.knee else ""
         mark += " taken" if p.name == record.chosen and not p.knee else ""
-        rows.append([plain(p.name) + mark, f"{p.effect:+.2f} \\[{p.effect_low:+.2f}, {p.effect_high:+.2f}]",
+        rows.append([p.name + mark, f"{p.effect:+.2f} [{p.effect_low:+.2f}, {p.effect_high:+.2f}]",
                      *(["" if p.chance is None else f"{p.chance:.1%}"] if odds else []),
-                     f"{p.damage:.4f} \\[{p.damage_low:.4f}, {p.damage_high:.4f}]", plain(p.what)])  # fmt: skip
+                     f"{p.damage:.4f} [{p.damage_low:.4f}, {p.damage_high:.4f}]", p.what])  # fmt: skip
     _table(screen, ["front", "effect, nats", *(["chance"] if odds else []), "KL, nats/token", "what"], rows)
 
 
@@ -163,9 +170,9 @@ def _confirmations(screen: Console, record: Any) -> None:
     for p in record.front:
         for figure in p.confirmed[:1]:
             base = "" if figure.base is None else f"{figure.base:.2f} → "
-            verdict = (figure.verdict or "") + (" [yellow]disagrees[/]" if p.disagrees else "")
-            rows.append([plain(p.name), f"{base}{figure.value:.2f} \\[{figure.low:.2f}, {figure.high:.2f}]", verdict.strip(),
-                         str(figure.n), plain(figure.name)])  # fmt: skip
+            said = ", ".join(w for w in (figure.verdict, "disagrees" if p.disagrees else "") if w)
+            value = f"{base}{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
+            rows.append([p.name, value, said, str(figure.n), figure.name])
     if rows:
         _table(screen, ["confirmed", "base → edited", "verdict", "n", "of"], rows)
     for p in record.front:

@@ -35,7 +35,9 @@ from .files import as_checkpoint
 
 if TYPE_CHECKING:
     from ..features.prompts import PromptSets
+    from ..features.recipe import FeatureSpec
     from ..search.run import Found, Plan, Search
+    from ..search.workers import Crew
 
 Model = Checkpoint | str | Path
 LEAST = 4  # prompts of each side and part
@@ -48,11 +50,13 @@ class SearchOptions:
 
     ``kind`` is ``remove`` or ``add``. ``prompts`` of each side are trained on, ``held`` are held out, answers have
     ``tokens`` tokens. ``weights`` are those of the damage, in the order of the sweep. ``directions`` lets the descent turn
-    the directions as well, ``oblique`` lets what is read differ from what is written. ``protect`` names features that must not move. ``trials`` of black-box search are added
-    (``sampler`` ``tpe`` or ``nsga2``). An addition aims ``level`` times as far as the persona takes the model, and
-    ``rounds`` of unlearning its own repetitions follow. ``confirm`` points of the front are measured on ``confirm_n`` unseen
-    prompts a condition, with answers of ``confirm_tokens`` tokens. ``target`` is the wanted value of the feature's own score (a rate,
-    a mean sentiment), which chooses the point in place of the knee. ``force`` searches a feature that can't be separated.
+    the directions as well, ``oblique`` lets what is read differ from what is written. ``protect`` names features that must
+    not move. ``trials`` of black-box search are added (``sampler`` ``tpe`` or ``nsga2``). An addition aims ``level`` times as
+    far as the persona takes the model, and ``rounds`` of unlearning its own repetitions follow. ``confirm`` points of the
+    front are measured on ``confirm_n`` unseen prompts a condition, with answers of ``confirm_tokens`` tokens. ``target`` is
+    the wanted value of the feature's own score (a rate, a mean sentiment), which chooses the point in place of the knee.
+    ``workers`` (a number, ``ray`` or ``ray:HOST:PORT``) run the descents, each from the closed form, and the confirmations.
+    ``force`` searches a feature that can't be separated.
     """
 
     kind: str = "remove"
@@ -97,11 +101,17 @@ def search(
 
     Raises:
         UsageError: bad options, or a folder of another search; OutputExists; EditError: a feature that the model does not
-        show or whose sides can't be told apart; RecipeError; OutOfMemory; UnsupportedModel.
+        show or whose sides can't be told apart; RecipeError; OutOfMemory; UnsupportedModel; MissingExtra; ResourceError: workers
+        were lost.
     """
     wish = SearchOptions(**wishes)
     options = options or RunOptions()
-    return _Run(model, feature, Path(out), wish, options, listener or Listener()).go()
+    run = _Run(model, feature, Path(out), wish, options, listener or Listener())
+    try:
+        return run.go()
+    finally:
+        if run.crew is not None:
+            run.crew.release()
 
 
 def search_plan(wish: SearchOptions, options: RunOptions, *, personas: bool) -> Plan:
@@ -139,8 +149,9 @@ def search_plan(wish: SearchOptions, options: RunOptions, *, personas: bool) -> 
     if not wish.directions and wish.kind == "remove":
         how = replace(how, turn=0.0)
     return Plan(wish.kind, Sizes(wish.prompts, wish.held, wish.tokens), how, wish.start, trials=wish.trials,  # type: ignore[arg-type]
-                factors=(0.7, 0.4) if wish.kind == "remove" else (0.5, 0.75, 1.25, 1.5), reference=wish.reference, oblique=wish.oblique,
-                level=wish.level, rounds=Rounds(wish.rounds) if wish.rounds and personas else None, force=wish.force)  # fmt: skip
+                factors=(0.7, 0.4) if wish.kind == "remove" else (0.5, 0.75, 1.25, 1.5), reference=wish.reference,
+                oblique=wish.oblique, level=wish.level,
+                rounds=Rounds(wish.rounds) if wish.rounds and personas else None, force=wish.force)  # fmt: skip
 
 
 def refuse_few(name: str, sets: PromptSets) -> None:
@@ -150,6 +161,34 @@ def refuse_few(name: str, sets: PromptSets) -> None:
         if n < LEAST:
             raise UsageError(f"the recipe's split leaves {n} prompts {what}: too few to see anything", where=name,
                              hint=f"give `split` at least {LEAST} of {part}, and prompts for them")  # fmt: skip
+
+
+def refuse_spent(sets: PromptSets, wish: SearchOptions, name: str, theirs: PromptSets) -> None:
+    """Raise :class:`UsageError` where the search reads (nearly) all *report* prompts of a protected feature, so that none would be
+    left to confirm it with: this is known before the search and not after it."""
+    from ..measure.overlap import overlaps, sketch
+
+    read = {}
+    for part, n in (("extract", wish.prompts), ("select", wish.held)):
+        split = sets.part(part)
+        read[part] = [sketch(p) for p in dict.fromkeys((*split.shows[:n], *split.lacks[:n]))]
+    report = theirs.report
+    gone = {p for _, p in overlaps(read, list(dict.fromkeys((*report.shows, *report.lacks))))}
+    if min(sum(p not in gone for p in side) for side in (report.shows, report.lacks)) < 2:
+        raise UsageError("the search would read this feature's report prompts: none is left to confirm it with", where=name,
+                         hint="give its recipe other prompts, or --confirm 0")  # fmt: skip
+
+
+def _crew(wish: str | None, options: RunOptions) -> Crew | None:
+    """The workers, where some are wished for."""
+    if wish is None:
+        return None
+    from ..runtime.load import need_torch
+
+    need_torch()
+    from .search_workers import crew
+
+    return crew(wish, options)
 
 
 class _Run:
@@ -166,7 +205,7 @@ class _Run:
         spec, folder = load_feature(feature)
         self.plan = search_plan(wish, options, personas=spec.contrast.kind in ("personas", "pairs"))
         self.spec, self.sets = spec, prompt_sets(spec, folder)
-        self.protect = []
+        self.protect: list[tuple[FeatureSpec, PromptSets]] = []
         for name in wish.protect:
             other, where = load_feature(name)
             if other.name == spec.name:
@@ -176,6 +215,8 @@ class _Run:
             self.protect.append((other, prompt_sets(other, where)))
         for name, sets in [(spec.name, self.sets), *((s.name, p) for s, p in self.protect)]:
             refuse_few(name, sets)
+        for other, theirs in self.protect if wish.confirm else []:
+            refuse_spent(self.sets, wish, other.name, theirs)
         self.checkpoint = as_checkpoint(model, options)
         deep = self.checkpoint.architecture.n_layers
         if not 0 <= (wish.start or 0) < deep:
@@ -186,6 +227,7 @@ class _Run:
         self.earlier: list[str] = []  # notes of the run that is resumed
         self.confirmed: dict[str, MeasureRecord] = {}
         self.begun = time.perf_counter()
+        self.crew = _crew(wish.workers, options)
 
     def _earlier(self) -> SearchRecord | None:
         """The record of the run that is resumed.
@@ -207,8 +249,8 @@ class _Run:
 
     def _options(self) -> dict[str, Any]:
         wish = self.wish
-        kept = ("kind", "prompts", "held", "tokens", "steps", "directions", "oblique", "start", "trials", "sampler", "reference", "level",
-                "rounds", "force", "confirm_n", "confirm_tokens")  # fmt: skip
+        kept = ("kind", "prompts", "held", "tokens", "steps", "directions", "oblique", "start", "trials", "sampler",
+                "reference", "level", "rounds", "force", "confirm_n", "confirm_tokens")  # fmt: skip
         found = {k: getattr(wish, k) for k in kept}
         return found | {"weights": " ".join(f"{w:g}" for w in self.plan.descent.weights), "seed": self.options.seed,
                         "protect": " ".join(wish.protect)}  # fmt: skip
@@ -220,7 +262,7 @@ class _Run:
 
         running = load(self.checkpoint, self.options)
         self.search = Search(running, self.spec, self.sets, self.plan, self.protect, on_tick=self.listener.tick,
-                             on_found=self._found, on_stage=self._settle)  # fmt: skip
+                             on_found=self._found, on_stage=self._settle, crew=self.crew)  # fmt: skip
         self.search.gather()
         self.out.mkdir(parents=True, exist_ok=True)
         self._take_up()
@@ -231,6 +273,8 @@ class _Run:
             self._confirm()
             finished = True
         finally:  # whatever stops it, what was found stays
+            for found in self.search.found[-1:]:  # it may have stopped before this one's Edit was written
+                self._save(found)
             record = self._write(finished=finished)
         return record
 
@@ -266,17 +310,17 @@ class _Run:
             spec = load_edit(at)
             fresh = point.model_copy(update={"confirmed": [], "record": "", "disagrees": ""})
             search.take_up(Found(fresh, spec, find_directions(spec, at.parent, []), seen))
-        search.done = int(state["descents"])
-        search.ticks = [t for t in old.ticks if t.run < search.done]
+        search.ended = list(state["descents"])
+        search.ticks = [t for t in old.ticks if t.run in search.ended]
         gains = [Gain(**g) for g in state["gains"]]
         search.gains = [g for g in gains if g.stage != "black box"]  # Optuna's journal has these
         search.stretches[:0] = old.stretches
         self.settled, self.earlier = len(search.found), [n for n in old.notes if not n.startswith(LATER)]
 
     def _found(self, found: Found) -> None:
-        self.listener.point(found.point)
         self._save(found)
         self._write(finished=False)
+        self.listener.point(found.point)
 
     def _settle(self) -> None:
         """A stage (or one descent of the sweep) has ended."""
@@ -291,7 +335,7 @@ class _Run:
         for f in search.found:
             seen[f.point.name] = {k: getattr(f.seen, k).tolist() for k in ("odds", "damage", "distance")}
             seen[f.point.name]["protected"] = {n: x.tolist() for n, x in f.seen.protected.items()}
-        state = {"seen": seen, "descents": search.done, "settled": self.settled, "gains": [g.model_dump() for g in search.gains]}
+        state = {"seen": seen, "descents": search.ended, "settled": self.settled, "gains": [g.model_dump() for g in search.gains]}
         write_whole(self.out / "state.json", canonical_json(state), replace=True)
 
     def _save(self, found: Found) -> None:
@@ -348,7 +392,8 @@ class _Run:
             knee=next((p.name for p in points if p.knee), ""), chosen=chosen,
             target=self.wish.target, ticks=search.ticks,
             stretches=search.stretches, gains=search.gains, factors=search.ledger.factors(), options=self._options(),
-            ran=search.model.ran, versions={"weightsmith": __version__}, notes=list(dict.fromkeys([*self.earlier, *search.notes, *search.model.notes, *missed])),
+            ran=search.model.ran, versions={"weightsmith": __version__},
+            notes=list(dict.fromkeys([*self.earlier, *search.notes, *search.model.notes, *missed])),
             finished=finished,
         )  # fmt: skip
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,13 @@ from ..searched import Confirmed, Point
 from ..storage import canonical_json, write_whole
 
 if TYPE_CHECKING:
+    from ..direction import Direction
     from ..features.recipe import FeatureSpec
+    from ..measure.subject import Subject
+    from ..measure.suites import Suite
     from ..search.objectives import Problem
     from ..search.run import Found, Search
+    from .measure import Session
 
 FEW = 16  # fewer prompts than these are noted
 FAR = 0.1  # a predicted chance so far outside of the confirmed interval disagrees with it
@@ -33,43 +39,86 @@ def finalists(search: Search, most: int) -> list[Found]:
     return [front[i] for i in list(dict.fromkeys(i for i in order if 0 <= i < len(front)))[:most]]
 
 
+@dataclass(frozen=True, eq=False)
+class Brief:
+    """How finalists are measured: recipes by name or file, with the digests of their text and of their prompts. ``key`` tells
+    one brief from another."""
+
+    names: tuple[str, ...]
+    digests: tuple[tuple[str, str], ...]
+    suite: Suite
+    direction: Direction | None
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def of(cls, search: Search, feature: str, wish: Any) -> Brief:
+        """As the options want it."""
+        from ..measure.suites import Suite
+
+        assert search.material is not None
+        suite = Suite("confirmation", n=wish.confirm_n, tokens=wish.confirm_tokens, safety=min(12, wish.confirm_n), longer=0)
+        pairs = zip([feature, *wish.protect], [(search.spec, search.sets), *search.protect], strict=True)
+        asked = [(name, (spec.digest, sets.digest)) for name, (spec, sets) in pairs if _asked(spec)]
+        return cls(tuple(n for n, _ in asked), tuple(d for _, d in asked), suite,
+                   search.material.direction if _asked(search.spec) else None)  # fmt: skip
+
+    def session(self, checkpoint: Checkpoint, options: RunOptions) -> tuple[Session, Subject]:
+        """A session with this base, and the base."""
+        from .measure import Session
+
+        # a recipe of one's own may have taken prompts of the safety sets: those are left out, with a note
+        session = Session(checkpoint, self.names, options=options, suite=self.suite, drop_overlap=True, direction=self.direction)
+        assert session.base is not None, "a session with a model to compare with has a base"
+        return session, session.base
+
+
 def confirm(
     search: Search, feature: str, checkpoint: Checkpoint, wish: Any, options: RunOptions, folder: Path,
     confirmed: dict[str, MeasureRecord], say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Measure the finalists as hooks on the running model, each kept as a file as it ends."""
-    from ..features.select import compile_hooks
-    from ..measure.suites import Suite
-    from .measure import Session
-
-    suite = Suite("confirmation", n=wish.confirm_n, tokens=wish.confirm_tokens, safety=min(12, wish.confirm_n), longer=0)
-    specs = [search.spec, *(spec for spec, _ in search.protect)]
-    names = [name for name, spec in zip([feature, *wish.protect], specs, strict=True) if _asked(spec)]
+    """Measure the finalists as hooks on the running model, or on the workers, each kept as a file as it ends."""
     search.notes += _say_sight(search, wish, say)
-    session: Session | None = None
+    todo, names = [], []
     for found in finalists(search, wish.confirm):
         name = found.point.name
         file = folder / f"{name}.json"
+        names.append(name)
         if file.is_file():
             confirmed[name] = parse(MeasureRecord, read_json(file), file, MEASUREMENTS)
-            continue
-        if session is None:
-            assert search.material is not None
-            # a recipe of one's own may have taken prompts of the safety sets: those are left out, with a note
-            session = Session(checkpoint, names, options=options, suite=suite, drop_overlap=True,
-                              direction=search.material.direction if _asked(search.spec) else None)  # fmt: skip
-            assert session.base is not None, "a session with a model to compare with has a base"
-            session.base.adopt(search.model)
-            at = session
-            search.timed("confirmation: the base", at.measure_base)
-        now = session
-        now.base.adopt(search.model)  # type: ignore[union-attr]  # a base that no scorer asks was let go of
-        hooks = compile_hooks(search.model, found.spec, found.directions)
-        record = search.timed(f"confirmation: {name}", partial(now.compare_hooks, hooks, title=name))
+        else:
+            todo.append(found)
+
+    def keep(found: Found, record: MeasureRecord) -> None:
+        name = found.point.name
         folder.mkdir(parents=True, exist_ok=True)
-        write_whole(file, canonical_json(record.model_dump(by_alias=True)), replace=True)
+        write_whole(folder / f"{name}.json", canonical_json(record.model_dump(by_alias=True)), replace=True)
         confirmed[name] = record
         say(f"confirmed {name}")
+
+    if todo and search.crew is not None:
+        from .search_workers import confirm_apart
+
+        search.timed("confirmation", partial(confirm_apart, search, search.crew, Brief.of(search, feature, wish), todo, keep))
+    elif todo:
+        _confirm_here(search, Brief.of(search, feature, wish), checkpoint, options, todo, keep)
+    for name in names:  # in the order of the finalists, whichever ended first
+        confirmed[name] = confirmed.pop(name)
+
+
+def _confirm_here(
+    search: Search, brief: Brief, checkpoint: Checkpoint, options: RunOptions, todo: Sequence[Found],
+    keep: Callable[[Found, MeasureRecord], None],
+) -> None:  # fmt: skip
+    from ..features.select import compile_hooks
+
+    session, base = brief.session(checkpoint, options)
+    base.adopt(search.model)
+    search.timed("confirmation: the base", session.measure_base)
+    for found in todo:
+        base.adopt(search.model)  # a base that no scorer asks was let go of
+        hooks = compile_hooks(search.model, found.spec, found.directions)
+        name = found.point.name
+        keep(found, search.timed(f"confirmation: {name}", partial(session.compare_hooks, hooks, title=name)))
 
 
 def _asked(spec: FeatureSpec) -> bool:

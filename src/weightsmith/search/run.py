@@ -28,9 +28,12 @@ if TYPE_CHECKING:
     from ..features.prompts import PromptSets
     from ..features.recipe import FeatureSpec
     from ..runtime import RunningModel
+    from .workers import Crew
 
 SCREEN = 6  # held-out prompts of each kind that every closed form is tried on
 ROUNDS = 1000
+LEFT = 2  # prompts of each kind and part without which there is no interval
+APART = "the descents ran apart, on several workers: each began with the closed form, none where another one ended"
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,8 @@ class Plan:
 
     ``start`` is the first layer that may be edited (at 40% of the depth by default). ``weights`` are those of the damage, in
     the order of the sweep; ``turn`` of 0 keeps the directions of the closed form. ``reference`` is the damage at which the
-    hypervolume's box ends, nats per token. ``few`` tries single layers only as closed forms. An addition aims ``level`` times as far as the persona takes the model, and
-    ``rounds`` of unlearning repetitions follow its descent.
+    hypervolume's box ends, nats per token. ``few`` tries single layers only as closed forms. An addition aims ``level``
+    times as far as the persona takes the model, and ``rounds`` of unlearning repetitions follow its descent.
     """
 
     kind: Kind
@@ -88,7 +91,8 @@ class Search:
     gains: list[Gain] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     material: Material | None = None
-    done: int = 0  # descents that an earlier run has finished
+    ended: list[int] = field(default_factory=list)  # descents that are finished, by their place in the sweep
+    crew: Crew | None = None  # the workers that descents run on, apart from one another
 
     @property
     def start(self) -> int:
@@ -127,12 +131,13 @@ class Search:
         """Read and answer what candidates are compared on.
 
         Raises:
-            EditError: a feature that the model does not show, or whose sides can't be told apart.
+            EditError: a feature that the model does not show, or whose sides can't be told apart or get the same answers.
         """
         passes = Passes(self.model, self.start, self.ledger)
         self.material = self.timed("the base's answers", lambda: material.gather(
             self.model, self.spec, self.sets, self.plan.kind, self.plan.sizes, passes, protect=self.protect,
             force=self.plan.force, level=self.plan.level))  # fmt: skip
+        refuse_empty(self.spec.name, self.material.problem)
         self.notes += self.material.notes
         return self.material
 
@@ -158,19 +163,17 @@ class Search:
 
     def descend(self) -> None:
         """The sweep of descents from the best closed form, and its points made weaker; an interrupted sweep goes on where
-        its last whole descent ended."""
+        its last whole descent ended. On workers each descent begins with the closed form."""
         assert self.material is not None
         source = self._source()
         space = Space(self.model, self.plan.kind, self.material.direction, self.layers, source, oblique=self.plan.oblique)
-        earlier = [f for f in self.found if f.point.stage == "gradient"] if self.done else []
-        if earlier:
-            best = min(earlier, key=lambda f: self.loss(f.seen))
-            start = space.values_of(best.spec, best.directions)
-        else:
-            start = self._begin(space)
-        whole = self.plan.descent
-        how = replace(whole, weights=whole.weights[self.done :], steps=whole.more if self.done else whole.steps)
-        base_run = self.done
+        again, whole, apart = self._again(space), self.plan.descent, self.crew is not None
+        start = again[0].values if again and not apart else self._begin(space)
+        left = [i for i in range(len(whole.weights)) if i not in self.ended]
+        how = replace(whole, weights=tuple(whole.weights[i] for i in left),
+                      steps=whole.more if self.ended and not apart else whole.steps)  # fmt: skip
+        if apart:
+            self.notes.append(APART)
         learned = bool(how.turn) or self.plan.kind == "add"
 
         def keep(snapshot: gradient.Snapshot) -> None:
@@ -184,17 +187,17 @@ class Search:
             self._add("gradient", what, spec, {direction.digest(): direction}, snapshot.seen, snapshot.weight)
 
         def tick(t: Tick) -> None:
-            t = t.model_copy(update={"run": t.run + base_run})
+            t = t.model_copy(update={"run": left[t.run]})
             self.ticks.append(t)
             self.on_tick(t)
 
-        def ended() -> None:
-            self.done += 1
+        def ended(run: int) -> None:
+            self.ended.append(left[run])
             self.on_stage()
 
-        swept = self.timed("descents", lambda: gradient.sweep(self.problem, space, start, how, tick, keep, ended))
+        sweep = gradient.sweep if self.crew is None else self.crew.sweep
+        swept = self.timed("descents", lambda: sweep(self.problem, space, start, how, tick, keep, ended))
         self.notes += swept.notes
-        again = [gradient.Snapshot(start, best.seen, best.point.weight or 0.0, _step_of(best.point))] if earlier else []
         if not (swept.snapshots or again):
             return
         top = min([*again, *swept.snapshots], key=lambda s: self.loss(s.seen))
@@ -209,6 +212,15 @@ class Search:
             for weaker in self.timed("the same, weaker", lambda: gradient.scaled(self.problem, space, top, self.plan.factors)):
                 keep(weaker)
         self._gained("descents")
+
+    def _again(self, space: Space) -> list[gradient.Snapshot]:
+        """The best point of the descents that an earlier run has finished, if there is one."""
+        earlier = [f for f in self.found if f.point.stage == "gradient"] if self.ended else []
+        if not earlier:
+            return []
+        best = min(earlier, key=lambda f: self.loss(f.seen))
+        return [gradient.Snapshot(space.values_of(best.spec, best.directions), best.seen, best.point.weight or 0.0,
+                                  _step_of(best.point))]  # fmt: skip
 
     def _source(self) -> int:
         """The layer whose vector the descent starts from: the best single-layer candidate's, else the one that separates best."""
@@ -253,6 +265,8 @@ class Search:
         self.on_found(found)
 
     def _gained(self, stage: str) -> None:
+        # where the box ends with the most effect, it has grown: all stages are seen in the same one
+        self.gains = [g.model_copy(update={"hypervolume": self.hypervolume(g.points)}) for g in self.gains]
         self.gains.append(Gain(stage=stage, hypervolume=self.hypervolume(), points=len(self.found)))
 
     def pairs(self) -> list[tuple[float, float]]:
@@ -260,11 +274,12 @@ class Search:
         one, else in nats; damage with that of protected features."""
         return [pair(self.problem, f.seen) for f in self.found]
 
-    def hypervolume(self) -> float:
-        """Of what was found so far; the box ends at the plan's reference damage and at no chance left (or the most effect)."""
+    def hypervolume(self, first: int | None = None) -> float:
+        """Of what was found so far (or of the ``first`` so many); the box ends at the plan's reference damage and at no
+        chance left (or at the most effect of all)."""
         pairs = self.pairs()
         whole = 1.0 if self.problem.chance else max([e for e, _ in pairs], default=1.0)
-        return hypervolume(pairs, self.plan.reference, max(whole, 1e-9))
+        return hypervolume(pairs[:first], self.plan.reference, max(whole, 1e-9))
 
     def points(self) -> list[Point]:
         """All points, with the front, the knee and the best closed form marked."""
@@ -274,6 +289,21 @@ class Search:
         begin = min(closed_forms, key=lambda i: self.loss(self.found[i].seen), default=None)
         return [f.point.model_copy(update={"front": i in front, "knee": i == middle, "start": i == begin})
                 for i, f in enumerate(self.found)]  # fmt: skip
+
+
+def refuse_empty(feature: str, problem: Problem) -> None:
+    """Raise :class:`EditError` where the model's answers leave (nearly) nothing to compare candidates on."""
+    told = "only {n} of the prompts {part} get other answers where the feature is shown"
+    if problem.loss == "odds":
+        told = "only {n} prompts {part} show the feature in one way or lack it in the other"
+    quiet = "only {n} neutral prompts {part} have an answer that lacks the feature"
+    groups = [(told, problem.effect), (quiet, problem.damage)]
+    groups += [("only {n} prompts {part} of the protected " + name + " have an answer", g) for name, g in problem.protect.items()]
+    for words, group in groups:
+        for part, places in (("to train on", group.train), ("held out", group.held)):
+            if len(places) < LEFT:
+                raise EditError(words.format(n=len(places), part=part), where=feature,
+                                hint="give longer answers (--tokens) or more prompts, or choose another feature")  # fmt: skip
 
 
 def _step_of(point: Point) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -31,7 +31,7 @@ from .space import Kind, Space, Values
 if TYPE_CHECKING:
     from ..runtime import RunningModel
 
-F32 = np.ndarray[Any, np.dtype[np.float32]]
+Arrays = dict[str, np.ndarray[Any, np.dtype[np.float32]] | None]  # the fields of Values, as they travel
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +50,7 @@ class Task:
     chance: bool
     margin: float
     base: Seen
+    oblique: bool
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -63,7 +64,7 @@ class Task:
             raise EditError("the search has not read its prompts yet")
         return cls(problem.kind, problem.passes.start, space.layers, space.source, space.direction, _apart(problem.effect),
                    _apart(problem.damage), {n: _apart(g) for n, g in problem.protect.items()}, problem.loss, problem.chance,
-                   problem.margin, problem.base)  # fmt: skip
+                   problem.margin, problem.base, space.oblique)  # fmt: skip
 
     def on(self, model: RunningModel) -> tuple[Problem, Space]:
         """The same problem and space on a running model; the layers below the first edited one are read here."""
@@ -72,18 +73,18 @@ class Task:
                           self.loss, self.chance, self.margin, self.base)  # fmt: skip
         for group in (problem.effect, problem.damage, *problem.protect.values()):
             group.prepare(model, problem.passes)
-        return problem, Space(model, self.kind, self.direction, self.layers, self.source)
+        return problem, Space(model, self.kind, self.direction, self.layers, self.source, oblique=self.oblique)
 
 
 def _apart(group: Group) -> Group:
     """A group without what was read for it; teachers in memory of their own, since a view takes all of it along."""
     items = [_with(i, None if i.teacher is None else i.teacher.detach().to("cpu", copy=True).contiguous()) for i in group.items]
-    return Group(items, list(group.train), list(group.held), group.level)
+    return replace(group, items=items, rows=None, targets={})  # type: ignore[arg-type]  # as in a fresh one
 
 
 def _moved(group: Group, device: str) -> Group:
     items = [_with(i, None if i.teacher is None else i.teacher.to(device)) for i in group.items]
-    return Group(items, group.train, group.held, group.level)
+    return replace(group, items=items, targets={})
 
 
 def _with(item: Item, teacher: torch.Tensor | None) -> Item:
@@ -94,8 +95,7 @@ def _with(item: Item, teacher: torch.Tensor | None) -> Item:
 class Reading:
     """A snapshot as it travels."""
 
-    strengths: F32
-    vectors: F32
+    values: Arrays
     seen: Seen
     step: int
 
@@ -115,23 +115,25 @@ class Worker(workers.Worker):
 
     _ready: tuple[str, Problem, Space] | None = None
 
-    def descend(self, task: Task, strengths: F32, vectors: F32, how: Descent) -> Descended:
+    def descend(self, task: Task, begin: Arrays, how: Descent) -> Descended:
         """The descent for the one weight of ``how`` from the given values."""
         if self._ready is None or self._ready[0] != task.key:
             self._ready = (task.key, *task.on(self.model))
         _, problem, space = self._ready
-        found = gradient.sweep(problem, space, _values(strengths, vectors, self.model.device), how)
+        found = gradient.sweep(problem, space, _values(begin, self.model.device), how)
         spent, problem.passes.ledger = problem.passes.ledger, Ledger()
-        return Descended([Reading(*_arrays(s.values), s.seen, s.step) for s in found.snapshots], found.ticks, found.notes, spent)
+        return Descended([Reading(_arrays(s.values), s.seen, s.step) for s in found.snapshots], found.ticks, found.notes, spent)
 
 
-def _arrays(values: Values) -> tuple[F32, F32]:
-    return values.strengths.detach().cpu().numpy().copy(), values.vectors.detach().cpu().numpy().copy()
+def _arrays(values: Values) -> Arrays:
+    parts = {f.name: getattr(values, f.name) for f in fields(values)}
+    return {name: None if x is None else x.detach().cpu().numpy().copy() for name, x in parts.items()}
 
 
-def _values(strengths: F32, vectors: F32, device: str) -> Values:
+def _values(parts: Arrays, device: str) -> Values:
     # copied: what Ray hands out can't be written to
-    return Values(torch.tensor(strengths, device=device), torch.tensor(vectors, device=device))
+    made: dict[str, Any] = {name: None if x is None else torch.tensor(x, device=device) for name, x in parts.items()}
+    return Values(**made)
 
 
 class Crew(workers.Actors):
@@ -177,7 +179,7 @@ class Crew(workers.Actors):
         task, values, count = self.ray.put(Task.of(problem, space)), _arrays(begin), len(how.weights)
 
         def send(actor: Any, run: int) -> Any:
-            return actor.descend.remote(task, *values, replace(how, weights=(how.weights[run],)))
+            return actor.descend.remote(task, values, replace(how, weights=(how.weights[run],)))
 
         def tell(run: int) -> None:
             made = waiting.pop(run)
@@ -212,6 +214,6 @@ def _tell(made: Descended, run: int, weight: float, problem: Problem, found: Swe
         found.ticks.append(tick.model_copy(update={"run": run}))
         on_tick(found.ticks[-1])
     for r in made.readings:
-        snapshot = Snapshot(_values(r.strengths, r.vectors, problem.model.device), r.seen, weight, r.step)
+        snapshot = Snapshot(_values(r.values, problem.model.device), r.seen, weight, r.step)
         found.snapshots.append(snapshot)
         found.tell(snapshot)
