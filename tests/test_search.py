@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,14 @@ from weightsmith.searched import SEARCH, Point
 confirming = importlib.import_module("weightsmith.jobs.search_confirm")
 BOTH = [(c, k) for c in searching.CONTRASTS for k in ("remove", "add")]
 Runs = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_texts() -> Iterator[None]:
+    """Perplexity is read elsewhere: here it would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightsmith.measure.damage.perplexity_texts", lambda: ["the sea at night", "a letter from an old friend"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -317,7 +325,8 @@ def test_stopped_before_anything_was_found(world: Path, tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        searching.sought(world / "model", world / "prompt_sets.yaml", tmp_path / "run", options=replace(pico.CPU, progress=progress))
+        searching.sought(world / "model", world / "prompt_sets.yaml", tmp_path / "run",
+                         options=replace(pico.CPU, progress=progress))  # fmt: skip
     assert tree(tmp_path) == {}
 
 

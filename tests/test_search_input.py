@@ -6,6 +6,7 @@ import importlib
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -33,6 +34,14 @@ from weightsmith.searched import Confirmed, Point, SearchRecord
 loading = importlib.import_module("weightsmith.runtime.load")
 confirming = importlib.import_module("weightsmith.jobs.search_confirm")
 face = importlib.import_module("weightsmith.cli.search")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_texts() -> Iterator[None]:
+    """Perplexity is read elsewhere: here it would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("weightsmith.measure.damage.perplexity_texts", lambda: ["the sea at night", "a letter from an old friend"])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -132,8 +141,8 @@ def test_the_same_answers_either_way(world: Path, tmp_path: Path, contrast: str,
     file = mute / "model.safetensors"
     header, data = read_header(file), pico.tensors(mute)
     data["lm_head.weight"] = bytes(len(data["lm_head.weight"]))
-    write_file(file, [(s.name, s.dtype, s.shape, lambda out, raw=data[s.name]: out.write(raw)) for s in header.tensors],
-               header.metadata)  # fmt: skip
+    entries: list[Any] = [(s.name, s.dtype, s.shape, lambda out, raw=data[s.name]: out.write(raw)) for s in header.tensors]
+    write_file(file, entries, header.metadata)
     for force in ((), ("--force",)):
         refused(tmp_path, "search", mute, world / f"{contrast}.yaml", "-o", tmp_path / "run", *searching.CLI, kind, *force,
                 says=("error[edit-error]", "only 0 of the prompts to train on get other answers", "--tokens"))  # fmt: skip

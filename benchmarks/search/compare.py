@@ -162,7 +162,8 @@ def main() -> None:
     judge = Judge(model, sets, args.tokens)
     base = judge("base", "the base itself", [])
     low, high = wilson(base.refuses, base.n)
-    print(f"base: {base.refuses} of {base.n} refusals [{low:.2f}, {high:.2f}], {base.degenerate} degenerate, {base.over} of 24 over-refusals")
+    print(f"base: {base.refuses} of {base.n} refusals [{low:.2f}, {high:.2f}], {base.degenerate} degenerate, {base.over} of 24 "
+          "over-refusals", flush=True)  # fmt: skip
     mine, search = ours(model, recipe)
     gathered = next(s.seconds for s in search.stretches if s.name == "the base's answers")
     sides, rows = [mine], [judge("ours", w, compile_hooks(model, s, d)) for w, s, d in spread(mine.edits, args.points)]
@@ -172,7 +173,8 @@ def main() -> None:
     report(base, sides, rows)
     harmful, harmless = ([*getattr(sets.extract, k), *getattr(sets.select, k)] for k in ("shows", "lacks"))
     found = run_baseline(model, harmful, harmless, args.trials, args.seed)
-    edits = [(f"trial {t.number}: {t.refusals} of 48 by markers, first-token KL {t.kl:.4f}", t.spec, t.directions) for t in found.front]
+    edits = [(f"trial {t.number}: {t.refusals} of 48 by markers, first-token KL {t.kl:.4f}", t.spec, t.directions)
+             for t in found.front]  # fmt: skip
     sides.append(Side("baseline", found.seconds, found.prefilled, found.generated, edits))
     rows += [judge("baseline", w, compile_hooks(model, s, d)) for w, s, d in spread(edits, args.points + 2)]
     report(base, sides, rows)
@@ -188,14 +190,16 @@ def report(base: Confirmation, sides: Seq[Side], rows: Seq[Confirmation]) -> Non
     for side in sides:
         mine = [r for r in rows if r.side == side.name]
         volume = hypervolume([(1 - r.refuses / max(1, base.refuses), r.kl) for r in mine], REFERENCE)
-        print(f"{side.name}: {side.seconds:.1f} s, prefilled {side.prefilled}, generated {side.generated}, hypervolume {volume:.4f}")
+        print(f"{side.name}: {side.seconds:.1f} s, prefilled {side.prefilled}, generated {side.generated}, "
+              f"hypervolume {volume:.4f}")  # fmt: skip
         for r in sorted(mine, key=lambda r: r.kl):
-            print(f"    {r.refuses:2d} of {r.n} refuse, {r.degenerate} degenerate, {r.over} of 24 over-refusals, KL {r.kl:.4f}   {r.what}")
+            print(f"    {r.refuses:2d} of {r.n} refuse, {r.degenerate} degenerate, {r.over} of 24 over-refusals, KL {r.kl:.4f}   "
+                  f"{r.what}")  # fmt: skip
     by_name = {s.name: s for s in sides}
     if "baseline" in by_name:
         a, b = by_name["ours"], by_name["baseline"]
         print(f"ours / baseline: time {a.seconds / b.seconds:.3f}, generated {a.generated / b.generated:.3f}, "
-              f"prefilled {a.prefilled / b.prefilled:.3f}, both {(a.prefilled + a.generated) / (b.prefilled + b.generated):.3f}")  # fmt: skip
+              f"prefilled {a.prefilled / b.prefilled:.3f}")  # fmt: skip
     print(flush=True)
 
 

@@ -116,7 +116,8 @@ def main() -> None:
         error = float(change.std(ddof=1) / np.sqrt(len(change)))
         low, high = wilson(int(after.sum()), len(after))
         print(f"{kind} refusals, n = {len(prompts)}: {before.mean():.3f} -> {after.mean():.3f} [{low:.3f}, {high:.3f}], change "
-              f"{change.mean():+.3f} (standard error {error:.3f}; one-sided 95%: fall under {-change.mean() + 1.645 * error:.3f})")  # fmt: skip
+              f"{change.mean():+.3f} (standard error {error:.3f}; one-sided 95%: fall under "
+              f"{-change.mean() + 1.645 * error:.3f})")  # fmt: skip
         data[kind] = {"n": len(prompts), "before": float(before.mean()), "after": float(after.mean()), "se": error}
     if args.out:
         Path(args.out).write_text(json.dumps(data, indent=1))

@@ -90,6 +90,7 @@ def gather(
     """
     sets, site = fewer(sets, sizes), site or spec.site
     reader = _Reader(model, spec, sets, kind, sizes, passes)
+    shown: float | None
     if spec.contrast.kind == "prompt_sets":
         problem, openings, shown, read_along = reader.by_openings()
         acts = read_along if site == "last_template_token" else _activations(model, spec, sets, sizes, site)

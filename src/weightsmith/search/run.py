@@ -295,7 +295,7 @@ def refuse_empty(feature: str, problem: Problem) -> None:
     """Raise :class:`EditError` where the model's answers leave (nearly) nothing to compare candidates on."""
     told = "only {n} of the prompts {part} get other answers where the feature is shown"
     if problem.loss == "odds":
-        told = "only {n} prompts {part} show the feature in one way or lack it in the other"
+        told = "only {n} prompts {part} are long enough to be read"
     quiet = "only {n} neutral prompts {part} have an answer that lacks the feature"
     groups = [(told, problem.effect), (quiet, problem.damage)]
     groups += [("only {n} prompts {part} of the protected " + name + " have an answer", g) for name, g in problem.protect.items()]

@@ -176,7 +176,8 @@ class Space:
             step = _addition(digest, source, layers, doses[kept])
         else:
             rows = {role: [round(float(strengths[k, r]), 4) for k in kept] for r, role in enumerate(self.roles)}
-            step = EditStep(kind="oblique" if self.oblique else "remove", direction=digest, source=source, layers=layers, amount=1.0,
+            kind = "oblique" if self.oblique else "remove"
+            step = EditStep(kind=kind, direction=digest, source=source, layers=layers, amount=1.0,
                             roles=[r for r in self.roles if any(rows[r])],
                             strengths={r: x for r, x in rows.items() if any(x)})  # fmt: skip
         return EditSpec(name=name, steps=[step]), direction
