@@ -40,7 +40,8 @@ face = importlib.import_module("weightsmith.cli.search")
 def short_texts() -> Iterator[None]:
     """Perplexity is read elsewhere: here it would take half of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("weightsmith.measure.damage.perplexity_texts", lambda: ["the sea at night", "a letter from an old friend"])
+        damage = importlib.import_module("weightsmith.measure.damage")
+        patch.setattr(damage, "perplexity_texts", lambda: searching.words(8, 3))
         yield
 
 
