@@ -100,7 +100,7 @@ class Stretch(Strict):
 
 class Gain(Strict):
     """What a stage added: the hypervolume of the front after it, as a share of the box between the base and the reference
-    damage, and the least damage at (nearly) the greatest effect."""
+    damage, and how many points there were."""
 
     stage: str
     hypervolume: float
