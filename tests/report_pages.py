@@ -60,6 +60,23 @@ SAID = [
 ]  # fmt: skip
 
 
+def box_of(t: ET.Element, width: int) -> tuple[float, float, float, float]:
+    """About where words of a drawing stand (left, top, right, bottom); they have to lie within its ``width``."""
+    wide, x, y = len(t.text or "") * 6.2, float(t.attrib["x"]), float(t.attrib["y"])
+    left = {"start": x, "middle": x - wide / 2, "end": x - wide}[t.attrib["text-anchor"]]
+    assert left >= -1
+    assert left + wide <= width + 24
+    return left, y - 10, left + wide, y + 2
+
+
+def words_apart(drawing: str, width: int) -> None:
+    """No words of a drawing lie outside of it, or on others."""
+    boxes = [box_of(t, width) for t in ET.fromstring(drawing).iter("text")]
+    for i, a in enumerate(boxes):
+        for b in boxes[i + 1 :]:
+            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+
+
 # fmt: off
 def measured(name: str, value: float, half: float, unit: str, n: int, condition: str, kind: Any = "bootstrap") -> Any:
     low = max(0.0, value - half) if unit.startswith("share") else value - half

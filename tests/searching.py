@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 import pico
 from clirun import partials
@@ -38,6 +41,21 @@ def make_world(folder: Path) -> Path:
     for contrast in CONTRASTS:
         recipe(folder / contrast, contrast).rename(folder / f"{contrast}.yaml")
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_texts() -> Iterator[None]:
+    """Perplexity is read elsewhere: here it would take half of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        damage = importlib.import_module("weightsmith.measure.damage")
+        patch.setattr(damage, "perplexity_texts", lambda: words(8, 3))
+        yield
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a model in it, and recipes."""
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def words(n: int, seed: int, ending: str = "") -> list[str]:

@@ -32,6 +32,7 @@ from weightsmith.measure.suites import SUITES, Suite, safety_blocks, shipped_set
 from weightsmith.measured import MeasureRecord
 from weightsmith.runtime import load
 from weightsmith.runtime.head import Head
+from weightsmith.storage import canonical_json
 
 TINY = Suite("tiny", n=3, tokens=6, longer=2)
 SAMPLED = replace(TINY, sampled=2, seeds=2, wordings=1, systems=True, scenarios=2)
@@ -105,6 +106,19 @@ def test_perplexity_is_of_all_tokens_not_of_texts() -> None:
     assert rows["perplexity"].base.value == pytest.approx(np.exp(410 / 110))
     assert rows["bpb"].base.value == pytest.approx(410 / 540 / np.log(2))
     assert "perplexity" not in {d.key for d in perplexity_differences(read, read, same_vocabulary=False)}
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_figures_of_few_texts_can_be_written_down(n: int) -> None:
+    """Fewer than six can't show any change: there is no smallest one that they find. One has no interval."""
+    before = Likelihood([30.0 + k for k in range(n)], [10] * n, [40] * n)
+    after = Likelihood([33.0 + 2 * k for k in range(n)], [10] * n, [40] * n)
+    for d in perplexity_differences(before, after, same_vocabulary=True):
+        assert json.loads(canonical_json(d.model_dump()))["n"] == n
+        assert (d.mde is None) == (n < 6)
+        for part in (d, d.base, d.edited):
+            assert part.low <= part.value <= part.high
+        assert (d.base.interval, d.base.low == d.base.high) == (("none", True) if n == 1 else ("bootstrap", False))
 
 
 def test_other_vocabularies_leave_scores_and_no_divergence(models: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,7 +12,18 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from report_pages import HOSTILE, RECORDS, Parsed, every_svg, make_direction, make_record, measured, plain, poisoned
+from report_pages import (
+    HOSTILE,
+    RECORDS,
+    Parsed,
+    every_svg,
+    make_direction,
+    make_record,
+    measured,
+    plain,
+    poisoned,
+    words_apart,
+)
 from weightsmith import errors
 from weightsmith.measured import Difference, MeasureRecord
 from weightsmith.records import Candidate
@@ -212,17 +223,7 @@ def test_word_diffs_mark_what_is_new() -> None:
 
 @pytest.mark.parametrize("width", [342, 760])
 def test_pareto_labels_do_not_overlap(width: int) -> None:
-    chart = ET.fromstring(charts.pareto(make_direction().candidates, width, "x"))
-    boxes = []
-    for t in chart.iter("text"):
-        wide, x, y = len(t.text or "") * 6.2, float(t.attrib["x"]), float(t.attrib["y"])
-        left = {"start": x, "middle": x - wide / 2, "end": x - wide}[t.attrib["text-anchor"]]
-        assert left >= -1
-        assert left + wide <= width + 24
-        boxes.append((left, y - 10, left + wide, y + 2))
-    for i, a in enumerate(boxes):
-        for b in boxes[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    words_apart(charts.pareto(make_direction().candidates, width, "x"), width)
 
 
 def test_charts_survive_odd_numbers() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from report_pages import HOSTILE, Parsed, every_svg, plain
+from report_pages import HOSTILE, Parsed, box_of, every_svg, plain, words_apart
 from searched_records import FRONT, make_all_confirmed, make_confirmed, make_search
 from weightsmith import errors
 from weightsmith.measured import MeasureRecord
@@ -89,18 +89,56 @@ def test_marks_tell_the_stage_the_front_the_knee_the_start_and_disagreement() ->
     assert "gradient-w10, differs" in words
 
 
+MISSED = "the target of 0.3 was not reached: nearest is gradient-w10 with 0.53 [0.47, 0.59], 0.23 away"
+
+
+def aimed() -> SearchRecord:
+    """A search with a target, which chose another point than the knee."""
+    return make_search(target=0.3, chosen="gradient-w10", chosen_by="target", notes=["A note.", MISSED])
+
+
+def test_the_point_that_a_target_chose_is_the_one_that_stands_out() -> None:
+    found = render_search(aimed(), make_all_confirmed())
+    holds(found)
+    seen, head = plain(found), plain(found.partition("</header>")[0])
+    taken = next(p for p in make_search().points if p.name == "gradient-w10")
+    assert f"◆ nearest to the target of 0.3 {taken.what}" in head
+    assert "by the rule alone, the knee, it would have been gradient-w3" in head
+    assert MISSED[0].upper() + MISSED[1:] in head
+    assert f"weightsmith edit {make_search().model.ref} edits/gradient-w10.yaml -o OUT" in head
+    assert search_view.told(taken.confirmed[0]).value.value in head
+    assert "the point to take gradient-w10, nearest to the target of 0.3" in seen
+    rows = found[found.index('<table class="data restack fronts">') :].partition("</table>")[0].split("<tr>")
+    assert [plain(r).split()[0] for r in rows if "badge taken" in r] == ["taken"]
+    assert ['<span class="badge">knee</span>' in r for r in rows].count(True) == 1
+    assert [p.label for _, p in search_view.profiles(aimed())] == ["taken", "least damage", "most effect"]
+    assert [v.label for _, v in search_view.read_points(aimed(), make_all_confirmed())] == ["least damage", "taken", "most effect"]
+
+
+@pytest.mark.parametrize("width", [342, 760])
+def test_the_chart_of_a_search_with_a_target(width: int) -> None:
+    drawing = search_front.front_chart(aimed(), width, "x")
+    words_apart(drawing, width)
+    root = ET.fromstring(drawing)
+    words = [t.text for t in root.iter("text")]
+    assert "taken, differs" in words
+    assert "knee" in words
+    classes = [e.attrib.get("class", "") for e in root.iter()]
+    assert classes.count("warm-ring") == classes.count("warm-fill") == 1
+    (tip,) = [t for t in titles(drawing) if "the point to take" in t]
+    assert tip.startswith("gradient-w10, ")
+
+
+def test_a_target_that_chose_the_knee_leaves_it_the_knee() -> None:
+    found = plain(render_search(make_search(target=0.2, chosen="gradient-w3", chosen_by="target")))
+    assert "◆ nearest to the target of 0.2 remove refusal" in found
+    assert "by the rule alone" not in found
+    assert search_view.label(make_search(chosen="gradient-w3", chosen_by="knee")) == "knee"
+
+
 @pytest.mark.parametrize("width", [342, 760])
 def test_words_of_the_chart_do_not_overlap(width: int) -> None:
-    boxes = []
-    for t in ET.fromstring(search_front.front_chart(make_search(), width, "x")).iter("text"):
-        wide, x, y = len(t.text or "") * 6.2, float(t.attrib["x"]), float(t.attrib["y"])
-        left = {"start": x, "middle": x - wide / 2, "end": x - wide}[t.attrib["text-anchor"]]
-        assert left >= -1
-        assert left + wide <= width + 24
-        boxes.append((left, y - 10, left + wide, y + 2))
-    for i, a in enumerate(boxes):
-        for b in boxes[i + 1 :]:
-            assert a[2] <= b[0] or b[2] <= a[0] or a[3] <= b[1] or b[3] <= a[1]
+    words_apart(search_front.front_chart(make_search(), width, "x"), width)
 
 
 def near(printed: str, value: float, scale: float = 1) -> bool:
@@ -205,7 +243,7 @@ def test_stage_bars_have_the_seconds_and_tokens_of_the_record() -> None:
 
 def poisoned(value: Any) -> Any:
     """A record's data with hostile text in every text that the schema leaves free, keys included."""
-    fixed = {"schema", "kind", "stage", "interval", "key", "verdict"}
+    fixed = {"schema", "kind", "stage", "interval", "key", "verdict", "chosen_by"}
     limited = {"remove", "gradient-w3"}
     if isinstance(value, dict):
         free = {k for k in value if isinstance(k, str) and not k.isidentifier()}
@@ -317,13 +355,7 @@ def test_very_long_names_keep_inside_the_drawings() -> None:
     holds(render_search(record, {names[k]: v for k, v in make_all_confirmed().items()}))
     for width in (342, 760):
         for t in ET.fromstring(search_front.front_chart(record, width, "x")).iter("text"):
-            assert text_fits(t, width)
-
-
-def text_fits(t: ET.Element, width: int) -> bool:
-    wide, x = len(t.text or "") * 6.2, float(t.attrib["x"])
-    left = {"start": x, "middle": x - wide / 2, "end": x - wide}[t.attrib["text-anchor"]]
-    return left >= -1 and left + wide <= width + 24
+            box_of(t, width)
 
 
 def test_the_page_is_saved_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

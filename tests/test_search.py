@@ -7,7 +7,7 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,29 +27,16 @@ from weightsmith.features.select import compile_hooks
 from weightsmith.jobs.edit import find_directions, load_edit
 from weightsmith.jobs.measure import Session
 from weightsmith.jobs.search import Listener, load_confirmed, load_search
-from weightsmith.jobs.search_confirm import main_score
+from weightsmith.jobs.search_target import main_score
 from weightsmith.report import search_view
 from weightsmith.runtime import RunningModel, load, steering
+from weightsmith.search.passes import Ledger
 from weightsmith.searched import SEARCH, Point
 
 confirming = importlib.import_module("weightsmith.jobs.search_confirm")
 BOTH = [(c, k) for c in searching.CONTRASTS for k in ("remove", "add")]
 Runs = Callable[[str, str], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_texts() -> Iterator[None]:
-    """Perplexity is read elsewhere: here it would take half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        damage = importlib.import_module("weightsmith.measure.damage")
-        patch.setattr(damage, "perplexity_texts", lambda: searching.words(8, 3))
-        yield
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model in it, and recipes."""
-    return searching.make_world(tmp_path_factory.mktemp("world"))
+short_texts, world = searching.short_texts, searching.world
 
 
 @pytest.fixture(scope="module")
@@ -277,7 +264,7 @@ def test_stopped_in_the_second_descent(world: Path, tmp_path: Path) -> None:
     assert [(t.run, t.step) for t in stopped.ticks] == [(0, 1), (0, 2), (1, 1)]
     assert [p.name for p in stopped.points] == ["c01", "c02", "g01"]
     assert sum(p.knee for p in stopped.points) == 1
-    before = tree(tmp_path / "run/edits")
+    before, state = tree(tmp_path / "run/edits"), (tmp_path / "run/state.json").read_text()
 
     heard = Struck()
     record = searching.sought(world / "model", feature, tmp_path / "run", listener=heard.listener, resume=True, **TWO)
@@ -298,6 +285,12 @@ def test_stopped_in_the_second_descent(world: Path, tmp_path: Path) -> None:
     assert {s.name for s in record.stretches} >= {"closed forms", "descents", "the same, weaker"}
     assert any(p.confirmed for p in record.points)
     assert [p.what for p in straight.points[:3]] == [p.what for p in record.points[:3]]
+    first, both = (Ledger(**json.loads(s)["ledger"]) for s in (state, (tmp_path / "run/state.json").read_text()))
+    for name in ("passed", "backward", "generated"):  # totals are of both sessions, as the stretches are
+        assert getattr(both, name) == sum(getattr(s, name) for s in record.stretches)
+    assert both.passed > first.passed > 0
+    assert both.branches > first.branches > 0
+    assert record.factors == both.factors() != first.factors()
 
 
 def test_stopped_twice_and_in_the_first_descent(world: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from weightsmith.features.select import compile_hooks
 from weightsmith.records import EditSpec
 from weightsmith.runtime import Continuation, RunningModel, answer_states, generate, load, steering
 from weightsmith.search import blackbox as module
-from weightsmith.search.blackbox import Trial, blackbox
+from weightsmith.search.blackbox import Draws, Trial, blackbox
 from weightsmith.search.kernels import ALL, Kernel, Ranges, Setting, between, edit_of
 from weightsmith.search.objectives import Group, Item, Problem
 from weightsmith.search.passes import Passes, Tree
@@ -170,7 +170,7 @@ def test_a_point_without_a_layer_is_no_edit(direction: Direction) -> None:
 @pytest.mark.parametrize("kind", ["remove", "add"])
 def test_the_same_seed_finds_the_same(model: RunningModel, direction: Direction, kind: Any, sampler: Any) -> None:
     problem = a_problem(model, 4, kind)
-    ways = [blackbox(problem, direction, LAYERS, 10, seed=seed, sampler=sampler, judge=by_numbers) for seed in (1, 1, 2)]
+    ways = [blackbox(problem, direction, LAYERS, Draws(10, seed=seed, sampler=sampler), judge=by_numbers) for seed in (1, 1, 2)]
     assert params(ways[0]) == params(ways[1])
     assert params(ways[0]) != params(ways[2])
     assert len(ways[0]) == 10
@@ -180,7 +180,7 @@ def test_the_same_seed_finds_the_same(model: RunningModel, direction: Direction,
 
 def test_trials_stay_in_their_ranges(problem: Problem, direction: Direction) -> None:
     narrow = Ranges(most=(0.2, 0.5), position=(0.0, 0.4), distance=0.5, source=(0.5, 0.6))
-    for trial in blackbox(problem, direction, [1, 2, 3], 12, judge=by_numbers, ranges=narrow):
+    for trial in blackbox(problem, direction, [1, 2, 3], Draws(12), judge=by_numbers, ranges=narrow):
         assert trial.setting.source is None or 1.5 <= trial.setting.source <= 1.8
         for kernel in trial.setting.kernels.values():
             assert 0.2 <= kernel.most <= 0.5
@@ -192,7 +192,7 @@ def test_trials_stay_in_their_ranges(problem: Problem, direction: Direction) -> 
 
 def test_trials_are_judged_under_their_own_hooks(problem: Problem, direction: Direction) -> None:
     heard: list[Trial] = []
-    found = blackbox(problem, direction, LAYERS, 8, seed=5, on_trial=heard.append)
+    found = blackbox(problem, direction, LAYERS, Draws(8, seed=5), on_trial=heard.append)
     assert [t.number for t in heard] == list(range(8))
     assert params(found) == params([t for t in heard if t.state == "complete"])
     assert found
@@ -210,7 +210,7 @@ def test_trials_are_judged_under_their_own_hooks(problem: Problem, direction: Di
 def test_an_edit_and_its_direction_survive_their_files(
     problem: Problem, direction: Direction, tmp_path: Path
 ) -> None:
-    for trial in blackbox(problem, direction, LAYERS, 4, seed=1, judge=by_numbers):
+    for trial in blackbox(problem, direction, LAYERS, Draws(4, seed=1), judge=by_numbers):
         digest = trial.direction.save(tmp_path / f"{trial.number}.safetensors")
         again = load_direction(tmp_path / f"{trial.number}.safetensors")
         spec = EditSpec.model_validate(json.loads(trial.spec.model_dump_json(by_alias=True)))
@@ -232,7 +232,7 @@ def test_a_trial_that_is_beaten_on_the_quarter_is_pruned(
     """Only where another is better in both; what was pruned is given to whoever listens, and is not among the found."""
     def run() -> tuple[list[Trial], list[Trial]]:
         heard: list[Trial] = []
-        return blackbox(problem, direction, LAYERS, 12, seed=2, on_trial=heard.append), heard
+        return blackbox(problem, direction, LAYERS, Draws(12, seed=2), on_trial=heard.append), heard
 
     monkeypatch.setattr(module, "CLEARLY", -math.inf)
     every, _ = run()
@@ -249,7 +249,7 @@ def test_a_trial_that_is_beaten_on_the_quarter_is_pruned(
 
 def test_few_prompts_are_read_at_once(model: RunningModel, direction: Direction) -> None:
     problem = a_problem(model, 8)
-    assert len(blackbox(problem, direction, LAYERS, 8, seed=2)) == 8
+    assert len(blackbox(problem, direction, LAYERS, Draws(8, seed=2))) == 8
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -261,7 +261,7 @@ def test_a_trial_without_a_number_fails_alone(problem: Problem, direction: Direc
         return (bad, 1.0) if len(calls) == 3 else by_numbers(spec, directions)
 
     heard: list[Trial] = []
-    found = blackbox(problem, direction, LAYERS, 6, judge=judge, on_trial=heard.append)
+    found = blackbox(problem, direction, LAYERS, Draws(6), judge=judge, on_trial=heard.append)
     assert [t.number for t in found] == [0, 1, 3, 4, 5]
     assert [t.state for t in heard] == ["complete"] * 2 + ["failed"] + ["complete"] * 3
 
@@ -277,7 +277,7 @@ def test_a_nan_in_the_model_fails_the_trial_alone(
         return was(self, hidden) * (math.nan if len(calls) == 1 else 1.0)
 
     monkeypatch.setattr(RunningModel, "logits", logits)
-    assert [t.number for t in blackbox(problem, direction, LAYERS, 3)] == [1, 2]
+    assert [t.number for t in blackbox(problem, direction, LAYERS, Draws(3))] == [1, 2]
 
 
 # Journals.
@@ -290,11 +290,11 @@ def journal(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_journal_is_gone_on_with(problem: Problem, direction: Direction, journal: Path) -> None:
-    whole = blackbox(problem, direction, LAYERS, 9, seed=4)
-    kept = blackbox(problem, direction, LAYERS, 9, storage=journal, seed=4)
+    whole = blackbox(problem, direction, LAYERS, Draws(9, seed=4))
+    kept = blackbox(problem, direction, LAYERS, Draws(9, storage=journal, seed=4))
     assert params(kept) == params(whole)
     heard: list[Trial] = []
-    again = blackbox(problem, direction, LAYERS, 9, storage=journal, seed=4, on_trial=heard.append)
+    again = blackbox(problem, direction, LAYERS, Draws(9, storage=journal, seed=4), on_trial=heard.append)
     assert not heard
     assert params(again) == params(whole)
     for a, b in zip(again, whole, strict=True):
@@ -314,7 +314,7 @@ def test_an_interrupted_trial_is_tried_again(problem: Problem, direction: Direct
                 raise KeyboardInterrupt
             return by_numbers(spec, directions)
 
-        return blackbox(problem, direction, LAYERS, 8, storage=storage, judge=judge, on_trial=heard.append), heard
+        return blackbox(problem, direction, LAYERS, Draws(8, storage=storage), judge=judge, on_trial=heard.append), heard
 
     with pytest.raises(KeyboardInterrupt):
         run(journal, 5)
@@ -325,22 +325,36 @@ def test_an_interrupted_trial_is_tried_again(problem: Problem, direction: Direct
 
 
 def test_a_line_that_was_not_finished_is_cut_off(problem: Problem, direction: Direction, journal: Path) -> None:
-    blackbox(problem, direction, LAYERS, 3, storage=journal, judge=by_numbers)
+    blackbox(problem, direction, LAYERS, Draws(3, storage=journal), judge=by_numbers)
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"op_code": 6, "tri')
-    assert len(blackbox(problem, direction, LAYERS, 3, storage=journal, judge=by_numbers)) == 3
+    assert len(blackbox(problem, direction, LAYERS, Draws(3, storage=journal), judge=by_numbers)) == 3
     journal.write_bytes(whole[:-7])  # the last trial's end
-    found = blackbox(problem, direction, LAYERS, 3, storage=journal, judge=by_numbers)
-    assert params(found) == params(blackbox(problem, direction, LAYERS, 3, judge=by_numbers))
+    found = blackbox(problem, direction, LAYERS, Draws(3, storage=journal), judge=by_numbers)
+    assert params(found) == params(blackbox(problem, direction, LAYERS, Draws(3), judge=by_numbers))
 
 
 def test_another_search_does_not_go_on_with_it(problem: Problem, direction: Direction, folder: Path, journal: Path) -> None:
-    blackbox(problem, direction, LAYERS, 2, storage=journal, judge=by_numbers)
+    blackbox(problem, direction, LAYERS, Draws(2, storage=journal), judge=by_numbers)
     other = pico.a_direction(folder, seed=9)
-    for changed, says in (({"direction": other}, "direction"), ({"layers": [0, 1]}, "layers"), ({"seed": 7}, "seed")):
-        told: dict[str, Any] = {"direction": direction, "layers": LAYERS, "seed": 0, **changed}
+    for changed, says in (({"direction": other}, "direction"), ({"layers": [0, 1]}, "layers"),
+                          ({"draws": Draws(2, journal, seed=7)}, "seed")):  # fmt: skip
+        told: dict[str, Any] = {"direction": direction, "layers": LAYERS, "draws": Draws(2, journal), **changed}
         with pytest.raises(UsageError, match=f"another search: .*{says}"):
-            blackbox(problem, trials=2, storage=journal, judge=by_numbers, **told)
+            blackbox(problem, judge=by_numbers, **told)
+
+
+def test_a_worker_lives_as_long_as_its_study_is_open(journal: Path) -> None:
+    """And one that was refused leaves nothing behind."""
+    from weightsmith.search.study import SharedStudy
+
+    with SharedStudy(Draws(3, journal), {"a": 1}) as one, SharedStudy(Draws(3, journal), {"a": 1}) as two:
+        assert (two._lives(one.me), one._lives(two.me)) == (True, True)
+        with pytest.raises(UsageError, match="a differs"), SharedStudy(Draws(3, journal), {"a": 2}):
+            pass
+        assert len(list(journal.parent.rglob("worker-*"))) == 2
+    assert not two._lives(one.me)
+    assert not list(journal.parent.rglob("worker-*"))
 
 
 def share(folder: str, journal: str, dies: int, out: Any = None) -> None:
@@ -356,7 +370,7 @@ def share(folder: str, journal: str, dies: int, out: Any = None) -> None:
             out.put(len(calls))
         return by_numbers(spec, directions)
 
-    blackbox(a_problem(model, 4), pico.a_direction(Path(folder), seed=3), LAYERS, 24, storage=Path(journal), judge=judge)
+    blackbox(a_problem(model, 4), pico.a_direction(Path(folder), seed=3), LAYERS, Draws(24, storage=Path(journal)), judge=judge)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL")
@@ -376,7 +390,7 @@ def test_two_processes_share_a_study_and_one_is_killed(
             other.join(120)
         return by_numbers(spec, directions)
 
-    found = blackbox(a_problem(model, 4), direction, LAYERS, 24, storage=journal, judge=judge, on_trial=mine.append)
+    found = blackbox(a_problem(model, 4), direction, LAYERS, Draws(24, storage=journal), judge=judge, on_trial=mine.append)
     assert other.exitcode == -signal.SIGKILL
     assert len(found) == 24  # theirs, mine, and the one that was running when it died
     assert len(mine) < 24
@@ -423,12 +437,12 @@ def test_the_baseline_counts_and_repeats(model: RunningModel) -> None:
 
 def test_what_makes_no_sense_is_refused(model: RunningModel, problem: Problem, direction: Direction) -> None:
     with pytest.raises(RecipeError, match="a trial and a layer"):
-        blackbox(problem, direction, LAYERS, 0)
+        blackbox(problem, direction, LAYERS, Draws(0))
     with pytest.raises(RecipeError, match="no layer 7"):
-        blackbox(problem, direction, [0, 7], 1)
+        blackbox(problem, direction, [0, 7], Draws(1))
     above = replace(problem, passes=Passes(model, start=2))
     with pytest.raises(UsageError, match="layer 1 lies below 2"):
-        blackbox(above, direction, [1, 2], 1)
+        blackbox(above, direction, [1, 2], Draws(1))
 
 
 def test_without_optuna_it_says_what_to_install(
@@ -437,4 +451,4 @@ def test_without_optuna_it_says_what_to_install(
     monkeypatch.delitem(sys.modules, "weightsmith.search.study", raising=False)
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(MissingExtra, match=r"weightsmith\[search\]"):
-        blackbox(problem, direction, LAYERS, 1)
+        blackbox(problem, direction, LAYERS, Draws(1))

@@ -18,7 +18,7 @@ import searching
 from weightsmith.checkpoint import open_checkpoint
 from weightsmith.direction import Direction
 from weightsmith.edits import LinearOutput
-from weightsmith.errors import EditError
+from weightsmith.errors import EditError, NonFinite
 from weightsmith.features.extract import Activations, Side
 from weightsmith.features.prompts import prompt_sets
 from weightsmith.features.recipe import load_feature
@@ -225,12 +225,14 @@ def test_every_candidate_has_a_form_as_hooks_and_does_something(
             with pytest.raises(EditError, match="do not agree"):
                 compile_hooks(model, m.spec, m.directions)
             assert closed.look(model, search.problem, m) is None
+            assert "do not agree" in m.fault
             continue
         hooks = compile_hooks(model, m.spec, m.directions)
         assert hooks
         assert {h.layer for h in hooks if hasattr(h, "layer")} <= set(search.layers)
         seen = closed.look(model, search.problem, m)
         assert seen is not None, m.method
+        assert not m.fault
         assert seen.damage.mean() > 1e-6, m.method
         assert np.abs(seen.odds - base.odds).max() > 1e-3, m.method
     best = closed.screened(model, search.problem, made, search.loss, 3, 2)
@@ -239,6 +241,34 @@ def test_every_candidate_has_a_form_as_hooks_and_does_something(
     few = [search.loss(s) for m in best if (s := closed.look(model, search.problem, m, 3)) is not None]
     assert sorted(few) == pytest.approx(everything[:2])
     assert [search.loss(m.seen) for m in best if m.seen] == sorted(search.loss(m.seen) for m in best if m.seen)
+
+
+def test_what_was_not_possible_is_noted_with_its_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family that can't hold it, and logits that are NaN: the others are candidates all the same."""
+    behind = load(open_checkpoint(str(pico.build("gemma2", tmp_path / "model", num_hidden_layers=searching.DEPTH))), pico.CPU)
+    search, _ = a_search(tmp_path, behind, tmp_path / "f", "prompt_sets", "remove")
+    see, now = search.problem.see, [""]
+    hooks_of = closed.compile_hooks
+
+    def compiled(model: RunningModel, spec: Any, directions: Any) -> Any:
+        now[0] = "bad" if spec.steps[0].kind == "projected" else ""
+        return hooks_of(model, spec, directions)
+
+    def spoiled(**more: Any) -> Any:
+        if now[0]:
+            raise NonFinite("the edited model's logits hold NaN or infinity")
+        return see(**more)
+
+    monkeypatch.setattr(closed, "compile_hooks", compiled)
+    monkeypatch.setattr(search.problem, "see", spoiled)
+    assert search.floor()
+    (projected, leace, null) = [n for n in search.notes if n.startswith("closed form not possible: ")]
+    assert "projected (layer" in projected
+    assert projected.endswith(": the edited model's logits hold NaN or infinity")
+    for note, method in ((leace, "LEACE"), (null, "null space")):
+        assert note.startswith(f"closed form not possible: {method} (")
+        assert "gemma2 model has a norm after every writer" in note
+    assert not any(f.point.what.startswith(("LEACE", "null space", "projected")) for f in search.found)
 
 
 def test_leace_takes_out_what_it_reads(folder: Path, model: RunningModel, tmp_path: Path) -> None:

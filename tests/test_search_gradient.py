@@ -13,7 +13,7 @@ import torch
 import pico
 from test_search_space import a_problem
 from trees import Load, cases, grown, loader, nodes, tokens, unchanged
-from weightsmith.errors import OutOfMemory
+from weightsmith.errors import NonFinite, OutOfMemory
 from weightsmith.runtime import RunningModel
 from weightsmith.search import gradient, passes
 from weightsmith.search.gradient import Descent, Sweep, _Dice, sweep
@@ -387,6 +387,31 @@ def test_nan_in_a_step_is_undone(task: tuple[Problem, Space], monkeypatch: pytes
     assert [t.step for t in found.ticks] == [k for k in range(1, 13) if k != 3]
 
 
+@pytest.mark.parametrize(("bad", "read"), [
+    ({4}, [4, 8, 12]), ({12}, [4, 8, 12]), ({3, 4}, [4, 8, 12]), ({5, 6, 7, 8}, [4, 12]), ({5, 6, 7, 8, 9}, [4])])
+def test_held_out_prompts_are_read_though_their_step_is_nan(
+    task: tuple[Problem, Space], monkeypatch: pytest.MonkeyPatch, bad: set[int], read: list[int]
+) -> None:
+    """What the good steps before it have reached is a candidate; what was read already is not read again."""
+    problem, space = task
+    begun = spoil(problem, monkeypatch, bad, "nan")
+    found = sweep(problem, space, space.begin(0.5), dataclasses.replace(QUICK, weights=(0.1,)))
+    assert [s.step for s in found.snapshots] == read
+    assert [t.step for t in found.ticks] == [k for k in range(1, len(begun) + 1) if k not in bad]
+    assert {t.step for t in found.ticks if t.held_damage is not None} == set(read) - bad
+    before = [torch.equal(s.values.strengths, begun[s.step - 1][0]) for s in found.snapshots]
+    assert before == [k in bad for k in read], "values of a step that was not taken are those from before it"
+
+
+def test_what_was_reached_is_read_where_nan_ends_it(task: tuple[Problem, Space], monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, space = task
+    begun = spoil(problem, monkeypatch, set(range(3, 99)), "nan")
+    (last,) = sweep(problem, space, space.begin(0.5), dataclasses.replace(QUICK, weights=(0.1,), check=50)).snapshots
+    assert (last.step, len(begun)) == (2 + gradient.BACKOFFS + 1,) * 2
+    assert torch.equal(last.values.strengths, begun[2][0])
+    assert not torch.equal(last.values.strengths, begun[0][0])
+
+
 def test_nan_in_every_step_ends_it(task: tuple[Problem, Space], monkeypatch: pytest.MonkeyPatch) -> None:
     problem, space = task
     begun = spoil(problem, monkeypatch, set(range(1, 99)), "nan")
@@ -400,8 +425,6 @@ def test_nan_in_every_step_ends_it(task: tuple[Problem, Space], monkeypatch: pyt
 
 def test_a_reading_that_is_nan_is_no_candidate(task: tuple[Problem, Space], monkeypatch: pytest.MonkeyPatch) -> None:
     problem, space = task
-    from weightsmith.errors import NonFinite
-
     right, calls = Problem.see, [0]
 
     def see(self: Problem, **more: Any) -> Any:

@@ -6,7 +6,6 @@ import importlib
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,12 +18,14 @@ import pico
 import searched_records
 import searching
 from clirun import cli, feature_file, refused
+from report_pages import plain
 from weightsmith.errors import UsageError
 from weightsmith.features.prompts import prompt_sets
 from weightsmith.features.recipe import load_feature
 from weightsmith.formats.safetensors import read_header, write_file
+from weightsmith.jobs.measure import Session
 from weightsmith.jobs.search import Listener, SearchOptions, load_confirmed, load_search, search_plan
-from weightsmith.jobs.search_confirm import chosen_point
+from weightsmith.jobs.search_target import chosen_point, likeliest
 from weightsmith.measure.power import minimum_detectable
 from weightsmith.measure.suites import shipped_sets
 from weightsmith.search import run as run_module
@@ -34,21 +35,7 @@ from weightsmith.searched import Confirmed, Point, SearchRecord
 loading = importlib.import_module("weightsmith.runtime.load")
 confirming = importlib.import_module("weightsmith.jobs.search_confirm")
 face = importlib.import_module("weightsmith.cli.search")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_texts() -> Iterator[None]:
-    """Perplexity is read elsewhere: here it would take half of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        damage = importlib.import_module("weightsmith.measure.damage")
-        patch.setattr(damage, "perplexity_texts", lambda: searching.words(8, 3))
-        yield
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a model in it, and recipes."""
-    return searching.make_world(tmp_path_factory.mktemp("world"))
+short_texts, world = searching.short_texts, searching.world
 
 
 
@@ -58,7 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_front_is_readable_at_100_columns(world: Path, tmp_path: Path) -> None:
     done = cli("search", world / "model", world / "prompt_sets.yaml", "-o", tmp_path / "run", *searching.CLI, "--confirm", 2)
     assert done.code == 0, done.err
-    assert done.err == ""
+    assert [line for line in done.err.splitlines() if not line.startswith("shield: ")] == []
     record = load_search(tmp_path / "run")
     lines = done.out.splitlines()
     assert all(len(line) <= 100 for line in lines if not line.startswith("next: "))
@@ -77,6 +64,19 @@ def test_the_front_is_readable_at_100_columns(world: Path, tmp_path: Path) -> No
     again = cli("search", world / "model", world / "prompt_sets.yaml", "-o", tmp_path / "run", *searching.CLI, "--json", "--resume",
                 "--confirm", 2)  # fmt: skip
     assert json.loads(again.out)["points"] == json.loads((tmp_path / "run/search.json").read_text())["points"]
+
+
+def test_closed_forms_that_were_not_possible_are_said(world: Path, tmp_path: Path) -> None:
+    """In the terminal, in the record and on the page, and by a resumed run as well."""
+    argv = ("search", world / "model", world / "personas.yaml", "-o", tmp_path / "run", *searching.CLI, "--confirm", 1)
+    for more in ((), ("--resume",)):
+        done = cli(*argv, *more)
+        assert done.code == 0, done.err
+        said = "closed form not possible: null space (read by least squares, nothing on neutral prompts): the direction and its "
+        said += "reading vector do not agree"
+        assert said in done.words
+        assert load_search(tmp_path / "run").notes.count(said) == 1
+        assert said in plain((tmp_path / "run/report.html").read_text())
 
 
 def test_an_interrupt_says_how_to_go_on(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,11 +137,14 @@ def test_a_feature_that_the_model_does_not_show(world: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", ["--remove", "--add"])
 @pytest.mark.parametrize("contrast", ["personas", "pairs"])
 def test_the_same_answers_either_way(world: Path, tmp_path: Path, contrast: str, kind: str) -> None:
-    """A model with the feature inside that says one and the same to everything."""
+    """A model with the feature inside that says one and the same to everything: its head reads only what its last norm lets
+    nothing through of."""
     mute = shutil.copytree(world / "model", tmp_path / "mute")
     file = mute / "model.safetensors"
     header, data = read_header(file), pico.tensors(mute)
-    data["lm_head.weight"] = bytes(len(data["lm_head.weight"]))
+    one = np.float32(1).tobytes()
+    data["lm_head.weight"] = one + bytes(len(data["lm_head.weight"]) - 4)
+    data["model.norm.weight"] = bytes(4) + data["model.norm.weight"][4:]
     entries: list[Any] = [(s.name, s.dtype, s.shape, lambda out, raw=data[s.name]: out.write(raw)) for s in header.tensors]
     write_file(file, entries, header.metadata)
     for force in ((), ("--force",)):
@@ -278,26 +281,110 @@ def reached(*values: tuple[str, float, float, float], knee: str = "g01") -> list
 FAR = [("g01", 0.4, 0.3, 0.5), ("g05", -0.31, -0.40, -0.22), ("g07", -0.2, -0.3, -0.1)]
 
 
+KEY = "melancholy.neutral.sentiment"
+
+
 def test_the_point_nearest_to_a_target() -> None:
-    spec, _ = load_feature("melancholy")
     points = reached(*FAR)
+    some = "; of the 4 points of the front 3 were confirmed"
 
-    def chosen(target: float | None, given: list[Point] = points, *, finished: bool = True) -> tuple[str, list[str]]:
-        return chosen_point(given, spec, "add", target, finished=finished)
+    def chosen(target: float | None, given: list[Point] = points, *, finished: bool = True) -> tuple[str, str, list[str]]:
+        return chosen_point(given, KEY, target, finished=finished)
 
-    assert chosen(None) == ("g01", [])
-    assert chosen(-0.6) == ("g05", ["the target of -0.60 was not reached: nearest is g05 with -0.31 [-0.40, -0.22], 0.29 away"])
-    assert chosen(0.7)[1] == ["the target of 0.70 was not reached: nearest is g01 with 0.40 [0.30, 0.50], 0.30 away"]
-    assert chosen(-0.39) == ("g05", [])
-    assert chosen(-0.21) == ("g07", [])
-    assert chosen(0.11) == ("g01", [])
+    assert chosen(None) == ("g01", "knee", [])
+    assert chosen(None, points[1:]) == ("", "", [])
+    assert chosen(-0.6) == ("g05", "target", [
+        "the target of -0.60 was not reached: nearest is g05 with -0.31 [-0.40, -0.22], 0.29 away" + some])
+    assert chosen(0.7)[2] == ["the target of 0.70 was not reached: nearest is g01 with 0.40 [0.30, 0.50], 0.30 away" + some]
+    assert chosen(-0.39) == ("g05", "target", [])
+    assert chosen(-0.21) == ("g07", "target", [])
+    assert chosen(0.11) == ("g01", "target", [
+        "the target of 0.11 was not reached: nearest is g01 with 0.40 [0.30, 0.50], 0.29 away; confirmed points lie on both sides "
+        "of it" + some])
     assert chosen(-0.1, reached(("g01", 0.0, -0.2, 0.2), ("g02", -0.2, -0.3, 0.0)))[0] == "g01", "the less damage of equals"
     off = [p.model_copy(update={"front": p.name != "g05"}) for p in points]
     assert chosen(-0.6, off)[0] == "g07"
     bare = [p.model_copy(update={"confirmed": []}) for p in points]
-    assert chosen(-0.6, bare) == ("g01", ["the target of -0.60 was compared with nothing: no point has a confirmed "
-                                          "melancholy.neutral.sentiment"])  # fmt: skip
-    assert chosen(-0.6, bare, finished=False) == ("g01", [])
+    assert chosen(-0.6, bare) == ("g01", "knee", ["the target of -0.60 was compared with nothing: no point has a confirmed " + KEY])
+    assert chosen(-0.6, bare, finished=False) == ("g01", "knee", [])
+
+
+def a_front(*effects: float, **confirmed: tuple[float, float]) -> tuple[list[Point], dict[str, float]]:
+    """Points p0, p1, … with these effects as the search saw them; those in ``confirmed`` with a value and half an interval.
+    The base's own value is 0.8."""
+    like = searched_records.make_search().points[0]
+    points = []
+    for k in range(len(effects)):
+        figures = []
+        if f"p{k}" in confirmed:
+            value, half = confirmed[f"p{k}"]
+            figures = [Confirmed(key=KEY, name="", unit="", base=0.8, value=value, low=value - half, high=value + half, n=24)]
+        points.append(like.model_copy(update={"name": f"p{k}", "front": True, "knee": k == 1, "confirmed": figures,
+                                              "damage": 0.1 * k}))  # fmt: skip
+    return points, {f"p{k}": e for k, e in enumerate(effects)}
+
+
+@pytest.mark.parametrize(("confirmed", "target", "expected"), [
+    ({"p1": (0.6, 0.15)}, 0.2, ("p3", 0.2)),  # beyond the last, as steeply as up to it
+    ({"p1": (0.6, 0.15)}, 0.4, ("p2", 0.4)),
+    ({"p1": (0.6, 0.15)}, 0.7, None),  # it lies within the interval
+    ({"p1": (0.6, 0.05)}, 0.7, ("p0", 0.7)),  # between the base and it
+    ({"p1": (0.6, 0.15)}, -0.3, None),  # the farthest one will come to 0.2 or so
+    ({"p1": (0.6, 0.15)}, 0.06, ("p3", 0.2)),  # near enough to fall within an interval as wide
+    ({"p1": (0.6, 0.15)}, 1.2, None),  # away from where edits lead
+    ({"p0": (0.75, 0.02), "p3": (0.1, 0.02)}, 0.53, ("p1", 0.62)),  # between two: how the way bends there is not known
+    ({"p0": (0.75, 0.02), "p3": (0.1, 0.02)}, 0.3, ("p2", 0.36)),
+    ({"p0": (0.75, 0.02), "p3": (0.1, 0.02)}, 0.13, None),  # nothing is nearer to it than what is known
+    ({"p0": (0.7, 0.1), "p1": (0.6, 0.1), "p2": (0.5, 0.1), "p3": (0.0, 0.1)}, 0.25, None),  # all are known
+    ({"p1": (0.8, 0.15)}, 0.5, None),  # what was confirmed does nothing: the rest will not either
+])  # fmt: skip
+def test_the_point_that_is_likeliest_to_lie_at_a_target(
+    confirmed: dict[str, tuple[float, float]], target: float, expected: tuple[str, float] | None
+) -> None:
+    points, effects = a_front(0.1, 0.2, 0.4, 0.6, **confirmed)
+    found = likeliest(points, effects, KEY, target)
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found[0].name, found[1]) == (expected[0], pytest.approx(expected[1]))
+    assert likeliest([p.model_copy(update={"front": False}) for p in points], effects, KEY, target) is None
+    assert likeliest([p.model_copy(update={"confirmed": []}) for p in points], effects, KEY, target) is None
+
+
+def test_further_points_are_confirmed_towards_a_target(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many again as --confirm at the most; a resumed run measures none of them twice."""
+    asked: list[tuple[str, float]] = []
+
+    def next_one(points: list[Point], effects: dict[str, float], key: str, target: float) -> tuple[Point, float]:
+        asked.append((key, target))
+        assert set(effects) == {p.name for p in points}
+        return next(p for p in points if p.front and not p.confirmed), 0.25
+
+    monkeypatch.setattr(confirming, "likeliest", next_one)
+    said: list[str] = []
+    wishes: dict[str, Any] = {"confirm": 1, "listener": Listener(say=said.append)}
+    model, feature = world / "model", world / "prompt_sets.yaml"
+    record = searching.sought(model, feature, tmp_path / "run", target=7.5, **wishes)
+    assert len(record.front) > 2
+    confirmed = [p.name for p in record.points if p.confirmed]
+    assert len(confirmed) == 2
+    assert asked == [("prompt-sets.shown.phrases", 7.5)]
+    (word,) = [w for w in said if "7.50" in w]
+    further = next(n for n in confirmed if n != record.knee)
+    assert word == f"no confirmed point lies at the target of 7.50 yet: next is {further}, from which about 0.25 is expected"
+    assert (record.chosen_by, record.chosen in confirmed) == ("target", True)
+    assert any(n.endswith(f"of the {len(record.front)} points of the front 2 were confirmed") for n in record.notes)
+
+    monkeypatch.setattr(Session, "compare_hooks", lambda *_a, **_k: pytest.fail("measured twice"))
+    again = searching.sought(model, feature, tmp_path / "run", target=7.5, resume=True, **wishes)
+    assert again.points == record.points
+    monkeypatch.undo()
+    asked.clear()
+    monkeypatch.setattr(confirming, "likeliest", next_one)
+    plainly = searching.sought(model, feature, tmp_path / "plainly", **wishes)
+    assert asked == []
+    assert [p.name for p in plainly.points if p.confirmed] == [plainly.knee]
 
 
 def test_a_target_that_is_out_of_reach_is_said_plainly(world: Path, tmp_path: Path) -> None:

@@ -14,6 +14,9 @@ from .records import ModelIdentity, Strict
 
 SEARCH = "weightsmith/search/1"
 
+#: how notes on a target begin; they are made anew whenever the record is written
+TARGET = "the target of "
+
 Stage = Literal["closed form", "gradient", "black box"]
 KNEE = (
     "the knee is the point of the front that lies farthest from the line between its ends, effect and damage each scaled to "
@@ -113,7 +116,8 @@ class SearchRecord(Strict):
     ``separation`` is the AUROC on held-out prompts of the layer from which the search started, with its interval.
     ``shows`` and ``lacks`` are openings that the model's own answers were found to have, with their share. ``factors``
     say how many times dearer the same passes would have been without each saving. ``knee`` and ``front`` name points;
-    ``chosen`` is the point to take: the knee, or with a ``target`` the confirmed point of the front nearest to it.
+    ``chosen`` is the point to take: the knee, or with a ``target`` the confirmed point of the front nearest to it;
+    ``chosen_by`` says which of the two. Figures are of the whole run, however often it was interrupted.
     """
 
     schema_id: str = Field(SEARCH, alias="schema")
@@ -136,6 +140,7 @@ class SearchRecord(Strict):
     points: list[Point] = []
     knee: str = ""
     chosen: str = ""
+    chosen_by: Literal["", "knee", "target"] = ""
     rule: str = KNEE
     target: float | None = None
     ticks: list[Tick] = []
@@ -152,3 +157,9 @@ class SearchRecord(Strict):
     def front(self) -> list[Point]:
         """The points of the front, from the least damage to the most."""
         return sorted((p for p in self.points if p.front), key=lambda p: p.damage)
+
+    @property
+    def taken(self) -> Point | None:
+        """The point to take; the knee in records that name none."""
+        named = next((p for p in self.points if p.name == self.chosen), None)
+        return named or next((p for p in self.points if p.knee or (self.knee and p.name == self.knee)), None)

@@ -123,9 +123,9 @@ def print_search(record: Any, model: str, out: Path) -> None:
     seconds = sum(s.seconds for s in record.stretches)
     parts = ", ".join(f"{plain(s.name)} {s.seconds:.0f} s" for s in record.stretches)
     _lines(screen, f"[dim]{seconds:.0f} s: {parts}[/]")
-    taken = next((p for p in record.points if p.name == record.chosen), None)
+    taken = record.taken
     if taken is not None:
-        why = "the knee" if record.target is None or not taken.confirmed else f"nearest to the target of {record.target:g}"
+        why = f"nearest to the target of {record.target:g}" if record.chosen_by == "target" else "the knee"
         _lines(screen, f"take {plain(taken.name)} ({why}); wrote {plain(str(out))}: search.json, report.html, edits/")
         # in one piece, whatever its length: it is there to be copied
         screen.print(f"[dim]next: weightsmith edit {plain(model)} {plain(str(out / taken.edit))} -o OUT[/]", soft_wrap=True)
@@ -157,7 +157,7 @@ def _front(screen: Console, record: Any) -> None:
     rows = []
     for p in record.front:
         mark = " knee" if p.knee else ""
-        mark += " taken" if p.name == record.chosen and not p.knee else ""
+        mark += " taken" if p is record.taken and not p.knee else ""
         rows.append([p.name + mark, f"{p.effect:+.2f} [{p.effect_low:+.2f}, {p.effect_high:+.2f}]",
                      *(["" if p.chance is None else f"{p.chance:.1%}"] if odds else []),
                      f"{p.damage:.4f} [{p.damage_low:.4f}, {p.damage_high:.4f}]", p.what])  # fmt: skip

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +28,7 @@ from ..errors import UsageError
 from ..measured import MEASUREMENTS, MeasureRecord
 from ..options import RunOptions
 from ..records import parse
-from ..searched import SEARCH, Gain, Point, SearchRecord, Tick
+from ..searched import SEARCH, TARGET, Gain, Point, SearchRecord, Tick
 from ..storage import canonical_json, refuse_existing, write_whole
 from .edit import save_edit
 from .files import as_checkpoint
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 Model = Checkpoint | str | Path
 LEAST = 4  # prompts of each side and part
-LATER = "the target of "  # how notes begin that are made anew whenever the record is written
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,8 @@ class SearchOptions:
     not move. ``trials`` of black-box search are added (``sampler`` ``tpe`` or ``nsga2``). An addition aims ``level`` times as
     far as the persona takes the model, and ``rounds`` of unlearning its own repetitions follow. ``confirm`` points of the
     front are measured on ``confirm_n`` unseen prompts a condition, with answers of ``confirm_tokens`` tokens. ``target`` is
-    the wanted value of the feature's own score (a rate, a mean sentiment), which chooses the point in place of the knee.
+    the wanted value of the feature's own score (a rate, a mean sentiment), which chooses the point in place of the knee: where
+    none of the confirmed ones lies at it, up to ``confirm`` more are measured, as long as they are likely to.
     ``workers`` (a number, ``ray`` or ``ray:HOST:PORT``) run the descents, each from the closed form, and the confirmations.
     ``force`` searches a feature that can't be separated.
     """
@@ -294,6 +294,7 @@ class _Run:
     def _take_up(self) -> None:
         """What the stages of an interrupted run that had ended gave; what came after them is found anew."""
         from ..search.objectives import Seen
+        from ..search.passes import Ledger
         from ..search.run import Found
         from .edit import find_directions, load_edit
 
@@ -315,7 +316,8 @@ class _Run:
         gains = [Gain(**g) for g in state["gains"]]
         search.gains = [g for g in gains if g.stage != "black box"]  # Optuna's journal has these
         search.stretches[:0] = old.stretches
-        self.settled, self.earlier = len(search.found), [n for n in old.notes if not n.startswith(LATER)]
+        search.ledger.add(Ledger(**state.get("ledger", {})))
+        self.settled, self.earlier = len(search.found), [n for n in old.notes if not n.startswith(TARGET)]
 
     def _found(self, found: Found) -> None:
         self._save(found)
@@ -335,7 +337,8 @@ class _Run:
         for f in search.found:
             seen[f.point.name] = {k: getattr(f.seen, k).tolist() for k in ("odds", "damage", "distance")}
             seen[f.point.name]["protected"] = {n: x.tolist() for n, x in f.seen.protected.items()}
-        state = {"seen": seen, "descents": search.ended, "settled": self.settled, "gains": [g.model_dump() for g in search.gains]}
+        state = {"seen": seen, "descents": search.ended, "settled": self.settled, "gains": [g.model_dump() for g in search.gains],
+                 "ledger": asdict(search.ledger)}  # fmt: skip
         write_whole(self.out / "state.json", canonical_json(state), replace=True)
 
     def _save(self, found: Found) -> None:
@@ -370,7 +373,8 @@ class _Run:
 
     def record(self, *, finished: bool) -> SearchRecord:
         """Everything that was found so far."""
-        from .search_confirm import chosen_point, with_confirmed
+        from .search_confirm import with_confirmed
+        from .search_target import chosen_point, main_score
 
         search = self.search
         assert search is not None, "points come after the search has begun"
@@ -378,7 +382,7 @@ class _Run:
         material, problem = search.material, search.problem
         points = [p.model_copy(update={"edit": f"edits/{p.name}.yaml"}) for p in search.points()]
         points = with_confirmed(points, self.confirmed, problem, self.spec)
-        chosen, missed = chosen_point(points, self.spec, self.plan.kind, self.wish.target, finished=finished)
+        choice = chosen_point(points, main_score(self.spec, self.plan.kind)[0], self.wish.target, finished=finished)
         decode = search.model.decode
         return SearchRecord(
             feature=self.spec.name, feature_description=self.spec.description.strip(), feature_digest=self.spec.digest,
@@ -389,11 +393,11 @@ class _Run:
                "neutral, train": len(problem.damage.train), "neutral, held out": len(problem.damage.held)},
             prompts_digest=self.sets.digest, shows={decode(list(k)): v for k, v in material.openings.shows.items()},
             lacks={decode(list(k)): v for k, v in material.openings.lacks.items()}, points=points,
-            knee=next((p.name for p in points if p.knee), ""), chosen=chosen,
-            target=self.wish.target, ticks=search.ticks,
+            knee=next((p.name for p in points if p.knee), ""), chosen=choice.name,
+            chosen_by=choice.by, target=self.wish.target, ticks=search.ticks,
             stretches=search.stretches, gains=search.gains, factors=search.ledger.factors(), options=self._options(),
             ran=search.model.ran, versions={"weightsmith": __version__},
-            notes=list(dict.fromkeys([*self.earlier, *search.notes, *search.model.notes, *missed])),
+            notes=list(dict.fromkeys([*self.earlier, *search.notes, *search.model.notes, *choice.notes])),
             finished=finished,
         )  # fmt: skip
 

@@ -16,6 +16,7 @@ from ..options import RunOptions
 from ..records import parse
 from ..searched import Confirmed, Point
 from ..storage import canonical_json, write_whole
+from .search_target import likeliest, main_score
 
 if TYPE_CHECKING:
     from ..direction import Direction
@@ -76,49 +77,83 @@ def confirm(
     search: Search, feature: str, checkpoint: Checkpoint, wish: Any, options: RunOptions, folder: Path,
     confirmed: dict[str, MeasureRecord], say: Callable[[str], None],
 ) -> None:  # fmt: skip
-    """Measure the finalists as hooks on the running model, or on the workers, each kept as a file as it ends."""
+    """Measure the finalists as hooks on the running model, or on the workers, each kept as a file as it ends; then, while
+    none lies at the target, as many other points of the front again as are likely to."""
     search.notes += _say_sight(search, wish, say)
-    todo, names = [], []
-    for found in finalists(search, wish.confirm):
-        name = found.point.name
-        file = folder / f"{name}.json"
-        names.append(name)
-        if file.is_file():
-            confirmed[name] = parse(MeasureRecord, read_json(file), file, MEASUREMENTS)
-        else:
-            todo.append(found)
-
-    def keep(found: Found, record: MeasureRecord) -> None:
-        name = found.point.name
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(folder / f"{name}.json", canonical_json(record.model_dump(by_alias=True)), replace=True)
-        confirmed[name] = record
-        say(f"confirmed {name}")
-
-    if todo and search.crew is not None:
-        from .search_workers import confirm_apart
-
-        search.timed("confirmation", partial(confirm_apart, search, search.crew, Brief.of(search, feature, wish), todo, keep))
-    elif todo:
-        _confirm_here(search, Brief.of(search, feature, wish), checkpoint, options, todo, keep)
-    for name in names:  # in the order of the finalists, whichever ended first
+    work = _Confirmations(search, Brief.of(search, feature, wish), checkpoint, options, folder, confirmed, say)
+    first = finalists(search, wish.confirm)
+    work.measure(first)
+    if wish.target is not None:
+        work.approach(wish.target, wish.confirm - (len(confirmed) - len(first)))
+    # the finalists in their order and then the others, whichever ended first
+    for name in dict.fromkeys([*(f.point.name for f in first), *sorted(confirmed)]):
         confirmed[name] = confirmed.pop(name)
 
 
-def _confirm_here(
-    search: Search, brief: Brief, checkpoint: Checkpoint, options: RunOptions, todo: Sequence[Found],
-    keep: Callable[[Found, MeasureRecord], None],
-) -> None:  # fmt: skip
-    from ..features.select import compile_hooks
+@dataclass(eq=False)
+class _Confirmations:
+    """The measurements of one run's points; those that an earlier run took are read from their files."""
 
-    session, base = brief.session(checkpoint, options)
-    base.adopt(search.model)
-    search.timed("confirmation: the base", session.measure_base)
-    for found in todo:
-        base.adopt(search.model)  # a base that no scorer asks was let go of
-        hooks = compile_hooks(search.model, found.spec, found.directions)
+    search: Search
+    brief: Brief
+    checkpoint: Checkpoint
+    options: RunOptions
+    folder: Path
+    confirmed: dict[str, MeasureRecord]
+    say: Callable[[str], None]
+    session: tuple[Session, Subject] | None = None
+
+    def __post_init__(self) -> None:
+        for name in (p.name for p in self.search.points() if p.front):
+            file = self.folder / f"{name}.json"
+            if file.is_file():
+                self.confirmed[name] = parse(MeasureRecord, read_json(file), file, MEASUREMENTS)
+
+    def measure(self, points: Sequence[Found]) -> None:
+        """Those of ``points`` that were not measured yet."""
+        todo = [f for f in points if f.point.name not in self.confirmed]
+        if todo and self.search.crew is not None:
+            from .search_workers import confirm_apart
+
+            self.search.timed("confirmation", partial(confirm_apart, self.search, self.search.crew, self.brief, todo, self._keep))
+        elif todo:
+            self._here(todo)
+
+    def approach(self, target: float, most: int) -> None:
+        """At the most ``most`` further points of the front, while one is likely to lie at the target."""
+        search = self.search
+        effects = {f.point.name: effect for f, (effect, _) in zip(search.found, search.pairs(), strict=True)}
+        key = main_score(search.spec, search.plan.kind)[0]
+        for _ in range(most):
+            guess = likeliest(with_confirmed(search.points(), self.confirmed, search.problem, search.spec), effects, key, target)
+            if guess is None:
+                return
+            point, expected = guess
+            self.say(f"no confirmed point lies at the target of {target:.2f} yet: next is {point.name}, from which about "
+                     f"{expected:.2f} is expected")  # fmt: skip
+            self.measure([f for f in search.found if f.point.name == point.name])
+
+    def _here(self, todo: Sequence[Found]) -> None:
+        from ..features.select import compile_hooks
+
+        search = self.search
+        if self.session is None:
+            self.session = self.brief.session(self.checkpoint, self.options)
+            self.session[1].adopt(search.model)
+            search.timed("confirmation: the base", self.session[0].measure_base)
+        session, base = self.session
+        for found in todo:
+            base.adopt(search.model)  # a base that no scorer asks was let go of
+            hooks = compile_hooks(search.model, found.spec, found.directions)
+            name = found.point.name
+            self._keep(found, search.timed(f"confirmation: {name}", partial(session.compare_hooks, hooks, title=name)))
+
+    def _keep(self, found: Found, record: MeasureRecord) -> None:
         name = found.point.name
-        keep(found, search.timed(f"confirmation: {name}", partial(session.compare_hooks, hooks, title=name)))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole(self.folder / f"{name}.json", canonical_json(record.model_dump(by_alias=True)), replace=True)
+        self.confirmed[name] = record
+        self.say(f"confirmed {name}")
 
 
 def _asked(spec: FeatureSpec) -> bool:
@@ -150,39 +185,6 @@ def _say_sight(search: Search, wish: Any, say: Callable[[str], None]) -> list[st
         shown = f"{n} prompts confirm a change of {change} or more (p < 0.05 in 80% of all tries)"
     say(shown)
     return [shown] if n < FEW else []
-
-
-def main_score(spec: FeatureSpec, kind: str) -> tuple[str, float]:
-    """The key of the figure that says whether the feature shows, where this kind of edit acts, and +1 where more of it is
-    more of the feature, −1 where it is less."""
-    where = "neutral" if kind == "add" else "shown"
-    for scorer in spec.scorers:
-        if scorer.kind == "refusal":
-            return f"{spec.name}.{where}.refuses", 1.0
-        if scorer.kind not in ("probe", "continuations", "judge"):
-            return f"{spec.name}.{where}.{scorer.kind}", float(scorer.options.get("sign", 1))
-    return f"{spec.name}.{where}.continuations", 1.0
-
-
-def chosen_point(
-    points: Sequence[Point], spec: FeatureSpec, kind: str, target: float | None, *, finished: bool
-) -> tuple[str, list[str]]:  # fmt: skip
-    """The name of the point to take, and notes: the knee, or of the confirmed points of the front the one whose main score
-    is nearest to ``target``, that of less damage where two are equally near."""
-    knee = next((p.name for p in points if p.knee), "")
-    if target is None:
-        return knee, []
-    key = main_score(spec, kind)[0]
-    reached = [(p, f) for p in points if p.front for f in p.confirmed if f.key == key]
-    if not reached:
-        said = f"the target of {target:.2f} was compared with nothing: no point has a confirmed {key}"
-        return knee, [said] if finished else []
-    point, nearest = min(reached, key=lambda x: (abs(x[1].value - target), x[0].damage))
-    values = [v for _, f in reached for v in (f.low, f.high)]
-    if min(values) <= target <= max(values):  # within an interval, or between two points
-        return point.name, []
-    return point.name, [f"the target of {target:.2f} was not reached: nearest is {point.name} with {nearest.value:.2f} "
-                        f"[{nearest.low:.2f}, {nearest.high:.2f}], {abs(nearest.value - target):.2f} away"]  # fmt: skip
 
 
 def with_confirmed(

@@ -15,6 +15,7 @@ byte still do.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -160,24 +161,27 @@ def _ratio(
     name: str, unit: str, a: Sequence[float], b: Sequence[float], a_size: Sequence[int], b_size: Sequence[int], shape: Any
 ) -> Difference:
     x, y = np.array(a, np.float64), np.array(b, np.float64)
+    alone = len(x) < 2  # one text has no interval
     sizes = np.array(a_size, np.float64), np.array(b_size, np.float64)
     key = {"perplexity": "perplexity", "bits per byte": "bpb"}[name]
     picks = np.random.default_rng(0).multinomial(len(x), np.full(len(x), 1 / len(x)), ROUNDS)
     before, after = (shape((picks @ v) / (picks @ n)) for v, n in zip((x, y), sizes, strict=True))
 
     def side(v: F64, n: F64, drawn: F64) -> Measurement:
-        low, high = np.quantile(drawn, tails(len(v)))
+        low, high = (drawn[0], drawn[0]) if alone else np.quantile(drawn, tails(len(v)))
         return Measurement(
             name=name, value=float(shape(v.sum() / n.sum())), low=float(low), high=float(high), unit=unit, n=len(v),
-            answers=int(n.sum()), interval="bootstrap", condition="shipped texts", key=key, group="damage",
+            answers=int(n.sum()), interval="none" if alone else "bootstrap", condition="shipped texts", key=key, group="damage",
             values=[float(z) for z in v / n],
         )  # fmt: skip
 
     base, edited = side(x, sizes[0], before), side(y, sizes[1], after)
-    low, high = np.quantile(after - before, tails(len(x)))
-    sd = float((after - before).std()) * len(x) ** 0.5  # of one text's share in the difference
+    change = after - before
+    low, high = (change[0], change[0]) if alone else np.quantile(change, tails(len(x)))
+    least = minimum_detectable(len(x), rate=False, sd=1.0)  # infinite where so few texts can't show any change
+    sd = float(change.std()) * len(x) ** 0.5  # of one text's share in the difference
     p = sign_flip(y / sizes[1] - x / sizes[0])
     return Difference(name=name, condition="shipped texts", unit=unit, base=base, edited=edited,
                       value=edited.value - base.value, low=float(low), high=float(high), p=p,
                       test="sign-flip permutation of the texts", n=len(x), key=key, group="damage",
-                      family="damage", mde=minimum_detectable(len(x), rate=False, sd=sd))  # fmt: skip
+                      family="damage", mde=least * sd if math.isfinite(least) else None)  # fmt: skip

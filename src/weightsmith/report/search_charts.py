@@ -20,7 +20,7 @@ def _tipped(tip: str, inner: str) -> str:
 
 @dataclass(frozen=True)
 class Profile:
-    """The strengths of one point; the first that is drawn has bars, the others lines."""
+    """The strengths of one point; the first that is drawn has bars, the others lines. The point to take is a diamond."""
 
     label: str
     sign: str
@@ -33,11 +33,11 @@ def role_words(role: str) -> str:
     return "every role" if role == "*" else role
 
 
-def _bars(row: dict[int, float], xs: Scale, ys: Scale, step: float, who: str, role: str) -> list[str]:
-    wide = min(26.0, step * 0.62)
-    tone = "warm" if who == "knee" else "ink"
+def _bars(profile: Profile, role: str, xs: Scale, ys: Scale, step: float) -> list[str]:
+    wide, who = min(26.0, step * 0.62), profile.label
+    tone = "warm" if profile.shape == "diamond" else "ink"
     parts = []
-    for layer, value in sorted(row.items()):
+    for layer, value in sorted(profile.strengths.get(role, {}).items()):
         top, foot = min(ys(value), ys(0)), max(ys(value), ys(0))
         box = rect(xs(layer) - wide / 2, top, wide, foot - top, f"{tone}-bar", 1)
         parts.append(_tipped(f"{who}, layer {layer}, {role}: {number(value, 3)}", box))
@@ -77,7 +77,7 @@ def strengths_chart(profiles: Sequence[Profile], width: int, uid: str) -> str:
             parts.append(line(start, ys(value), width - 6, ys(value), "axis" if abs(value) < 1e-12 else "grid"))
             parts.append(put(start - 8, ys(value) + 4, said, "tick", "end"))
         if profiles:
-            parts += _bars(profiles[0].strengths.get(role, {}), xs, ys, step, profiles[0].label, role)
+            parts += _bars(profiles[0], role, xs, ys, step)
             parts += _others(profiles[1:], role, xs, ys, step)
         top += tall + 50
     shown = [round(v) for v in ticks(first, last, 12 if width > 560 else 6) if float(v).is_integer()] or [first]

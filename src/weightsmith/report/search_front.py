@@ -10,7 +10,7 @@ from ..searched import Point, SearchRecord
 from .svg import Box, Labels, Scale, fit, line, log_ticks, mark, path, put, svg, text_width, tick_words, ticks
 from .text import clip, number, show
 
-# Stage -> (tone, shape, sign). The warm tone is the knee's alone, on the whole page.
+# Stage -> (tone, shape, sign). The warm tone is the point to take's alone, on the whole page.
 STAGES: dict[str, tuple[str, str, str]] = {
     "closed form": ("quiet", "square", "■"), "gradient": ("cool", "dot", "●"), "black box": ("ink", "up", "▲"),
 }  # fmt: skip
@@ -32,9 +32,10 @@ def damage_words(p: Point) -> str:
     return f"{shown.value} ({shown.interval})"
 
 
-def tip(p: Point, unit: str) -> str:
+def tip(p: Point, unit: str, *, taken: bool = False) -> str:
     """All that a mark says of its point."""
-    marks = [w for w, on in (("the knee", p.knee), ("the starting point", p.start), ("on the front", p.front)) if on]
+    marks = [w for w, on in (("the point to take", taken), ("the knee", p.knee), ("the starting point", p.start),
+                             ("on the front", p.front)) if on]  # fmt: skip
     words = f"{p.name}, {p.stage}{''.join(f', {m}' for m in marks)}: {p.what}; effect {effect_words(p)} nats, "
     words += f"damage {damage_words(p)} {unit}, n = {p.n}"
     return words + (f"; disagrees with its confirmation: {p.disagrees}" if p.disagrees else "")
@@ -42,15 +43,25 @@ def tip(p: Point, unit: str) -> str:
 
 @dataclass(frozen=True)
 class Axes:
-    """The two scales; ``floored`` says that some damage lies left of the axis."""
+    """The two scales, and what stands out on them; ``floored`` says that some damage lies left of the axis."""
 
     xs: Scale
     ys: Scale
     floored: bool
+    taken: Point | None
 
     def place(self, p: Point) -> tuple[float, float]:
         """Where a point stands."""
         return self.xs(max(p.damage, self.xs.low)), self.ys(p.effect)
+
+    def tone(self, p: Point) -> str:
+        """The tone of a point."""
+        return "warm" if p is self.taken else STAGES[p.stage][0]
+
+    def named(self, p: Point) -> list[str]:
+        """What a point is called, where it stands out."""
+        words = [("taken", p is self.taken and not p.knee), ("knee", p.knee), ("start", p.start)]
+        return [w for w, on in words if on]
 
 
 def _axes(record: SearchRecord, width: int, height: int) -> Axes:
@@ -65,8 +76,8 @@ def _axes(record: SearchRecord, width: int, height: int) -> Axes:
     if real and most / min(real) > LOG_FROM:
         least = max(min(real), most / SPAN)
         xs = Scale(least / 1.35, most * 1.35, 46, width - 14, log=True)
-        return Axes(xs, ys, any(p.damage < least for p in record.points))
-    return Axes(Scale(min(0.0, *damages), most * 1.08 if most > 0 else 1.0, 46, width - 14), ys, False)
+        return Axes(xs, ys, any(p.damage < least for p in record.points), record.taken)
+    return Axes(Scale(min(0.0, *damages), most * 1.08 if most > 0 else 1.0, 46, width - 14), ys, False, record.taken)
 
 
 def _grid(at: Axes, width: int, unit: str) -> list[str]:
@@ -92,7 +103,7 @@ def _grid(at: Axes, width: int, unit: str) -> list[str]:
 
 
 def _whiskers(p: Point, at: Axes) -> list[str]:
-    tone = "warm" if p.knee else STAGES[p.stage][0]
+    tone = at.tone(p)
     x, y = at.place(p)
     left, right = (at.xs(max(v, at.xs.low)) for v in (p.damage_low, p.damage_high))
     parts = []
@@ -104,17 +115,16 @@ def _whiskers(p: Point, at: Axes) -> list[str]:
 
 
 def _mark(p: Point, at: Axes, unit: str, small: bool) -> list[str]:
-    tone, shape, _ = STAGES[p.stage]
+    tone, shape, taken = at.tone(p), STAGES[p.stage][1], p is at.taken
     x, y = at.place(p)
-    tone = "warm" if p.knee else tone
     parts = []
-    if p.knee or p.start:
-        parts.append(mark("dot", x, y, 13.5 if p.knee else 11.5, f"{tone}-ring" + ("" if p.knee else " dashed")))
+    if taken or p.start:
+        parts.append(mark("dot", x, y, 13.5 if taken else 11.5, f"{tone}-ring" + ("" if taken else " dashed")))
     if p.disagrees:
         parts.append(mark("square", x, y, 12.5, "differs"))
     look = "fill" if p.front else "open"
-    size = 7.0 if p.knee else 5.5 if p.front or not small else 4.0
-    parts.append(mark(shape, x, y, size, f"{tone}-{look}", tip(p, unit)))
+    size = 7.0 if taken else 5.5 if p.front or not small else 4.0
+    parts.append(mark(shape, x, y, size, f"{tone}-{look}", tip(p, unit, taken=taken)))
     return parts
 
 
@@ -151,24 +161,23 @@ def _optional(p: Point, words: str, cls: str, at: Axes, labels: Labels) -> list[
 
 
 def _names(record: SearchRecord, at: Axes, labels: Labels, width: int) -> list[str]:
-    """The knee and the start by name, then points whose confirmation disagrees, then the others of a short front."""
+    """The point to take, the knee and the start by name, then points whose confirmation disagrees, then the others of a
+    short front."""
     parts: list[str] = []
     room = (at.xs.end - at.xs.start) * (0.5 if width > 560 else 0.6)
-    for p in record.points:
-        if p.knee:
+    for p in sorted(record.points, key=lambda p: p is not at.taken):
+        title = ", also the ".join(at.named(p)) + (", differs" if p.disagrees else "")
+        if p is at.taken:
             told = f"effect {number(p.effect, 1, signed=True)}, damage {show(p.damage, p.damage_low, p.damage_high, '').value}"
-            title = "knee" + (", also the start" if p.start else "") + (", differs" if p.disagrees else "")
             words = [(title, "strong warm-text", 13.0), (fit(p.name, 12, room), "tick", 12.0), (told, "tick", 12.0)]
             # a phone has no room for what the head of the page says anyway
             parts += _label(p, words if width > 560 else words[:2], at, labels)
-    for p in record.points:
-        if p.start and not p.knee:
-            words = [("start, differs" if p.disagrees else "start", "small-strong ink-text", 12.0)]
-            parts += _label(p, words, at, labels)
+        elif at.named(p):
+            parts += _label(p, [(title, "small-strong ink-text", 12.0)], at, labels)
     short = width > 560 and len(record.front) <= NAMED
     # what disagrees comes first, since a label that finds no room is left out
     for p in sorted(record.points, key=lambda p: not p.disagrees):
-        if not (p.knee or p.start) and (p.disagrees or (short and p.front)):
+        if not at.named(p) and (p.disagrees or (short and p.front)):
             said = [fit(p.name, 12, 130)] * (width > 560) + ["differs"] * bool(p.disagrees)
             parts += _optional(p, ", ".join(said), "small-strong ink-text" if p.disagrees else "tick", at, labels)
     return parts
@@ -177,8 +186,8 @@ def _names(record: SearchRecord, at: Axes, labels: Labels, width: int) -> list[s
 def front_chart(record: SearchRecord, width: int, uid: str) -> str:
     """Effect against damage of every candidate of ``record``; ``""`` if there is none.
 
-    Marks of the front are filled and have 95% intervals in both directions; the knee and the start are ringed and named;
-    a box is around those whose confirmed figures disagree with what the search saw.
+    Marks of the front are filled and have 95% intervals in both directions; the point to take and the start are ringed, both
+    and the knee are named; a box is around those whose confirmed figures disagree with what the search saw.
     """
     if not record.points:
         return ""
@@ -200,14 +209,14 @@ def front_chart(record: SearchRecord, width: int, uid: str) -> str:
     edge = [at.place(p) for p in record.front]
     labels.block_line(edge)
     for p in record.points:
-        labels.block(*at.place(p), 15 if p.knee or p.start or p.disagrees else 7)
+        labels.block(*at.place(p), 15 if at.named(p) or p.disagrees else 7)
     drawn = [path(edge, "front-line")] if len(edge) > 1 else []
     drawn += [w for p in record.front for w in _whiskers(p, at)]
     small = len(record.points) > 40
     # what matters lies on top
-    order = sorted(record.points, key=lambda p: (p.knee, p.start, p.front))
+    order = sorted(record.points, key=lambda p: (p is at.taken, p.start, p.front))
     drawn += [part for p in order for part in _mark(p, at, unit, small)]
     names = _names(record, at, labels, width)
-    knee = next((tip(p, unit) for p in record.points if p.knee), "no knee was chosen")
+    told = "no point was chosen" if at.taken is None else tip(at.taken, unit, taken=True)
     title = f"Effect against damage of {len(record.points)} candidates, {len(record.front)} of them on the front"
-    return svg(width, height, title, clip(knee, 400), [*parts, *drawn, *names], uid)
+    return svg(width, height, title, clip(told, 400), [*parts, *drawn, *names], uid)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ..measured import MeasureRecord
-from ..searched import Confirmed, Gain, Point, SearchRecord, Stretch
+from ..searched import TARGET, Confirmed, Gain, Point, SearchRecord, Stretch
 from . import text
 from .intervals import Dot, extent, strip
 from .search_charts import Profile
@@ -24,8 +24,8 @@ SAVINGS = {
     "branches": "continuations of one prompt in one pass", "unread": "tokens that predict nothing that is read",
     "heads": "lm_head only where something is read",
 }  # fmt: skip
-# Which points of the front are read and compared: name, tone, shape. The warm tone is the knee's on the whole page.
-LEAST, KNEE, MOST = ("least damage", "ink", "down"), ("knee", "warm", "diamond"), ("most effect", "ink", "up")
+# Which points of the front are read and compared: name, tone, shape. The warm tone is the point to take's on the whole page.
+LEAST, MOST = ("least damage", "ink", "down"), ("most effect", "ink", "up")
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,21 @@ def row(p: Point) -> Row:
     )  # fmt: skip
 
 
-def knee(record: SearchRecord) -> Point | None:
-    """The knee, if one was chosen."""
-    return next((p for p in record.points if p.knee or (record.knee and p.name == record.knee)), None)
+def why(record: SearchRecord) -> str:
+    """Why the point to take is that."""
+    if record.chosen_by == "target" and record.target is not None:
+        return f"nearest to the target of {record.target:g}"
+    return f"the {label(record)}"
+
+
+def label(record: SearchRecord) -> str:
+    """What the point to take is called beside others."""
+    return "knee" if record.taken is None or record.taken.knee or record.taken.name == record.knee else "taken"
+
+
+def missed(record: SearchRecord) -> list[str]:
+    """What is to be said of the target: that it was not reached, and how near anything came."""
+    return [n for n in record.notes if n.startswith(TARGET)]
 
 
 def model_name(record: SearchRecord) -> str:
@@ -126,7 +138,7 @@ def command(record: SearchRecord, p: Point) -> str:
 
 @dataclass(frozen=True)
 class Tile:
-    """A headline figure of the knee."""
+    """A headline figure of the point to take."""
 
     name: str
     when: str
@@ -138,24 +150,24 @@ class Tile:
     sign: str = ""
 
 
-def _confirmed_tile(t: Told, i: int) -> Tile:
+def _confirmed_tile(t: Told, i: int, who: str) -> Tile:
     c, scale = t.figure, 100 if text.is_share(t.figure.unit) else 1
     dots = [] if c.base is None else [Dot(c.base * scale, c.base * scale, c.base * scale, "ink", "dot", "base", t.base)]
     words = f"{t.value.value} ({t.value.interval})"
-    dots.append(Dot(c.value * scale, c.low * scale, c.high * scale, "warm", "diamond", "knee", words))
+    dots.append(Dot(c.value * scale, c.low * scale, c.high * scale, "warm", "diamond", who, words))
     chart = strip(dots, extent(dots, zero=True), 300, f"{t.name} with its 95% interval", f"tile{i}")
     return Tile(t.name, f"confirmed · n = {t.n}", t.base, t.value, Markup(chart), t.change, t.verdict, t.sign)
 
 
 def tiles(record: SearchRecord, p: Point) -> list[Tile]:
-    """The knee's first confirmed figures, and its effect and damage as the search saw them."""
-    found = [_confirmed_tile(told(c), i) for i, c in enumerate(p.confirmed[:TILES])]
-    seen = row(p)
+    """First confirmed figures of the point to take, and its effect and damage as the search saw them."""
+    who, seen = label(record), row(p)
+    found = [_confirmed_tile(told(c), i, who) for i, c in enumerate(p.confirmed[:TILES])]
     for name, value, low, high, shown, unit in (
         ("effect", p.effect, p.effect_low, p.effect_high, seen.effect, "nats of log-odds"),
         ("damage", p.damage, p.damage_low, p.damage_high, seen.damage, record.damage_unit),
     ):
-        dots = [Dot(value, low, high, "warm", "diamond", "knee", f"{shown.value} ({shown.interval})")]
+        dots = [Dot(value, low, high, "warm", "diamond", who, f"{shown.value} ({shown.interval})")]
         chart = strip(dots, extent(dots, zero=True), 300, f"{name} with its 95% interval", f"tile-{name}")
         when = f"seen by the search, {unit} · n = {p.n}"
         found.append(Tile(name, when, "", shown, Markup(chart)))
@@ -163,15 +175,14 @@ def tiles(record: SearchRecord, p: Point) -> list[Tile]:
 
 
 def _special(record: SearchRecord) -> list[tuple[Point, tuple[str, str, str]]]:
-    """Least damage, knee and most effect of the front, each point once; a knee at an end is the knee."""
-    front, chosen = record.front, knee(record)
-    found: list[tuple[Point, tuple[str, str, str]]] = []
-    wanted = [(front[0], LEAST) if front else None, (chosen, KNEE) if chosen else None, (front[-1], MOST) if front else None]
-    for entry in (w for w in wanted if w is not None):
-        p, look = entry
-        if look is not KNEE and (p is chosen or any(p is q for q, _ in found)):
-            continue
-        found.append((p, look))
+    """Least damage, the point to take and most effect of the front, each point once; one at an end is the one to take."""
+    front, taken = record.front, record.taken
+    ends = [(front[0], LEAST), (front[-1], MOST)] if front else []
+    if len(front) == 1:
+        del ends[1:]
+    found = [(p, look) for p, look in ends if p is not taken]
+    if taken is not None:
+        found.insert(sum(look is LEAST for _, look in found), (taken, (label(record), "warm", "diamond")))
     return found
 
 
@@ -181,8 +192,8 @@ def read_points(record: SearchRecord, confirmed: Mapping[str, MeasureRecord]) ->
 
 
 def profiles(record: SearchRecord) -> list[tuple[Point, Profile]]:
-    """Strengths of the knee, then of the two ends of the front."""
-    found = sorted(_special(record), key=lambda entry: entry[1] is not KNEE)
+    """Strengths of the point to take, then of the two ends of the front."""
+    found = sorted(_special(record), key=lambda entry: entry[0] is not record.taken)
     signs = {"down": "▼", "diamond": "◆", "up": "▲"}
     return [(p, Profile(label, signs[shape], shape, p.strengths)) for p, (label, _, shape) in found if p.strengths]
 

@@ -66,14 +66,17 @@ def _charts(record: SearchRecord) -> dict[str, Any]:
 
 
 def _context(record: SearchRecord, confirmed: Mapping[str, MeasureRecord]) -> dict[str, Any]:
-    chosen = search_view.knee(record)
+    chosen = record.taken
     front = [search_view.row(p) for p in record.front]
     return {
         **styles("report.css", "sections.css", "searched.css"),
         "title": search_view.title(record),
         "record": record,
         "sentence": search_view.sentence(record, confirmed),
-        "knee": chosen,
+        "taken": chosen,
+        "why": search_view.why(record),
+        "label": search_view.label(record),
+        "missed": search_view.missed(record),
         "tiles": search_view.tiles(record, chosen) if chosen else [],
         "command": search_view.command(record, chosen) if chosen else "",
         "front": front,

@@ -36,6 +36,22 @@ FEWEST = 8  # held-out prompts below which a quarter says nothing
 CLEARLY = 0.9  # another trial's figures on the quarter, as a share of this one's, both of them, at which it is pruned
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How many points are drawn, and how: ``trials`` of the whole study (those of earlier runs and of other processes with it),
+    by ``sampler`` from ``seed``, kept in the journal ``storage`` (in memory without one)."""
+
+    trials: int
+    storage: Path | None = None
+    seed: int = 0
+    sampler: Literal["tpe", "nsga2"] = "tpe"
+
+    @property
+    def startup(self) -> int:
+        """Trials that are drawn at random first: a third, ten at most."""
+        return max(1, min(10, math.ceil(self.trials / 3)))
+
+
 @dataclass(frozen=True, eq=False)
 class Trial:
     """One trial as an Edit with its direction. ``effect`` and ``damage`` are the objectives, less is better.
@@ -60,15 +76,13 @@ class Trial:
 
 
 def blackbox(
-    problem: Problem, direction: Direction, layers: Seq[int], trials: int, *, storage: Path | None = None, seed: int = 0,
-    sampler: Literal["tpe", "nsga2"] = "tpe", judge: Judge | None = None, on_trial: Callable[[Trial], None] | None = None,
-    ranges: Ranges | None = None,
+    problem: Problem, direction: Direction, layers: Seq[int], draws: Draws, *, judge: Judge | None = None,
+    on_trial: Callable[[Trial], None] | None = None, ranges: Ranges | None = None,
 ) -> list[Trial]:  # fmt: skip
     """Every trial that came to figures, by number, those of earlier runs and of other processes included.
 
-    ``trials`` counts those of the whole study; what other processes still run when all are given out is not waited for. A third
-    of the trials (ten at most) is drawn at random first. ``judge`` is called with an Edit and its directions by digest.
-    ``on_trial`` hears of each trial that ends in this process, pruned and failed ones too.
+    What other processes still run when all are given out is not waited for. ``judge`` is called with an Edit and its directions
+    by digest. ``on_trial`` hears of each trial that ends in this process, pruned and failed ones too.
 
     Raises:
         MissingExtra: Optuna is not installed.
@@ -80,15 +94,14 @@ def blackbox(
     except ImportError as error:
         raise MissingExtra("black-box search needs Optuna", hint="pip install 'weightsmith[search]'") from error
     box = _Box(problem, direction, sorted(layers), ranges or Ranges.of(problem.kind), judge)
-    if trials < 1 or not layers:
+    if draws.trials < 1 or not layers:
         raise RecipeError("a black-box search needs a trial and a layer", where=direction.meta.feature)
     if min(layers) < problem.passes.start:
         raise UsageError(f"layer {min(layers)} lies below {problem.passes.start}, where this problem's passes start",
                          hint="make the passes start at the first layer that may be edited")  # fmt: skip
     for layer in layers:
         direction.row(layer)
-    startup = max(1, min(10, math.ceil(trials / 3)))
-    with SharedStudy(storage, trials, seed, sampler, startup, box.identity(seed, sampler)) as study:
+    with SharedStudy(draws, box.identity(draws.seed, draws.sampler)) as study:
         while (asked := study.ask(box.suggest)) is not None:
             ended = box.run(study, *asked)
             if on_trial and ended is not None:
@@ -206,7 +219,7 @@ class _Box:
 def _beaten(mine: tuple[float, float], study: SharedStudy) -> bool:
     """Whether a trial that was completed did clearly better on the quarter, in both; not while trials are still random."""
     others = study.completed()
-    if len(others) < study.startup:
+    if len(others) < study.draws.startup:
         return False
     quarters = [t.user_attrs["quarter"] for t in others if "quarter" in t.user_attrs]
     return any(all(o <= CLEARLY * m for o, m in zip(other, mine, strict=True)) for other in quarters)
@@ -237,4 +250,4 @@ def _unpacked(kept: dict[str, Any] | None) -> Seen | None:
     return Seen(odds, damage, distance, {n: np.array(x) for n, x in kept["protected"].items()})
 
 
-__all__ = ["Judge", "Kernel", "Ranges", "Setting", "Trial", "blackbox"]
+__all__ = ["Draws", "Judge", "Kernel", "Ranges", "Setting", "Trial", "blackbox"]

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from ..direction import Direction
-from ..errors import EditError, RecipeError
+from ..errors import EditError, NonFinite, RecipeError
 from ..features import quality
 from ..features.extract import Activations, conversation
 from ..features.select import compile_hooks, sources
@@ -40,7 +40,8 @@ DOSES = (0.15, 0.3)
 
 @dataclass(eq=False)
 class Made:
-    """A candidate edit, by the method that made it, and what it does on the held-out prompts once it was looked at."""
+    """A candidate edit, by the method that made it, and what it does on the held-out prompts once it was looked at; where it
+    turned out not to be possible, ``fault`` says why."""
 
     what: str
     method: str
@@ -49,6 +50,7 @@ class Made:
     source: int | None = None
     strength: float = 1.0
     seen: Seen | None = None
+    fault: str = ""
 
 
 def step_of(
@@ -61,8 +63,8 @@ def step_of(
 
 
 def candidates(model: RunningModel, material: Material, layers: Seq[int], *, few: bool = False) -> list[Made]:
-    """All closed-form edits of the problem's kind over ``layers``; those that a family can't hold are left out. ``few`` are
-    the single layers alone."""
+    """All closed-form edits of the problem's kind over ``layers``, those that a family can't hold too: :func:`look` says so of
+    them. ``few`` are the single layers alone."""
     direction = material.direction
     picks = sorted({*sources(direction.meta.layers), material.source})
     if material.problem.kind == "add":
@@ -82,32 +84,38 @@ def candidates(model: RunningModel, material: Material, layers: Seq[int], *, few
     acts = material.activations
     found.append(Made("each layer's direction without the neutral side's principal axes", "spectral residual",
                       *step_of("remove", spectral(direction, acts), "each", layers)))  # fmt: skip
-    if not model.architecture.family.post_norm:
-        for what, method, readers in (
-            ("least change after which no linear probe finds it", "LEACE", quality.readers(acts, "leace")),
-            ("read by least squares, nothing on neutral prompts", "null space", null_space(direction, acts)),
-        ):
-            assert readers is not None, "both have readers"
-            found.append(Made(what, method, *step_of("leace", replace(direction, readers=readers.astype(np.float32)),
-                                                     "each", layers)))  # fmt: skip
+    for what, method, readers in (
+        ("least change after which no linear probe finds it", "LEACE", quality.readers(acts, "leace")),
+        ("read by least squares, nothing on neutral prompts", "null space", null_space(direction, acts)),
+    ):
+        assert readers is not None, "both have readers"
+        found.append(Made(what, method, *step_of("leace", replace(direction, readers=readers.astype(np.float32)),
+                                                 "each", layers)))  # fmt: skip
     return found
 
 
 def look(model: RunningModel, problem: Problem, made: Made, some: int | None = None) -> Seen | None:
-    """Judge a candidate on the held-out prompts (the first ``some``); ``None`` where it has no form as hooks."""
+    """Judge a candidate on the held-out prompts (the first ``some``); ``None`` where that is not possible, since the model
+    can't hold it or its logits are NaN: :attr:`Made.fault` then says why."""
     try:
         hooks = compile_hooks(model, made.spec, made.directions)
-    except (EditError, RecipeError):
+    except (EditError, RecipeError) as error:
+        made.fault = error.message
         return None
     with torch.no_grad(), steering(model, hooks):
-        return problem.see(some=some)
+        try:
+            return problem.see(some=some)
+        except NonFinite as error:
+            made.fault = error.message
+            return None
 
 
 def screened(
     model: RunningModel, problem: Problem, made: Seq[Made], loss: Callable[[Seen], float], some: int, keep: int,
     tell: Callable[[int, int], None] = lambda _a, _b: None,
 ) -> list[Made]:  # fmt: skip
-    """All candidates on a few prompts, then the best ``keep`` (and the best of each method) on all held-out ones."""
+    """All candidates on a few prompts, then the best ``keep`` on all held-out ones. Those that are not possible are not among
+    what is given; each of ``made`` that is one has its :attr:`~Made.fault`."""
     first: list[tuple[float, int, Made]] = []
     for k, m in enumerate(made):
         tell(k, len(made))

@@ -19,7 +19,7 @@ import torch
 from ..runtime import generate
 from .gradient import Descent, Snapshot, look, optimiser_for
 from .objectives import Problem
-from .passes import Rows, Tree
+from .passes import Rows, Tree, Use
 from .space import Space, Values
 
 GRAM = 3
@@ -55,11 +55,8 @@ def unlearn(
     tell: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Snapshot]:  # fmt: skip
     """Rounds of asking and unlearning from ``begin``; one snapshot a round."""
-    values, found = begin.values.copy(), list[Snapshot]()
-    params = [values.vectors.requires_grad_()]
-    optimiser = optimiser_for(values, params, how, 1.0)
-    rng = np.random.default_rng(how.seed + 1)
-    asked = [problem.effect.items[i].tree.prompt for i in problem.effect.train[: rounds.prompts]]
+    work, found = _Unlearning(problem, space, how, rounds, begin.weight, begin.values.copy()), list[Snapshot]()
+    values, asked = work.values, [problem.effect.items[i].tree.prompt for i in problem.effect.train[: rounds.prompts]]
     for turn in range(rounds.rounds):
         with torch.no_grad(), space.hooked(values):
             said = generate(problem.model, asked, rounds.tokens, "reading what the edit says")
@@ -68,9 +65,7 @@ def unlearn(
         rows = problem.passes.prepare([t for t, _ in marked])
         for step in range(rounds.steps):
             tell("unlearning repetitions", turn * rounds.steps + step, rounds.rounds * rounds.steps)
-            before = values.vectors.detach().clone()
-            if not _step(problem, space, values, params, optimiser, rows, [m for _, m in marked], how, rounds, begin.weight, rng):
-                values.vectors.data.copy_(before)
+            work.step(rows, [m for _, m in marked])
         seen = look(problem, space, values)
         if seen is not None:
             found.append(Snapshot(values.copy(), seen, begin.weight, begin.step, f"and round {turn + 1} of unlearning repetitions"))
@@ -78,36 +73,52 @@ def unlearn(
     return found
 
 
-def _step(
-    problem: Problem, space: Space, values: Values, params: list[torch.Tensor], optimiser: torch.optim.Optimizer, rows: Rows,
-    marked: list[list[int]], how: Descent, rounds: Rounds, weight: float, rng: np.random.Generator,
-) -> bool:  # fmt: skip
-    """One step on repetitions, effect and damage; false where the gradient is not finite."""
+@dataclass(eq=False)
+class _Unlearning:
+    """The steps of all rounds, on the vectors of ``values``; ``weight`` is that of the damage."""
 
-    def pick(places: Seq[int], n: int) -> list[int]:
-        return [places[int(i)] for i in rng.permutation(len(places))[:n]]
+    problem: Problem
+    space: Space
+    how: Descent
+    rounds: Rounds
+    weight: float
+    values: Values
 
-    chosen = pick(range(len(marked)), rounds.batch)
+    def __post_init__(self) -> None:
+        self.params = [self.values.vectors.requires_grad_()]
+        self.optimiser = optimiser_for(self.values, self.params, self.how, 1.0)
+        self.rng = np.random.default_rng(self.how.seed + 1)
 
-    def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor | None:
-        total = states[0].new_zeros(())
-        for i, logprobs in zip(which, problem.logprobs(states), strict=True):
-            tree = rows.trees[i]
-            node = logprobs[list(tree.reads), list(tree.tokens)][marked[i]]
-            # what is unlikely already has nothing to unlearn, and its gradient would drown in numbers too small to multiply fast
-            node = node[node > LIKELY]
-            if len(node):
-                total = total - torch.log1p(-node.exp().clamp(max=1 - 1e-4)).sum() / len(tree.tokens)
-        return total * (rounds.weight / len(chosen))
+    def step(self, rows: Rows, marked: list[list[int]]) -> None:
+        """One step on repetitions (``marked`` places of each answer), effect and damage; none where its gradient is not finite."""
+        problem, batch = self.problem, self.how.batch
+        chosen = self._pick(range(len(marked)), self.rounds.batch)
+        with self.space.hooked(self.values):
+            parts = [problem.passes.each(rows, chosen, self._repeating(rows, marked, len(chosen)), self.params)[1],
+                     problem.effect_loss(self._pick(problem.effect.train, batch), self.params)[1]]  # fmt: skip
+            for group in (problem.damage, *problem.protect.values()):
+                parts.append(problem.distance_loss(group, self._pick(group.train, batch), self.weight, self.params)[1])
+        gradient = torch.stack([p[0] for p in parts]).sum(0)
+        if bool(torch.isfinite(gradient).all()):
+            self.params[0].grad = gradient
+            self.optimiser.step()
 
-    with space.hooked(values):
-        parts = [problem.passes.each(rows, chosen, use, params)[1],
-                 problem.effect_loss(pick(problem.effect.train, how.batch), params)[1]]  # fmt: skip
-        for group in (problem.damage, *problem.protect.values()):
-            parts.append(problem.distance_loss(group, pick(group.train, how.batch), weight, params)[1])
-    gradient = torch.stack([p[0] for p in parts]).sum(0)
-    if not bool(torch.isfinite(gradient).all()):
-        return False
-    params[0].grad = gradient
-    optimiser.step()
-    return True
+    def _pick(self, places: Seq[int], n: int) -> list[int]:
+        return [places[int(i)] for i in self.rng.permutation(len(places))[:n]]
+
+    def _repeating(self, rows: Rows, marked: list[list[int]], count: int) -> Use:
+        """The loss of the marked tokens, a mean over ``count`` answers."""
+
+        def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor | None:
+            total = states[0].new_zeros(())
+            for i, logprobs in zip(which, self.problem.logprobs(states), strict=True):
+                tree = rows.trees[i]
+                node = logprobs[list(tree.reads), list(tree.tokens)][marked[i]]
+                # what is unlikely already has nothing to unlearn, and its gradient would drown in numbers too small to be
+                # multiplied fast
+                node = node[node > LIKELY]
+                if len(node):
+                    total = total - torch.log1p(-node.exp().clamp(max=1 - 1e-4)).sum() / len(tree.tokens)
+            return total * (self.rounds.weight / count)
+
+        return use

@@ -4,7 +4,7 @@ The loss of a step is the effect's over a batch of prompts plus ``weight`` × KL
 protected feature). Adam (Kingma and Ba 2015, arXiv 1412.6980); after each step the values are put back into the space, so
 that strengths reach 0 and 1 exactly. Every few steps the held-out prompts are read: each such reading is a candidate, and
 when their loss has not fallen twice in a row the descent ends. A sweep runs one descent for each weight, each begun where
-the one before ended. NaN in a step is undone and the step halved.
+the one before ended. A step with NaN is not taken, and those that follow are half as long.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 from ..errors import NonFinite
 from ..searched import Tick
-from .objectives import Group, Problem, Seen
+from .objectives import Problem, Seen
 from .space import Space, Values
 
 PATIENCE = 2
@@ -87,71 +87,95 @@ def sweep(
     """One descent for each weight, warm-started; every reading of the held-out prompts is a snapshot, and is told, as is the
     end of each descent (its place in the sweep)."""
     found, values = Sweep(tell=on_snapshot), begin.copy()
-    rng = np.random.default_rng(how.seed)
-    groups = [problem.damage, *problem.protect.values()]
-    dice = [_Dice(g.train, rng) for g in (problem.effect, *groups)]
-    for run, weight in enumerate(how.weights):
-        steps = how.steps if run == 0 else how.more
-        best = _descend(problem, space, values, how, run, weight, steps, dice, groups, found, on_tick)
-        values = best.values.copy()
+    work = _Descents(problem, space, how, found, on_tick)
+    for run in range(len(how.weights)):
+        values = work.descend(run, values).values.copy()
         on_descent(run)
     return found
 
 
-def _descend(
-    problem: Problem, space: Space, begin: Values, how: Descent, run: int, weight: float, steps: int, dice: list[_Dice],
-    groups: list[Group], found: Sweep, on_tick: Callable[[Tick], None],
-) -> Snapshot:  # fmt: skip
-    values = begin.copy()
-    params = [values.strengths.requires_grad_()] if space.kind == "remove" else []
-    if how.turn or space.kind == "add":
-        params.append(values.vectors.requires_grad_())
-    if values.readers is not None:
-        params.append(values.readers.requires_grad_())
-    optimiser, scale, worse = optimiser_for(values, params, how, 1.0), 1.0, 0
-    best: Snapshot | None = None
-    step = 0
-    while step < steps:
-        before = values.copy()
-        batches = [d.draw(how.batch) for d in dice]
-        with space.hooked(values):
-            effect, slopes = problem.effect_loss(batches[0], params)
-            costs = [problem.distance_loss(g, b, weight, params) for g, b in zip(groups, batches[1:], strict=True)]
-        damage = costs[0][0] / weight if weight else 0.0
+@dataclass(eq=False)
+class _Descents:
+    """What the descents of one sweep share."""
+
+    problem: Problem
+    space: Space
+    how: Descent
+    found: Sweep
+    on_tick: Callable[[Tick], None]
+
+    def __post_init__(self) -> None:
+        rng = np.random.default_rng(self.how.seed)
+        self.groups = [self.problem.damage, *self.problem.protect.values()]
+        self.dice = [_Dice(g.train, rng) for g in (self.problem.effect, *self.groups)]
+
+    def descend(self, run: int, begin: Values) -> Snapshot:
+        """The descent at place ``run`` of the sweep; its best reading, or what it began with where there was none."""
+        how, values = self.how, begin.copy()
+        weight, steps = how.weights[run], how.steps if run == 0 else how.more
+        params = self._params(values)
+        optimiser, scale, worse = optimiser_for(values, params, how, 1.0), 1.0, 0
+        best: Snapshot | None = None
+        moved = False  # since the held-out prompts were last read
+        for step in range(1, steps + 1):
+            effect, damage = self._slopes(values, params, weight)
+            tick = None
+            if math.isfinite(effect + damage) and all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in params):
+                optimiser.step()
+                self.space.normalise(values)
+                moved, tick = True, Tick(run=run, step=step, weight=weight, effect_loss=effect, damage=damage)
+            else:  # the values are those from before it
+                scale /= 2
+                optimiser = optimiser_for(values, params, how, scale)
+            ended = scale < 2.0**-BACKOFFS
+            if tick is None:
+                what = "the descent ended" if ended else f"it went on with a step of {scale:g}"
+                self.found.notes.append(f"weight {weight:g}, step {step}: NaN or infinity; {what}")
+            # what good steps have reached is read, whether or not the one at which it is due was good
+            if moved and (ended or step % how.check == 0 or step == steps):
+                moved, snapshot = False, self._read(values, weight, step)
+                if snapshot is not None:
+                    held = self.problem.loss_of(snapshot.seen), float(snapshot.seen.damage.mean())
+                    tick = tick and tick.model_copy(update={"held_effect": held[0], "held_damage": held[1]})
+                    better = best is None or self._total(snapshot) < self._total(best)
+                    best, worse = (snapshot, 0) if better else (best, worse + 1)
+            if tick is not None:
+                self.found.ticks.append(tick)
+                self.on_tick(tick)
+            if ended or worse >= PATIENCE:
+                break
+        return best or Snapshot(begin.copy(), self.problem.base or self.problem.see(), weight, 0)
+
+    def _params(self, values: Values) -> list[torch.Tensor]:
+        """What a descent changes."""
+        params = [values.strengths.requires_grad_()] if self.space.kind == "remove" else []
+        if self.how.turn or self.space.kind == "add":
+            params.append(values.vectors.requires_grad_())
+        if values.readers is not None:
+            params.append(values.readers.requires_grad_())
+        return params
+
+    def _slopes(self, values: Values, params: list[torch.Tensor], weight: float) -> tuple[float, float]:
+        """Put the gradients of a new batch into ``params``; the effect's loss and the damage."""
+        batches = [d.draw(self.how.batch) for d in self.dice]
+        with self.space.hooked(values):
+            effect, slopes = self.problem.effect_loss(batches[0], params)
+            costs = [self.problem.distance_loss(g, b, weight, params) for g, b in zip(self.groups, batches[1:], strict=True)]
         for param, *parts in zip(params, slopes, *(c[1] for c in costs), strict=True):
             param.grad = torch.stack(parts).sum(0)
-        if all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in params) and math.isfinite(effect + damage):
-            optimiser.step()
-            space.normalise(values)
-        else:
-            scale /= 2
-            ends = scale < 2.0**-BACKOFFS
-            what = "the descent ended" if ends else f"it went on with a step of {scale:g}"
-            found.notes.append(f"weight {weight:g}, step {step + 1}: NaN or infinity; {what}")
-            if ends:
-                break
-            values.restore(before)
-            optimiser = optimiser_for(values, params, how, scale)
-            step += 1
-            continue
-        step += 1
-        tick = Tick(run=run, step=step, weight=weight, effect_loss=effect, damage=damage)
-        if step % how.check == 0 or step == steps:
-            seen = look(problem, space, values)
-            if seen is not None:
-                snapshot = Snapshot(values.copy(), seen, weight, step)
-                found.snapshots.append(snapshot)
-                found.tell(snapshot)
-                tick = tick.model_copy(update={"held_effect": problem.loss_of(seen), "held_damage": float(seen.damage.mean())})
-                if best is None or _total(problem, seen, weight) < _total(problem, best.seen, weight):
-                    best, worse = snapshot, 0
-                else:
-                    worse += 1
-        found.ticks.append(tick)
-        on_tick(tick)
-        if worse >= PATIENCE:
-            break
-    return best or Snapshot(begin.copy(), problem.base or problem.see(), weight, 0)
+        return effect, costs[0][0] / weight if weight else 0.0
+
+    def _read(self, values: Values, weight: float, step: int) -> Snapshot | None:
+        seen = look(self.problem, self.space, values)
+        if seen is None:
+            return None
+        snapshot = Snapshot(values.copy(), seen, weight, step)
+        self.found.snapshots.append(snapshot)
+        self.found.tell(snapshot)
+        return snapshot
+
+    def _total(self, snapshot: Snapshot) -> float:
+        return _total(self.problem, snapshot.seen, snapshot.weight)
 
 
 def look(problem: Problem, space: Space, values: Values) -> Seen | None:

@@ -47,6 +47,17 @@ class Sizes:
     tokens: int = 16
 
 
+@dataclass(frozen=True)
+class Aim:
+    """What the material is for: ``kind`` of edit, how much is read, and how far an addition goes (``level`` times as far as the
+    persona takes the model). With ``force`` a feature that can't be separated is read all the same."""
+
+    kind: Kind
+    sizes: Sizes = field(default_factory=Sizes)
+    level: float = 1.0
+    force: bool = False
+
+
 @dataclass(eq=False)
 class Material:
     """What a search starts from; ``activations`` are those of the trained prompts, both sides; ``source`` is the layer whose
@@ -79,8 +90,8 @@ def fewer(sets: PromptSets, sizes: Sizes) -> PromptSets:
 
 
 def gather(
-    model: RunningModel, spec: FeatureSpec, sets: PromptSets, kind: Kind, sizes: Sizes, passes: Passes,
-    *, protect: Seq[tuple[FeatureSpec, PromptSets]] = (), force: bool = False, site: str | None = None, level: float = 1.0,
+    model: RunningModel, spec: FeatureSpec, sets: PromptSets, aim: Aim, passes: Passes,
+    protect: Seq[tuple[FeatureSpec, PromptSets]] = (),
 ) -> Material:  # fmt: skip
     """Read and answer everything that candidates are compared on.
 
@@ -88,23 +99,23 @@ def gather(
         EditError: a feature that the model does not show, or whose sides can't be told apart (not with ``force``).
         RecipeError: as for :func:`weightsmith.features.extract.read_part`.
     """
-    sets, site = fewer(sets, sizes), site or spec.site
-    reader = _Reader(model, spec, sets, kind, sizes, passes)
+    sets = fewer(sets, aim.sizes)
+    reader = _Reader(model, spec, sets, aim.kind, aim.sizes, passes)
     shown: float | None
     if spec.contrast.kind == "prompt_sets":
         problem, openings, shown, read_along = reader.by_openings()
-        acts = read_along if site == "last_template_token" else _activations(model, spec, sets, sizes, site)
+        acts = read_along if spec.site == "last_template_token" else _activations(model, spec, sets, aim.sizes)
     else:
-        acts = _activations(model, spec, sets, sizes, site)
+        acts = _activations(model, spec, sets, aim.sizes)
         problem, openings, shown = reader.by_answers(acts)
-    direction = _direction(model, spec, sets, site, acts)
+    direction = _direction(model, spec, sets, acts)
     source = best_layer(direction)
     for other, their in protect:
-        problem.protect[other.name] = reader.protected(other, fewer(their, sizes))
+        problem.protect[other.name] = reader.protected(other, fewer(their, aim.sizes))
     found = Material(spec, sets, direction, acts[0], source, problem, openings, shown)
-    _check(found, force)
-    if kind == "add" and problem.loss == "distil":
-        problem.effect.level = level
+    _check(found, aim.force)
+    if aim.kind == "add" and problem.loss == "distil":
+        problem.effect.level = aim.level
     problem.prepare()
     return found
 
@@ -121,20 +132,20 @@ def best_layer(direction: Direction) -> int:
 Both = tuple[extract.Activations, extract.Activations]
 
 
-def _activations(model: RunningModel, spec: FeatureSpec, sets: PromptSets, sizes: Sizes, site: str) -> Both:
+def _activations(model: RunningModel, spec: FeatureSpec, sets: PromptSets, sizes: Sizes) -> Both:
     """Activations of the prompts that are trained on, and of those held out."""
-    how = extract.ExtractOptions(site, "resid_post", tuple(range(model.architecture.n_layers)), max(sizes.tokens, 16))
+    how = extract.ExtractOptions(spec.site, "resid_post", tuple(range(model.architecture.n_layers)), max(sizes.tokens, 16))
     return extract.read_part(model, spec, sets, "extract", how), extract.read_part(model, spec, sets, "select", how)
 
 
-def _direction(model: RunningModel, spec: FeatureSpec, sets: PromptSets, site: str, acts: Both) -> Direction:
+def _direction(model: RunningModel, spec: FeatureSpec, sets: PromptSets, acts: Both) -> Direction:
     layers, (first, held) = tuple(range(model.architecture.n_layers)), acts
     found = quality.vectors(first, "difference-in-means")
     rows = quality.layer_quality(found, layers, first, held, "difference-in-means", model.options.seed)
     used = {part: list(dict.fromkeys((*sets.part(part).shows, *sets.part(part).lacks))) for part in ("extract", "select")}
     meta = DirectionMeta(
         feature=spec.name, feature_digest=spec.digest, description=spec.description.strip(), model=model.identity,
-        method="difference-in-means", site=site, point="resid_post", layers=list(layers), prompts_digest=sets.digest,
+        method="difference-in-means", site=spec.site, point="resid_post", layers=list(layers), prompts_digest=sets.digest,
         n={p: len(sets.part(p).shows) for p in ("extract", "select", "report")}, quality=rows, ran=model.ran,
         versions={"weightsmith": __version__, "numpy": np.__version__},
         prompts={part: [sketch(p) for p in prompts] for part, prompts in used.items()},

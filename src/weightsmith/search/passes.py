@@ -257,7 +257,7 @@ class Passes:
         while True:
             try:
                 return work()
-            except Exception as error:  # what an allocator raises differs from device to device
+            except (RuntimeError, MemoryError) as error:  # what an allocator raises differs from device to device
                 if not out_of_memory(error):
                     raise
                 if self.micro <= 1:

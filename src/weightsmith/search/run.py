@@ -19,7 +19,7 @@ from . import closed, gradient, material
 from .fluent import Rounds, unlearn
 from .front import hypervolume, knee, pareto
 from .gradient import Descent
-from .material import Material, Sizes
+from .material import Aim, Material, Sizes
 from .objectives import Problem, Seen
 from .passes import Ledger, Passes
 from .space import Kind, Space, Values, strengths_of
@@ -134,9 +134,10 @@ class Search:
             EditError: a feature that the model does not show, or whose sides can't be told apart or get the same answers.
         """
         passes = Passes(self.model, self.start, self.ledger)
+        plan = self.plan
+        aim = Aim(plan.kind, plan.sizes, plan.level, plan.force)
         self.material = self.timed("the base's answers", lambda: material.gather(
-            self.model, self.spec, self.sets, self.plan.kind, self.plan.sizes, passes, protect=self.protect,
-            force=self.plan.force, level=self.plan.level))  # fmt: skip
+            self.model, self.spec, self.sets, aim, passes, self.protect))  # fmt: skip
         refuse_empty(self.spec.name, self.material.problem)
         self.notes += self.material.notes
         return self.material
@@ -148,6 +149,7 @@ class Search:
         tell: Callable[[int, int], None] = lambda a, b: self.model.options.report("trying closed forms", a, b)  # noqa: E731
         best = self.timed("closed forms", lambda: closed.screened(
             self.model, self.problem, made, self.loss, self.plan.screen, self.plan.keep, tell))  # fmt: skip
+        self.notes += [f"closed form not possible: {m.method} ({m.what}): {m.fault}" for m in made if m.fault]
         for m in best:
             self._add("closed form", f"{m.method}: {m.what}", m.spec, m.directions, m.seen)
         self._gained("closed forms")
@@ -239,12 +241,11 @@ class Search:
 
     def blackbox(self, storage: Any, seed: int, sampler: Literal["tpe", "nsga2"]) -> None:
         """Optuna's trials over the same edits, judged by the same passes."""
-        from .blackbox import blackbox
+        from .blackbox import Draws, blackbox
 
         assert self.material is not None
-        direction = self.material.direction
-        trials = self.timed("black box", lambda: blackbox(
-            self.problem, direction, self.layers, self.plan.trials, storage=storage, seed=seed, sampler=sampler))  # fmt: skip
+        direction, draws = self.material.direction, Draws(self.plan.trials, storage, seed, sampler)
+        trials = self.timed("black box", lambda: blackbox(self.problem, direction, self.layers, draws))
         for trial in trials:
             self._add("black box", f"trial {trial.number}", trial.spec, trial.directions, trial.seen)
         self._gained("black box")

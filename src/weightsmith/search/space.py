@@ -53,12 +53,6 @@ class Values:
         readers = None if self.readers is None else self.readers.detach().clone()
         return Values(self.strengths.detach().clone(), self.vectors.detach().clone(), readers)
 
-    def restore(self, other: Values) -> None:
-        """Take another's values, in place."""
-        for mine, theirs in ((self.strengths, other.strengths), (self.vectors, other.vectors), (self.readers, other.readers)):
-            if mine is not None and theirs is not None:
-                mine.data.copy_(theirs)
-
     @property
     def finite(self) -> bool:
         """Whether no value is NaN or infinite."""

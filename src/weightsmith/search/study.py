@@ -15,7 +15,7 @@ import platform
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import optuna
 from optuna.storages import InMemoryStorage, JournalStorage
@@ -30,8 +30,10 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
+if TYPE_CHECKING:
+    from .blackbox import Draws
+
 T = TypeVar("T")
-Sampler = Literal["tpe", "nsga2"]
 NAME = "weightsmith"
 ATTEMPTS = 3  # a trial that takes its process with it is not tried for ever
 
@@ -92,14 +94,11 @@ def _held(lock: _Lock | None) -> Iterator[None]:
 class SharedStudy:
     """A study of two objectives, both minimised, with a budget of trials; a context manager.
 
-    ``identity`` says what is searched; a journal of anything else is refused. Without ``path`` it is kept in memory.
+    ``identity`` says what is searched; a journal of anything else is refused.
     """
 
-    def __init__(
-        self, path: Path | None, budget: int, seed: int, sampler: Sampler, startup: int, identity: dict[str, Any]
-    ) -> None:
-        self.path, self.budget, self.seed, self.startup = path, budget, seed, startup
-        self.sampler, self.identity = sampler, identity
+    def __init__(self, draws: Draws, identity: dict[str, Any]) -> None:
+        self.draws, self.path, self.identity = draws, draws.storage, identity
         self.me = f"{platform.node()}:{os.getpid()}:{uuid.uuid4().hex}"
         self._turn: _Lock | None = None
         self._alive: Any = None
@@ -107,16 +106,15 @@ class SharedStudy:
 
     def __enter__(self) -> SharedStudy:
         logging.getLogger("optuna").setLevel(logging.WARNING)
-        try:
+        with contextlib.ExitStack() as undone:  # whatever stops it on the way, it is not left held
+            undone.callback(self.__exit__)
             if self.path is not None:
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._turn = _lock(self._folder / "turn")
                 self._live()
             with _held(self._turn):
                 self._open()
-        except BaseException:
-            self.__exit__()
-            raise
+            undone.pop_all()
         return self
 
     def _open(self) -> None:
@@ -173,12 +171,12 @@ class SharedStudy:
 
     def _sampler(self, before: int) -> optuna.samplers.BaseSampler:
         """A sampler for the trial that has ``before`` others before it."""
-        seed = (self.seed * 1_000_003 + before * 7_919 + 1) % (1 << 31)
-        if self.sampler == "nsga2":
-            size = max(4, min(50, round(self.budget / 5)))
+        seed = (self.draws.seed * 1_000_003 + before * 7_919 + 1) % (1 << 31)
+        if self.draws.sampler == "nsga2":
+            size = max(4, min(50, round(self.draws.trials / 5)))
             return optuna.samplers.NSGAIISampler(population_size=size, seed=seed)
         return optuna.samplers.TPESampler(
-            n_startup_trials=self.startup, n_ei_candidates=128, multivariate=True, seed=seed)  # fmt: skip
+            n_startup_trials=self.draws.startup, n_ei_candidates=128, multivariate=True, seed=seed)  # fmt: skip
 
     def ask(self, suggest: Callable[[optuna.Trial], T]) -> tuple[optuna.Trial, T] | None:
         """The next trial and what ``suggest`` makes of it; ``None`` when all have been given out."""
@@ -187,7 +185,7 @@ class SharedStudy:
             trials = self.study.get_trials(deepcopy=False)
             again = {t.user_attrs.get("retries") for t in trials}
             count = sum(t.number not in again for t in trials)
-            if count >= self.budget and not any(t.state == TrialState.WAITING for t in trials):
+            if count >= self.draws.trials and not any(t.state == TrialState.WAITING for t in trials):
                 return None
             self.study.sampler = self._sampler(count)
             trial = self.study.ask()
