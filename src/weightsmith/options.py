@@ -16,6 +16,9 @@ class RunOptions:
     bounds the padded tokens of one forward pass; ``progress`` is called with (step, done, total).
     ``ignore_remote_code`` loads a model that asks for its own code with the library's built-in class instead;
     ``dequantize`` works on the bf16 model that a quantised checkpoint stands for.
+    ``allow`` holds ``suspicious`` when such a verdict was consented to, ``policy`` is a file that changes verdicts; ``lock``
+    is a file of pins other than the one that is found, ``frozen`` refuses what is not pinned and remembers nothing; ``tell``
+    is given one line about what was checked.
     """
 
     device: str | None = None
@@ -28,7 +31,12 @@ class RunOptions:
     seed: int = 0
     ignore_remote_code: bool = False
     dequantize: bool = False
+    allow: tuple[str, ...] = ()
+    policy: str | None = None
+    lock: str | None = None
+    frozen: bool = False
     progress: Progress | None = None
+    tell: Callable[[str], None] | None = None
 
     def report(self, step: str, done: int, total: int) -> None:
         """Tell whoever listens how far ``step`` is."""

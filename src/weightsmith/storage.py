@@ -19,13 +19,50 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .errors import DiskFull, FormatError, OutputExists, ResourceError, Truncated, UsageError
 
 BLOCK = 1 << 22
 #: scratch names of this very process; what has its number and is not here was left by a dead one
 _LIVE: set[str] = set()
+
+
+class Mover(Protocol):
+    """Puts finished outputs where this process may not write: someone who may does it, see :func:`write_through`."""
+
+    def takes(self, target: Path) -> bool:
+        """Whether ``target`` is to be put in its place by this one; this process writes anything else itself."""
+
+    def aside(self, target: Path) -> Path:
+        """A free name to write ``target`` under until it is finished."""
+
+    def put(self, made: Path, target: Path, *, replace: bool) -> None:
+        """Have ``made``, a name from :meth:`aside`, renamed to ``target``; returns when it stands there."""
+
+    def withdraw(self, target: Path) -> None:
+        """Have a file removed that was put there before."""
+
+
+_MOVER: list[Mover] = []
+
+
+def _mover(target: Path) -> Mover | None:
+    return next((m for m in _MOVER if m.takes(target)), None)
+
+
+def write_through(mover: Mover) -> None:
+    """From now on, what this process writes whole is put in its place by ``mover``."""
+    _MOVER[:] = [mover]
+
+
+def withdraw(target: Path) -> None:
+    """Remove a file that this process wrote whole, if it is there."""
+    target = Path(os.path.abspath(target))
+    if (mover := _mover(target)) is not None:
+        mover.withdraw(target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def canonical_json(value: Any) -> bytes:
@@ -148,13 +185,20 @@ def disk_errors(where: object, kept: str = "nothing was kept") -> Iterator[None]
 
 def refuse_existing(path: Path, *, folder: bool = True) -> None:
     """Raise :class:`OutputExists` when ``path`` is taken (where a ``folder`` is to stand, an empty one is not)."""
-    empty = folder and path.is_dir() and not any(path.iterdir())
+    empty = folder and path.is_dir() and _is_empty(path)
     if path.is_symlink() or (path.exists() and not empty):
         raise OutputExists(
             "the output exists already; it was left alone",
             where=path,
             hint="remove it or choose another name with -o",
         )
+
+
+def _is_empty(folder: Path) -> bool:
+    try:
+        return not any(folder.iterdir())
+    except PermissionError:  # whatever is in it, it is not for us
+        return False
 
 
 @contextlib.contextmanager
@@ -175,20 +219,59 @@ def whole_folder(target: Path) -> Iterator[Path]:
         for path in sorted(scratch.rglob("*")):
             if path.is_file():
                 fsync(path)
-        scratch.chmod(0o777 & ~umask())
-        try:
-            scratch.rename(target)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-                refuse_existing(target)
-            raise
-        fsync(target.parent)
+        _put(scratch, target, replace=False)
+
+
+def _put(made: Path, target: Path, *, replace: bool) -> None:
+    if (mover := _mover(target)) is not None:
+        mover.put(made, target, replace=replace)
+    elif made.is_dir():
+        finish_folder(made, target)
+    else:
+        finish_file(made, target, replace=replace)
+
+
+def finish_folder(made: Path, target: Path) -> None:
+    """Give a finished folder the usual mode and rename it to ``target``.
+
+    Raises:
+        OutputExists: ``target`` is taken.
+    """
+    made.chmod(0o777 & ~umask())
+    try:
+        made.rename(target)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            refuse_existing(target)
+        raise
+    fsync(target.parent)
+
+
+def finish_file(made: Path, target: Path, *, replace: bool) -> None:
+    """Give a finished file the usual mode and rename it to ``target``.
+
+    Raises:
+        OutputExists: ``target`` is taken, and ``replace`` is false.
+    """
+    made.chmod(0o666 & ~umask())
+    if replace:
+        made.replace(target)
+    else:
+        _rename_new(made, target)
 
 
 @contextlib.contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
     """A free name beside ``target``; whatever stands there at the end is removed, and after an error the parent
     folders that were made for it as well."""
+    if (mover := _mover(target)) is not None:
+        aside = mover.aside(target)
+        try:
+            with disk_errors(target):
+                yield aside
+        finally:
+            _remove(aside)
+        return
     scratch = target.parent / f".{target.name}.partial-{os.getpid()}-{secrets.token_hex(4)}"
     try:
         with disk_errors(target), made_folders(target.parent):
@@ -293,11 +376,7 @@ def whole_file(target: Path, *, replace: bool = False, flush: bool = True) -> It
         yield scratch
         if flush:
             fsync(scratch)
-        scratch.chmod(0o666 & ~umask())
-        if replace:
-            scratch.replace(target)
-        else:
-            _rename_new(scratch, target)
+        _put(scratch, target, replace=replace)
 
 
 def _rename_new(scratch: Path, target: Path) -> None:
@@ -370,6 +449,6 @@ def remember_sha256(path: Path, digest: str) -> None:
 def stat_key(path: Path) -> list[Any]:
     """What identifies an unchanged file: real path, size, mtime, ctime and inode."""
     real = path.resolve()
-    info = real.stat()
+    info = path.stat()  # a link to sealed memory resolves to nothing
     name = os.fsencode(real).decode("utf-8", "backslashreplace")  # a path may hold bytes that are not text
     return [name, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import UsageError
+from . import sandboxed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,14 +45,30 @@ _MODEL_RUN: dict[str, Any] = {
         typer.Option("--ignore-remote-code", help="Load a model that asks for its own code with the built-in class."),
     ],
     "dequantize": Annotated[bool, typer.Option("--dequantize", help="Work on a quantised model as bf16.")],
+    "sandbox": Annotated[
+        bool, typer.Option("--sandbox/--no-sandbox", help="Run the model where it can't reach files, network or programs.")
+    ],
+}
+_GATE: dict[str, Any] = {
+    "allow": Annotated[
+        list[str] | None, typer.Option(help="Consent to a scan's verdict: `suspicious`, the only one there can be consent to.")
+    ],
+    "policy": Annotated[str | None, typer.Option(help="A YAML file: which of the scan's rules fail.", metavar="FILE")],
+    "lock": Annotated[str | None, typer.Option(help="Pins; weightsmith.lock here or above by default.", metavar="FILE")],
+    "frozen": Annotated[bool, typer.Option("--frozen", help="Refuse what is not pinned; check every byte again.")],
 }
 _DEFAULTS = {"offline": False, "quiet": False, "device": None, "dtype": None, "threads": None, "batch": 32,
-             "cache": True, "ignore_remote_code": False, "dequantize": False}  # fmt: skip
+             "cache": True, "ignore_remote_code": False, "dequantize": False, "allow": None, "policy": None, "lock": None,
+             "frozen": False, "sandbox": True}  # fmt: skip
 
 
-def with_run_options(*, model: bool) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a command the shared options; it receives them as one ``run`` (a :class:`RunOptions`)."""
-    shared = {**_RUN, **(_MODEL_RUN if model else {})}
+def with_run_options(*, model: bool, gate: bool = False, still: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the shared options; it receives them as one ``run`` (a :class:`RunOptions`).
+
+    ``gate`` is whether the model goes through the scan and the pins; by default it does where it runs. ``still`` bars move
+    only when they are told something: they need no thread, so the process can fork.
+    """
+    shared = {**_RUN, **(_MODEL_RUN if model else {}), **(_GATE if model or gate else {})}
 
     def wrap(function: Callable[..., Any]) -> Callable[..., Any]:
         own = inspect.signature(function, eval_str=True)
@@ -63,8 +80,12 @@ def with_run_options(*, model: bool) -> Callable[[Callable[..., Any]], Callable[
 
         @functools.wraps(function)
         def command(*args: Any, **kwargs: Any) -> Any:
-            given = {n: kwargs.pop(n, _DEFAULTS[n]) for n in _DEFAULTS}
-            with progress(quiet=given["quiet"]) as tell:
+            given: dict[str, Any] = {n: kwargs.pop(n, d) if n in shared else d for n, d in _DEFAULTS.items()}
+            entered = sandboxed.enter(function.__module__, given, kwargs, lambda tell: _options(given, tell))
+            if entered.code is not None:
+                return entered.code
+            given["offline"] = given["offline"] or entered.offline
+            with progress(quiet=given["quiet"], still=still) as tell:
                 return function(*args, run=_options(given, tell), **kwargs)
 
         command.__signature__ = own.replace(  # type: ignore[attr-defined]
@@ -82,12 +103,32 @@ def _options(given: dict[str, Any], tell: Callable[[str, int, int], None]) -> Ru
     return RunOptions(
         device=given["device"], dtype=given["dtype"], threads=given["threads"], batch_size=given["batch"],
         offline=given["offline"], use_cache=given["cache"], ignore_remote_code=given["ignore_remote_code"],
-        dequantize=given["dequantize"], progress=tell,
+        dequantize=given["dequantize"], progress=tell, allow=consent(given["allow"]), policy=given["policy"],
+        lock=given["lock"], frozen=given["frozen"], tell=None if given["quiet"] else say,
     )  # fmt: skip
 
 
+def consent(given: list[str] | None) -> tuple[str, ...]:
+    """Verdicts that the user consents to.
+
+    Raises:
+        UsageError: one that nobody can consent to.
+    """
+    if odd := [a for a in given or () if a != "suspicious"]:
+        raise UsageError(f"there is no consent to {odd[0]!r}", hint="--allow suspicious, or a policy that names the rule")
+    return tuple(given or ())
+
+
+def say(line: str) -> None:
+    """One line about what was checked, on standard error."""
+    shield = "🛡 " if "utf" in (sys.stderr.encoding or "").lower() else "shield: "
+    sys.stderr.write(shield + safe(line) + "\n")
+
+
 @contextlib.contextmanager
-def progress(*, quiet: bool = False, log: Callable[[str, float], None] | None = None) -> Iterator[Any]:
+def progress(
+    *, quiet: bool = False, log: Callable[[str, float], None] | None = None, still: bool = False
+) -> Iterator[Any]:
     """A bar on standard error for the step that runs; ``log`` is told each finished step and its seconds."""
     if quiet or (not sys.stderr.isatty() and log is None):
         yield lambda step, done, total: None
@@ -96,9 +137,10 @@ def progress(*, quiet: bool = False, log: Callable[[str, float], None] | None = 
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     bars = Progress(TextColumn("{task.description}"), BarColumn(bar_width=28), MofNCompleteColumn(), TimeElapsedColumn(),
-                    console=Console(stderr=True), transient=True)  # fmt: skip
+                    console=Console(stderr=True), transient=True, auto_refresh=not still)  # fmt: skip
     tasks: dict[str, Any] = {}
     started: dict[str, float] = {}
+    drawn = 0.0
 
     def tell(step: str, done: int, total: int) -> None:
         if total > 1 << 20:
@@ -108,7 +150,11 @@ def progress(*, quiet: bool = False, log: Callable[[str, float], None] | None = 
                 return
             tasks[step] = bars.add_task(safe(step), total=total)
             started[step] = time.perf_counter()
-        bars.update(tasks[step], completed=done, total=total)
+        nonlocal drawn
+        now = time.perf_counter()
+        draw = still and now - drawn > 0.1
+        drawn = now if draw else drawn
+        bars.update(tasks[step], completed=done, total=total, refresh=draw)
         if done >= total:
             bars.remove_task(tasks.pop(step))
             if log is not None:

@@ -1,4 +1,4 @@
-"""``weightsmith convert``: a GGUF file as a bf16 folder."""
+"""``weightsmith convert``: a GGUF file as a bf16 folder, torch pickles as safetensors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from ..options import RunOptions
 from .common import Json, Model, Out, console, plain, print_json, with_run_options
 
 
-@with_run_options(model=False)
+@with_run_options(model=False, gate=True)
 def command(model: Model, out: Out, *, run: RunOptions, json: Json = False) -> None:
-    """Write a GGUF model as a bf16 Hugging Face folder, whole or not at all."""
+    """Write a GGUF model as a bf16 Hugging Face folder, or torch pickles as safetensors, whole or not at all."""
     from ..jobs.files import convert
 
     path = convert(model, out, run)

@@ -18,7 +18,23 @@ import typer
 
 from .. import __version__
 from ..errors import OutOfMemory, WeightsmithError
-from . import chat, claims, compare, convert, derive, edit, export, find, measure, search, show
+from . import (
+    chat,
+    claims,
+    compare,
+    convert,
+    derive,
+    edit,
+    export,
+    find,
+    measure,
+    pin,
+    sandboxed,
+    scan,
+    search,
+    show,
+    verify,
+)
 
 BUG = 70
 COULD_NOT_TELL = 2
@@ -49,6 +65,9 @@ def _root(
 
 
 app.command("show")(show.command)
+app.command("scan")(scan.command)
+app.command("pin")(pin.command)
+app.command("verify")(verify.command)
 app.command("convert")(convert.command)
 app.command("find")(find.command)
 app.command("edit")(edit.command)
@@ -81,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal, or a file name of stray bytes
+    sandboxed.own_process()
     sys.exit(run(sys.argv[1:] if argv is None else argv))
 
 

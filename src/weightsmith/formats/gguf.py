@@ -3,7 +3,8 @@
 The format, little-endian: ``GGUF``, a version, the counts of tensors and of metadata pairs, the pairs, the tensor
 table, padding to the alignment, the data. Every length in it is a 64-bit number that the file chooses, so each one
 is checked against the bytes that are left *before* anything is allocated, and four limits keep time and memory in
-proportion to the file: bytes of header, metadata keys, array elements, tensors.
+proportion to the file: bytes of header, metadata keys, array elements, tensors. Every error says in its field
+``fault`` which kind of violation it is.
 
 Accepted trade-off: bytes between tensors and after the last one are allowed, as the specification allows them.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import math
 import mmap
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import BadOffsets, FormatError, HeaderTooLarge, Truncated, UnsupportedModel
+from .gguf_kernels import KERNELS
 
+SMALLEST = 24  # bytes of the fixed part
 MAX_HEADER = 1 << 27  # bytes of metadata and tensor table; the largest real vocabularies need a tenth
 MAX_KEYS = 1 << 16
+MAX_SIZE = 1 << 63  # what a signed 64-bit number can't count
 MAX_TENSORS = 1 << 17
 MAX_ELEMENTS = 1 << 23  # of all metadata arrays together
 MAX_ARRAYS = 1 << 16  # nested ones counted
@@ -129,66 +133,84 @@ def read_header(path: Path, *, arrays: bool = True) -> GgufHeader:
     """
     path = Path(path)
     size = path.stat().st_size
-    if size < 24:
-        raise Truncated(f"{size} bytes; every GGUF file begins with 24", where=path)
+    if size < SMALLEST:
+        raise Truncated(f"{size} bytes; every GGUF file begins with 24", where=path, fault="truncated")
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        version, tensor_count, key_count = _preamble(path, data)
-        cursor = _Cursor(path, data, size, arrays)
-        cursor.check_count("tensors", tensor_count, MAX_TENSORS, 24)
-        cursor.check_count("metadata pairs", key_count, MAX_KEYS, 13)
-        metadata: dict[str, Any] = {}
-        spans: dict[str, tuple[int, int]] = {}
-        for _ in range(key_count):
-            begin = cursor.pos
-            key = cursor.name("a metadata key")
-            if key in metadata:
-                raise FormatError(f"the metadata names {key!r} twice", where=path, hint="readers may differ on it")
-            metadata[key] = cursor.value(cursor.u32(), 0)
-            spans[key] = (begin, cursor.pos)
-        table = [_table_entry(cursor) for _ in range(tensor_count)]
-        alignment = metadata.get("general.alignment", 32)
-        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
-            raise FormatError(f"general.alignment is {alignment!r}, not a power of two", where=path)
-        data_start = -(-cursor.pos // alignment) * alignment
+        return parse_header(data, size, path, arrays=arrays)
+
+
+def parse_header(
+    data: mmap.mmap | bytes, size: int, path: Path, *, arrays: bool = True, elements: int = 0, most: int = 0
+) -> GgufHeader:
+    """:func:`read_header` of a file that is open already, or of its first bytes.
+
+    ``data`` holds the file's bytes from its beginning, as many as its header may need; ``size`` is the whole file's
+    length, and ``path`` is only remembered; ``elements`` limits those of all arrays together and ``most`` the bytes of the
+    header (by default :data:`MAX_ELEMENTS` and :data:`MAX_HEADER`).
+    """
+    if size < SMALLEST:
+        raise Truncated(f"{size} bytes; every GGUF file begins with 24", where=path, fault="truncated")
+    version, tensor_count, key_count = _preamble(path, data)
+    cursor = _Cursor(path, data, size, arrays, elements or MAX_ELEMENTS)
+    cursor.limit = min(cursor.limit, most or MAX_HEADER)
+    cursor.check_count("tensors", tensor_count, MAX_TENSORS, 24)
+    cursor.check_count("metadata pairs", key_count, MAX_KEYS, 13)
+    metadata: dict[str, Any] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for _ in range(key_count):
+        begin = cursor.pos
+        key = cursor.name("a metadata key")
+        if key in metadata:
+            raise FormatError(
+                f"the metadata names {key!r} twice", where=path, hint="readers may differ on it", fault="duplicate"
+            )
+        metadata[key] = cursor.value(cursor.u32(), 0)
+        spans[key] = (begin, cursor.pos)
+    table = [_table_entry(cursor) for _ in range(tensor_count)]
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise FormatError(f"general.alignment is {str(alignment)[:80]}, not a power of two", where=path, fault="alignment")
+    data_start = -(-cursor.pos // alignment) * alignment
     tensors = _placed(path, table, data_start, alignment, size)
     return GgufHeader(path, version, metadata, tensors, data_start, alignment, spans)
 
 
-def _preamble(path: Path, data: mmap.mmap) -> tuple[int, int, int]:
+def _preamble(path: Path, data: mmap.mmap | bytes) -> tuple[int, int, int]:
     magic = data[:4]
     if data[:8] == b"version ":
-        raise FormatError("a Git LFS pointer, not the weights themselves", where=path, hint="run `git lfs pull`")
+        raise FormatError("a Git LFS pointer, not the weights themselves", where=path, hint="run `git lfs pull`", fault="lfs")
     if magic != b"GGUF":
-        raise FormatError(f"begins with {magic!r}, so it is not a GGUF file", where=path)
+        raise FormatError(f"begins with {magic!r}, so it is not a GGUF file", where=path, fault="magic")
     version, tensor_count, key_count = struct.unpack("<IQQ", data[4:24])
     if version & 0xFFFF == 0:
         raise UnsupportedModel(
-            "a big-endian GGUF file", where=path, hint="convert it with gguf's `gguf_convert_endian.py`"
+            "a big-endian GGUF file", where=path, hint="convert it with gguf's `gguf_convert_endian.py`",
+            fault="byte-order",
         )
     if version not in (2, 3):
-        raise UnsupportedModel(f"GGUF version {version}; only 2 and 3 are known", where=path)
+        raise UnsupportedModel(f"GGUF version {version}; only 2 and 3 are known", where=path, fault="version")
     return version, tensor_count, key_count
 
 
 class _Cursor:
     """A position in the header, and the checks that every step makes before it reads."""
 
-    __slots__ = ("arrays", "data", "elements", "keep", "limit", "path", "pos", "size")
+    __slots__ = ("arrays", "data", "elements", "keep", "limit", "most", "path", "pos", "size")
 
-    def __init__(self, path: Path, data: mmap.mmap, size: int, keep: bool) -> None:
-        self.path, self.data, self.size, self.keep = path, data, size, keep
+    def __init__(self, path: Path, data: mmap.mmap | bytes, size: int, keep: bool, most: int) -> None:
+        self.path, self.data, self.size, self.keep, self.most = path, data, size, keep, most
         self.limit = min(size, MAX_HEADER)
         self.pos, self.elements, self.arrays = 24, 0, 0
 
     def beyond(self) -> FormatError:
         """The error for a step past the limit: the file's end, or ours."""
         if self.limit < self.size:
-            return HeaderTooLarge(f"the header is longer than {MAX_HEADER} bytes", where=self.path)
-        return Truncated(f"the header ends early, near byte {self.pos}", where=self.path)
+            return HeaderTooLarge(f"the header is longer than {self.limit} bytes", where=self.path, fault="too-large")
+        return Truncated(f"the header ends early, near byte {self.pos}", where=self.path, fault="truncated")
 
     def check_count(self, what: str, count: int, most: int, each: int) -> None:
         if count > most:
-            raise HeaderTooLarge(f"{count} {what}; the limit is {most}", where=self.path)
+            raise HeaderTooLarge(f"{count} {what}; the limit is {most}", where=self.path, fault="too-large")
         if count * each > self.limit - self.pos:
             raise self.beyond()
 
@@ -209,16 +231,16 @@ class _Cursor:
     def text(self, what: str, most: int = MAX_HEADER) -> str:
         length = self.u64()
         if length > most:
-            raise HeaderTooLarge(f"{what} of {length} bytes; the limit is {most}", where=self.path)
+            raise HeaderTooLarge(f"{what} of {length} bytes; the limit is {most}", where=self.path, fault="too-large")
         try:
             return self.take(length).decode()
         except UnicodeDecodeError as error:
-            raise FormatError(f"{what} is not UTF-8 (near byte {self.pos})", where=self.path) from error
+            raise FormatError(f"{what} is not UTF-8 (near byte {self.pos})", where=self.path, fault="utf-8") from error
 
     def name(self, what: str) -> str:
         name = self.text(what, MAX_NAME)
         if not name:
-            raise FormatError(f"{what} is empty", where=self.path)
+            raise FormatError(f"{what} is empty", where=self.path, fault="name")
         return name
 
     def value(self, kind: int, depth: int) -> Any:
@@ -227,13 +249,13 @@ class _Cursor:
         if kind == _ARRAY:
             return self.array(depth + 1)
         if kind not in _SCALARS:
-            raise FormatError(f"unknown metadata type {kind} (near byte {self.pos})", where=self.path)
+            raise FormatError(f"unknown metadata type {kind} (near byte {self.pos})", where=self.path, fault="types")
         return self.scalars(kind, 1)[0]
 
     def scalars(self, kind: int, count: int) -> list[Any]:
         raw = self.take(count * _WIDTH[kind])
         if kind == _BOOL and raw.strip(b"\0\1"):
-            raise FormatError("a boolean that is neither 0 nor 1", where=self.path)
+            raise FormatError("a boolean that is neither 0 nor 1", where=self.path, fault="types")
         return list(struct.unpack(f"<{count}{_SCALARS[kind]}", raw))
 
     def array(self, depth: int) -> Any:
@@ -241,17 +263,17 @@ class _Cursor:
         self.arrays += 1
         self.elements += count
         if depth > MAX_DEPTH or self.arrays > MAX_ARRAYS:
-            raise HeaderTooLarge("metadata arrays nested too deep or too many of them", where=self.path)
-        if self.elements > MAX_ELEMENTS:
-            raise HeaderTooLarge(f"an array of {count} elements; the limit is {MAX_ELEMENTS}", where=self.path)
+            raise HeaderTooLarge("metadata arrays nested too deep or too many of them", where=self.path, fault="nesting")
+        if self.elements > self.most:
+            raise HeaderTooLarge(f"an array of {count} elements; the limit is {self.most}", where=self.path, fault="too-large")
         keep = self.keep or count <= SMALL_ARRAY
         if kind in _SCALARS:
-            self.check_count("elements", count, MAX_ELEMENTS, _WIDTH[kind])
+            self.check_count("elements", count, self.most, _WIDTH[kind])
             if keep:
                 return self.scalars(kind, count)
             self.pos += count * _WIDTH[kind]
         elif kind == _STRING:
-            self.check_count("strings", count, MAX_ELEMENTS, 8)
+            self.check_count("strings", count, self.most, 8)
             if keep:
                 return self.strings(count)
             self.skip_strings(count)
@@ -259,7 +281,7 @@ class _Cursor:
             self.check_count("arrays", count, MAX_ARRAYS, 12)
             return [self.array(depth + 1) for _ in range(count)]
         else:
-            raise FormatError(f"an array of unknown type {kind} (near byte {self.pos})", where=self.path)
+            raise FormatError(f"an array of unknown type {kind} (near byte {self.pos})", where=self.path, fault="types")
         return SkippedArray(count)
 
     def strings(self, count: int) -> list[str]:
@@ -279,7 +301,7 @@ class _Cursor:
         except struct.error:
             raise self.beyond() from None
         except UnicodeDecodeError as error:
-            raise FormatError(f"string {len(found)} of an array is not UTF-8", where=self.path) from error
+            raise FormatError(f"string {len(found)} of an array is not UTF-8", where=self.path, fault="utf-8") from error
         self.pos = pos
         return found
 
@@ -302,14 +324,17 @@ def _table_entry(cursor: _Cursor) -> _Entry:
     name = cursor.name("a tensor name")
     dims = cursor.u32()
     if dims > 4:
-        raise FormatError(f"tensor {name!r} has {dims} dimensions; ggml has at most 4", where=cursor.path)
+        raise FormatError(f"tensor {name!r} has {dims} dimensions; ggml has at most 4", where=cursor.path, fault="shape")
     shape = tuple(cursor.u64() for _ in range(dims))[::-1]
     kind, offset = cursor.u32(), cursor.u64()
     if kind not in GGML_TYPES:
-        raise UnsupportedModel(f"tensor {name!r} has ggml type {kind}, which is not known here", where=cursor.path)
+        raise UnsupportedModel(f"tensor {name!r} has ggml type {kind}, which is not known here", where=cursor.path,
+                               fault="dtype", kind=kind)  # fmt: skip
     label, elements, nbytes = GGML_TYPES[kind]
+    if 0 in shape and max(shape) >= MAX_SIZE:  # of the others, the number of bytes is
+        raise FormatError(f"tensor {name!r}: its dimensions overflow", where=cursor.path, fault="overflow")
     if (shape[-1] if shape else 1) % elements:
-        raise FormatError(f"tensor {name!r}: rows of {shape[-1:]} don't fit {label} blocks", where=cursor.path)
+        raise FormatError(f"tensor {name!r}: rows of {shape[-1:]} don't fit {label} blocks", where=cursor.path, fault="shape")
     return name, label, shape, offset, math.prod(shape) // elements * nbytes
 
 
@@ -321,20 +346,21 @@ def _placed(path: Path, table: list[_Entry], data_start: int, alignment: int, si
     seen: set[str] = set()
     for tensor in tensors:
         if tensor.name in seen:
-            raise FormatError(f"the file names tensor {tensor.name!r} twice", where=path)
+            raise FormatError(f"the file names tensor {tensor.name!r} twice", where=path, fault="duplicate")
         seen.add(tensor.name)
         if (tensor.start - data_start) % alignment:
-            raise BadOffsets(f"tensor {tensor.name!r} is not aligned to {alignment} bytes", where=path)
+            raise BadOffsets(f"tensor {tensor.name!r} is not aligned to {alignment} bytes", where=path, fault="alignment")
         if tensor.start + tensor.nbytes > size:
             raise Truncated(
                 f"tensor {tensor.name!r} needs {tensor.start + tensor.nbytes} bytes and the file has {size}",
                 where=path,
                 hint="download it again",
+                fault="overflow" if tensor.nbytes >= MAX_SIZE else "truncated",
             )
     position = data_start
     for tensor in sorted(tensors, key=lambda t: (t.start, t.nbytes)):
         if tensor.start < position:
-            raise BadOffsets(f"tensor {tensor.name!r} overlaps the one before it", where=path)
+            raise BadOffsets(f"tensor {tensor.name!r} overlaps the one before it", where=path, fault="overlap")
         position = tensor.start + tensor.nbytes
     return tensors
 
@@ -384,7 +410,7 @@ def decode_rows(kind: str, raw: Array) -> Array:
             return np.ascontiguousarray(raw).view("<f4")
         if kind == "F16":
             return np.ascontiguousarray(raw).view("<f2").astype(np.float32)
-        kernel = _KERNELS.get(kind)
+        kernel = KERNELS.get(kind)
         if kernel is None:
             return _by_gguf(kind, raw)
         return kernel(raw.reshape(-1, nbytes)).reshape(len(raw), raw.shape[1] // nbytes * elements)
@@ -407,92 +433,3 @@ def _by_gguf(kind: str, raw: Array) -> Array:
         return np.asarray(reference(np.ascontiguousarray(raw), GGMLQuantizationType[kind]), np.float32)
     except (KeyError, NotImplementedError):
         raise UnsupportedModel(f"the installed gguf package does not know {kind}", hint="update gguf") from None
-
-
-def _halves(blocks: Array, begin: int, count: int = 1) -> Array:
-    """``count`` fp16 numbers per block, widened: ``[n, count]``."""
-    return blocks[:, begin : begin + 2 * count].copy().view("<f2").astype(np.float32)
-
-
-def _nibbles(packed: Array, half: int) -> Array:
-    """Low then high four bits of every group of ``half`` bytes: ``[n, m]`` to ``[n, 2 * m]``, ``uint8``."""
-    packed = packed.reshape(len(packed), -1, half).copy()
-    out = np.empty((*packed.shape[:2], 2, half), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, :, 0])
-    np.right_shift(packed, 4, out=out[:, :, 1])
-    return out.reshape(len(packed), -1)
-
-
-def _legacy(bits: int, zero: int) -> Callable[[Array], Array]:
-    """Q4_0, Q4_1, Q5_0, Q5_1: 32 values, one scale, and a minimum or a fixed zero point."""
-    header = 2 if zero else 4
-
-    def kernel(blocks: Array) -> Array:
-        scales = _halves(blocks, 0, header // 2)
-        quants = _nibbles(blocks[:, header + (bits - 4) * 4 :], 16)
-        if bits == 5:
-            high = np.unpackbits(blocks[:, header : header + 4], axis=1, bitorder="little")
-            high <<= 4
-            quants |= high
-        if zero:
-            quants -= np.uint8(zero)  # wraps, and reads as signed below
-        values = (quants.view(np.int8) if zero else quants).astype(np.float32)
-        values *= scales[:, :1]
-        if not zero:
-            values += scales[:, 1:]
-        return values
-
-    return kernel
-
-
-def _q8_0(blocks: Array) -> Array:
-    values = blocks[:, 2:].view(np.int8).astype(np.float32)
-    values *= _halves(blocks, 0)
-    return values
-
-
-def _k_scales(blocks: Array) -> tuple[Array, Array]:
-    """Scales and minimums of the 8 groups of a Q4_K or Q5_K block, ``[n, 8, 1]`` each, from 6-bit fields."""
-    packed = blocks[:, 4:16].copy()
-    low, mid, high = packed[:, :4], packed[:, 4:8], packed[:, 8:]
-    scale = np.concatenate([low & 63, (high & 15) | ((low >> 2) & 48)], axis=1).astype(np.float32)
-    minimum = np.concatenate([mid & 63, (high >> 4) | ((mid >> 2) & 48)], axis=1).astype(np.float32)
-    both = _halves(blocks, 0, 2)
-    return (both[:, :1] * scale)[..., None], (both[:, 1:] * minimum)[..., None]
-
-
-def _q4_k(blocks: Array) -> Array:
-    scale, minimum = _k_scales(blocks)
-    values = _nibbles(blocks[:, 16:], 32).reshape(-1, 8, 32).astype(np.float32)
-    values *= scale
-    values -= minimum
-    return values
-
-
-def _q5_k(blocks: Array) -> Array:
-    scale, minimum = _k_scales(blocks)
-    quants = _nibbles(blocks[:, 48:], 32).reshape(-1, 8, 32)
-    plane = blocks[:, 16:48].copy()
-    for group in range(8):
-        quants[:, group] |= ((plane >> group) & 1) << 4
-    values = quants.astype(np.float32)
-    values *= scale
-    values -= minimum
-    return values
-
-
-def _q6_k(blocks: Array) -> Array:
-    quants = _nibbles(blocks[:, :128], 64).reshape(-1, 2, 4, 32)
-    plane = blocks[:, 128:192].reshape(-1, 2, 32).copy()
-    for group in range(4):
-        quants[:, :, group] |= ((plane >> (2 * group)) & 3) << 4
-    quants -= np.uint8(32)
-    values = quants.view(np.int8).reshape(-1, 16, 16).astype(np.float32)
-    values *= (_halves(blocks, 208) * blocks[:, 192:208].view(np.int8).astype(np.float32))[..., None]
-    return values
-
-
-_KERNELS: Mapping[str, Callable[[Array], Array]] = {
-    "Q4_0": _legacy(4, 8), "Q4_1": _legacy(4, 0), "Q5_0": _legacy(5, 16), "Q5_1": _legacy(5, 0), "Q8_0": _q8_0,
-    "Q4_K": _q4_k, "Q5_K": _q5_k, "Q6_K": _q6_k,
-}  # fmt: skip

@@ -3,12 +3,14 @@
 The format: 8 bytes (little-endian header length N), N bytes of JSON, then the data. Each tensor names its dtype,
 shape and ``data_offsets`` relative to the end of the header; the ranges must tile the data without holes or
 overlaps. The reference library accepts duplicate keys; we refuse them, since two readers may pick different ones.
+Every error says in its field ``fault`` which kind of violation it is.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,7 @@ from ..storage import strict_json
 from . import float8
 
 MAX_HEADER = 100_000_000  # the reference implementation's own limit, in bytes
+MAX_SIZE = (1 << 63) - 1  # what a signed 64-bit number can count
 
 #: bits per element of every dtype that the specification names
 DTYPE_BITS = {
@@ -64,13 +67,23 @@ class SafetensorsHeader:
     raw: bytes
 
 
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    seen: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in seen:
-            raise FormatError(f"the header names {name!r} twice", hint="two readers may pick different tensors")
-        seen[name] = value
-    return seen
+def _pairs(most: int) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """What makes JSON objects: no name twice, and at most ``most`` objects, so that memory follows the limit."""
+    made = 0
+
+    def one(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal made
+        made += 1
+        if made > most:
+            raise HeaderTooLarge(f"more than {most} entries", fault="too-large")
+        seen = dict(pairs)
+        if len(seen) != len(pairs):
+            name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+            raise FormatError(f"the header names {name!r} twice", hint="two readers may pick different tensors",
+                              fault="duplicate")  # fmt: skip
+        return seen
+
+    return one
 
 
 def read_header(path: Path) -> SafetensorsHeader:
@@ -86,74 +99,94 @@ def read_header(path: Path) -> SafetensorsHeader:
         raise FormatError("not a plain file", where=path)
     size = path.stat().st_size
     with path.open("rb") as file:
-        first = file.read(8)
-        if len(first) < 8:
-            raise Truncated("shorter than the 8 bytes that every safetensors file begins with", where=path)
-        length = int.from_bytes(first, "little")
-        if first.startswith(b"version "):
-            raise FormatError(
-                "a Git LFS pointer, not the weights themselves",
-                where=path,
-                hint="fetch it with `git lfs pull`",
-            )
-        if length > MAX_HEADER:
-            raise HeaderTooLarge(f"the header claims {length} bytes; the limit is {MAX_HEADER}", where=path)
-        if 8 + length > size:
-            raise Truncated(f"the header needs {8 + length} bytes and the file has {size}", where=path)
-        raw = file.read(length)
+        return parse_header(file, size, path)
+
+
+def parse_header(
+    file: BinaryIO, size: int, path: Path, *, most: int = MAX_HEADER, entries: int = MAX_HEADER
+) -> SafetensorsHeader:
+    """:func:`read_header` of a file that is open at its first byte and ``size`` bytes long; ``path`` is only remembered.
+
+    ``most`` limits the bytes of the header, ``entries`` the tensors in it.
+    """
+    first = file.read(8)
+    if len(first) < 8:
+        raise Truncated("shorter than the 8 bytes that every safetensors file begins with", where=path, fault="truncated")
+    length = int.from_bytes(first, "little")
+    if first.startswith(b"version "):
+        raise FormatError("a Git LFS pointer, not the weights themselves", where=path,
+                          hint="fetch it with `git lfs pull`", fault="lfs")  # fmt: skip
+    if length > MAX_HEADER:
+        raise HeaderTooLarge(f"the header claims {length} bytes; the limit is {MAX_HEADER}", where=path, fault="length")
+    if 8 + length > size:
+        raise Truncated(f"the header needs {8 + length} bytes and the file has {size}", where=path, fault="truncated")
+    if length > most:
+        raise HeaderTooLarge(f"a header of {length} bytes; the limit is {most}", where=path, fault="too-large")
+    raw = file.read(length)
+    if len(raw) < length:
+        raise Truncated("the file became shorter while its header was read", where=path, fault="truncated")
+    # a tensor has two lists; lists of lists would take twenty times their length
+    if raw.count(b"[") > 8 * entries or raw.count(b'"data_offsets"') > entries:
+        raise HeaderTooLarge(f"more than {entries} entries", where=path, fault="too-large")
     try:
-        header = strict_json(raw, _no_duplicates)
+        header = strict_json(raw, _pairs(entries + 8))
     except FormatError as error:
         error.where = str(path)
         raise
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"the header is not valid JSON ({error})", where=path) from error
+        fault = {UnicodeDecodeError: "utf-8", RecursionError: "nesting"}.get(type(error), "json")
+        raise FormatError(f"the header is not valid JSON ({error})", where=path, fault=fault) from error
     return _checked(path, header, raw, 8 + length, size)
 
 
 def _checked(path: Path, header: Any, raw: bytes, data_start: int, size: int) -> SafetensorsHeader:
     if not isinstance(header, dict):
-        raise FormatError("the header is not a JSON object", where=path)
+        raise FormatError("the header is not a JSON object", where=path, fault="types")
     metadata = header.pop("__metadata__", None)
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
-        raise FormatError("__metadata__ must map strings to strings", where=path)
+        raise FormatError("__metadata__ must map strings to strings", where=path, fault="metadata")
     specs = [_spec(path, name, entry, data_start) for name, entry in header.items()]
     specs.sort(key=lambda s: (s.start, s.nbytes))
     position = data_start
     for spec in specs:
         if spec.start != position:
-            kind = "overlaps the one before it" if spec.start < position else "leaves a hole before it"
-            raise BadOffsets(f"tensor {spec.name!r} {kind}", where=path)
+            overlap = spec.start < position
+            kind = "overlaps the one before it" if overlap else "leaves a hole before it"
+            raise BadOffsets(f"tensor {spec.name!r} {kind}", where=path, fault="overlap" if overlap else "hole")
         position += spec.nbytes
     if position > size:
-        raise Truncated(f"the data needs {position} bytes and the file has {size}", where=path)
+        raise Truncated(f"the data needs {position} bytes and the file has {size}", where=path, fault="truncated")
     if position < size:
-        raise BadOffsets(f"{size - position} bytes after the last tensor belong to nothing", where=path)
+        raise BadOffsets(f"{size - position} bytes after the last tensor belong to nothing", where=path, fault="trailing")
     return SafetensorsHeader(path, tuple(specs), metadata, data_start, raw)
 
 
 def _spec(path: Path, name: str, entry: Any, data_start: int) -> TensorSpec:
-    def bad(what: str) -> FormatError:
-        return FormatError(f"tensor {name!r}: {what}", where=path)
+    def bad(what: str, fault: str = "types") -> FormatError:
+        return FormatError(f"tensor {name!r}: {what}", where=path, fault=fault)
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad("expected dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise bad(f"unknown dtype {dtype!r}")
+        raise bad(f"unknown dtype {str(dtype)[:80]!r}", "dtype")
     ints = [shape, offsets]
     if not all(isinstance(x, list) and all(type(v) is int and v >= 0 for v in x) for x in ints):
         raise bad("shape and data_offsets must be lists of non-negative integers")
     if len(offsets) != 2 or offsets[0] > offsets[1]:
         raise bad("data_offsets must be [begin, end]")
+    if any(size > MAX_SIZE for size in (*shape, *offsets)):
+        raise BadOffsets(f"tensor {name!r}: {offsets[1] - offsets[0]} bytes for shape {str(shape)[:80]} of {dtype}",
+                         where=path, fault="overflow")  # fmt: skip
     bits, nbytes = DTYPE_BITS[dtype], offsets[1] - offsets[0]
     for size in shape:
         bits *= size
         if bits > 1 << 64:  # no file is that large, and a product of thousands of huge numbers would take hours
             break
     if bits != nbytes * 8:
-        raise BadOffsets(f"tensor {name!r}: {nbytes} bytes for shape {str(shape)[:80]} of {dtype}", where=path)
+        raise BadOffsets(f"tensor {name!r}: {nbytes} bytes for shape {str(shape)[:80]} of {dtype}", where=path,
+                         fault="overflow" if bits > 1 << 64 else "shape")  # fmt: skip
     return TensorSpec(name, dtype, tuple(shape), path, data_start + offsets[0], nbytes)
 
 

@@ -19,14 +19,18 @@ if TYPE_CHECKING:
     from .files import convert, describe_direction, describe_model
     from .find import find
     from .measure import measure
+    from .pin import pin
+    from .scan import scan
     from .search import search
+    from .verify import verify
 
 _LAZY = {"claims": "claims", "compare": "comparison", "convert": "files", "describe_direction": "files",
          "describe_model": "files", "diff": "derive", "edit": "edit", "export": "export", "find": "find",
-         "measure": "measure", "rebuild": "derive", "search": "search", "undo": "derive"}  # fmt: skip
+         "measure": "measure", "pin": "pin", "rebuild": "derive", "scan": "scan", "search": "search", "undo": "derive",
+         "verify": "verify"}  # fmt: skip
 
 __all__ = ["claims", "compare", "convert", "describe_direction", "describe_model", "diff", "edit", "export", "find",
-           "measure", "rebuild", "search", "undo"]  # fmt: skip
+           "measure", "pin", "rebuild", "scan", "search", "undo", "verify"]  # fmt: skip
 
 
 class _Package(types.ModuleType):

@@ -51,7 +51,7 @@ from ..records import (
 )
 from ..storage import digest_of, parallel_map, refuse_existing, require_space
 from .edit import find_directions
-from .files import as_checkpoint
+from .files import as_checkpoint, held_to_pins
 
 
 def diff(a: Checkpoint | str | Path, b: Checkpoint | str | Path, *, options: RunOptions | None = None) -> DiffRecord:
@@ -60,7 +60,8 @@ def diff(a: Checkpoint | str | Path, b: Checkpoint | str | Path, *, options: Run
     Raises:
         UsageError, FormatError: one of them can't be opened.
     """
-    return diff_checkpoints(as_checkpoint(a, options), as_checkpoint(b, options))
+    options = options or RunOptions()
+    return diff_checkpoints(*(held_to_pins(as_checkpoint(m, options), options) for m in (a, b)))
 
 
 def load_record(model: Checkpoint) -> Derivation:
@@ -109,7 +110,7 @@ def find_base(
         raise UsageError(f"the base {record.base.ref} ({record.base.digest[:16]}…) is not known on this machine",
                          hint="name it with --base")  # fmt: skip
     dequantize = options.dequantize or "dequantised_from" in record.base_source
-    found = runnable(as_checkpoint(base, options), dequantize=dequantize, progress=options.progress)
+    found = held_to_pins(runnable(as_checkpoint(base, options), dequantize=dequantize, progress=options.progress), options)
     digest = found.digest(options.progress)
     if digest != record.base.digest:
         raise DigestMismatch(f"this is not the base: its digest is {digest[:16]}…, the record names "

@@ -16,7 +16,7 @@ from ..options import RunOptions
 from ..plan import EditPlan, compile_edit, plan_edit
 from ..records import EDIT, Derivation, EditSpec, EditStep, ModelIdentity, parse
 from ..storage import cache_dir, refuse_existing
-from .files import as_checkpoint
+from .files import as_checkpoint, held_to_pins, passed
 
 Amount = float | Literal["auto"]
 
@@ -53,7 +53,8 @@ def edit(
     """
     options = options or RunOptions()
     refuse_existing(Path(out))
-    checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
+    opened = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
+    checkpoint = held_to_pins(opened, options, weights=False)
     wishes: dict[str, Any] = {
         "remove": remove, "amplify": amplify, "add": add, "layers": layers, "source": source, "roles": roles,
         "constant": constant, "how": how, "directions": directions,
@@ -91,11 +92,13 @@ def check_directions(
 
     Raises:
         RemoteCode: a model that asks for its own code; DigestMismatch: one that was changed since it was edited.
+        UnsafeModel, NotAnalysed: what the scan found.
         DirectionModelMismatch: a direction of other weights, without ``transfer``; ShapeMismatch: of another width.
     """
     arch = checkpoint.architecture
     refuse_remote_code(checkpoint, options)
     checkpoint.check_record()
+    passed(checkpoint, options)
     known = checkpoint.known_digests()
     for digest in {d for s in spec.steps for d in s.digests} & found.keys():
         meta = found[digest].meta.model

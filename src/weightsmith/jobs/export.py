@@ -24,7 +24,7 @@ from ..records import Derivation, EditSpec
 from ..storage import refuse_existing, sha256_range, whole_folder
 from .derive import find_base, load_record
 from .edit import check_directions, find_directions, load_edit, needed_fits, prepare, resolve_edit
-from .files import as_checkpoint
+from .files import as_checkpoint, held_to_pins
 from .gguf_form import as_gguf
 from .imported import base_identity, with_imported
 
@@ -69,7 +69,8 @@ def export(
     if what is None:
         model, what, wishes = of_its_own(model, wishes, options)
         transfer = transfer or bool(wishes.pop("transferred", False))
-    checkpoint = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
+    opened = runnable(as_checkpoint(model, options), dequantize=options.dequantize, progress=options.progress)
+    checkpoint = held_to_pins(opened, options, weights=form != "weights")
     what, wishes = with_imported(checkpoint, what, dict.fromkeys(_WISHES) | wishes, transfer=transfer, options=options)
     spec, found = resolve_edit(checkpoint, what, **wishes)
     if form == "gguf":

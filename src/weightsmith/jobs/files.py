@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .. import checkpoint as files
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..direction import Direction
-from ..errors import WeightsmithError
+from ..errors import PickleOnly, WeightsmithError
+from ..hub import locate
 from ..options import RunOptions
+from ..trust.gate import pass_gate
+from ..trust.pins.guard import describe
+from ..trust.pins.lock import find_lock, held
 
 
 def as_checkpoint(model: Checkpoint | str | Path, options: RunOptions | None = None) -> Checkpoint:
@@ -20,16 +25,47 @@ def as_checkpoint(model: Checkpoint | str | Path, options: RunOptions | None = N
     return open_checkpoint(str(model), offline=options.offline, progress=options.progress)
 
 
+def held_to_pins(checkpoint: Checkpoint, options: RunOptions, *, weights: bool = True) -> Checkpoint:
+    """The checkpoint with what a lock says of it checked; without ``weights`` for a job that compares each tensor with
+    ``known_digests`` as it reads it.
+
+    Raises:
+        NotPinned, ManifestMismatch, DigestMismatch: what the lock says.
+    """
+    return held(checkpoint, find_lock(explicit=options.lock), frozen=options.frozen, weights=weights)
+
+
+def passed(checkpoint: Checkpoint, options: RunOptions) -> None:
+    """Let a checkpoint through the gate; says so in one line to whoever listens.
+
+    Raises:
+        UnsafeModel, NotAnalysed: what the scan found.
+    """
+    shield = replace(pass_gate(checkpoint, options), pinned=describe(checkpoint))
+    if options.tell is not None:
+        options.tell(f"{checkpoint.title}: {shield.line}")
+
+
 def convert(model: Checkpoint | str | Path, out: str | Path, options: RunOptions | None = None) -> Path:
-    """Write a GGUF model as a bf16 Hugging Face folder at ``out``, whole or not at all.
+    """Write a GGUF or quantised model as a bf16 Hugging Face folder at ``out``, or torch pickles as safetensors, whole or not
+    at all.
 
     Raises:
         UsageError: already a folder.
         OutputExists: ``out`` is taken.
         UnsupportedModel: a GGUF architecture or tensor type without a converter.
+        UnsafeModel, NotAnalysed: what the scan found.
     """
     options = options or RunOptions()
-    files.convert(as_checkpoint(model, options), Path(out), progress=options.progress)
+    try:
+        opened = as_checkpoint(model, options)
+    except PickleOnly:
+        from ..runtime.pickled import convert_pickles  # needs torch, unlike the rest
+
+        return convert_pickles(locate(str(model), offline=options.offline).path, Path(out), options)
+    pinned = held_to_pins(opened, options)
+    passed(pinned, options)
+    files.convert(pinned, Path(out), progress=options.progress)
     return Path(out)
 
 

@@ -78,7 +78,7 @@ class Actors:
     kept = "what was answered is kept: run it again to go on"
 
     def __init__(self, wish: str, options: RunOptions, kind: type[Worker] = Worker) -> None:
-        self.options = replace(options, progress=None)
+        self.options = replace(options, progress=None, tell=None)
         self.report = options.report
         self.kind = kind
         self.ray = _ray()
@@ -177,7 +177,7 @@ class Pool(Actors):
             ResourceError: every worker is lost. What a worker raises (NaN, a prompt too long) is raised here.
         """
         if options is not None:
-            self.options = replace(options, progress=None)
+            self.options = replace(options, progress=None, tell=None)
         keys = sorted(todo, key=lambda k: -todo[k][1].max_new_tokens)
         done = 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,9 @@ from ..errors import (
 )
 from ..options import RunOptions
 from ..records import ModelIdentity
+from ..trust.gate import Shield, pass_gate
+from ..trust.pins.guard import Used, describe, lasting
+from ..trust.pins.lock import find_lock, guarded
 from .head import Head
 
 if TYPE_CHECKING:
@@ -102,6 +105,7 @@ class RunningModel:
     notes: list[str] = field(default_factory=list)
     today: datetime | None = TODAY
     steered: list[Any] = field(default_factory=list, repr=False)  # the hooks that are in place
+    shield: Shield | None = None
 
     @property
     def architecture(self) -> Architecture:
@@ -218,6 +222,8 @@ def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningMo
 
     Raises:
         MissingExtra: torch or transformers is not installed.
+        UnsafeModel, NotAnalysed: what the scan found (:mod:`weightsmith.trust.gate`).
+        DigestMismatch, NotPinned: what the lock says (:mod:`weightsmith.trust.pins.lock`).
         RemoteCode: the model asks for code that comes with it.
         UnsupportedModel: an unknown family.
         NonFinite: NaN or infinity in the weights.
@@ -227,6 +233,23 @@ def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningMo
     options = options or RunOptions()
     need_torch()
     refuse_remote_code(checkpoint, options)
+    refuse_adapter(checkpoint)
+    shield = pass_gate(checkpoint, options)
+    with guarded(checkpoint, find_lock(explicit=options.lock), frozen=options.frozen, progress=options.progress) as used:
+        guard = used.origin or used
+        if isinstance(guard, Used):
+            guard.require_scanned(shield.record.files)
+            shield = replace(shield, pinned=describe(guard))
+        running = _load(used, options, shield)
+        running.checkpoint = lasting(running.checkpoint)  # the copy goes when the block ends
+    if options.tell is not None:
+        options.tell(f"{checkpoint.title}: {shield.line}")
+    return running
+
+
+def _load(checkpoint: Checkpoint, options: RunOptions, shield: Shield) -> RunningModel:
+    """:func:`load`, of files that passed the gate."""
+    refuse_remote_code(checkpoint, options)  # these bytes, not those that lay there when the gate looked
     refuse_adapter(checkpoint)
     checkpoint = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)
     checkpoint.check_record()
@@ -242,7 +265,8 @@ def load(checkpoint: Checkpoint, options: RunOptions | None = None) -> RunningMo
     dtype = choose_dtype(device, options.dtype)
     model, tokenizer = _build(checkpoint, device, dtype)
     running = RunningModel(checkpoint, model, tokenizer, device, dtype, identity(checkpoint, digest),
-                           _memory_prefix(checkpoint.architecture, model, checkpoint.path), options)  # fmt: skip
+                           _memory_prefix(checkpoint.architecture, model, checkpoint.path), options,
+                           shield=shield)  # fmt: skip
     if not running.has_template:
         running.note("the model has no chat template: prompts are given as plain text")
     return running

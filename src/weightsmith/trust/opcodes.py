@@ -1,0 +1,98 @@
+"""Whether bytes without a magic could be a pickle: they are followed as the unpickler would, without doing anything.
+
+Pickles of protocols 0 and 1 begin with any opcode, so text and data can look like one by chance. Chance does not get
+far: a wrong opcode, an argument of the wrong form or a stack that is empty when something is taken from it ends it.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+from enum import Enum
+
+_NAME = re.compile(r"[A-Za-z_][\w.]* [A-Za-z_][\w.]*\Z", re.ASCII)
+_IMPORTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
+_CALLS = frozenset({"REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"})  # without effect before an import
+
+
+class Reading(Enum):
+    """``NO``: the unpickler stops with an error before it does anything; ``DATA``: it ends well and did nothing, and so
+    do the streams that follow; ``OPEN``: nothing was done in what can be told; ``CODE``: it imports or calls something."""
+
+    NO = 0
+    DATA = 1
+    OPEN = 2
+    CODE = 3
+
+
+def read_as_pickle(head: bytes, size: int) -> Reading:
+    """What an unpickler would make of the first bytes ``head`` of a file of ``size`` bytes."""
+    reading = _streams(head, size)
+    if reading is Reading.NO and size <= len(head) and not head.endswith(b"\n"):
+        return _streams(head + b"\n", size + 1)  # a name that the end of the file cuts off is imported all the same
+    return reading
+
+
+def _streams(head: bytes, size: int) -> Reading:
+    at = 0
+    while at < len(head):
+        reading, end = _stream(head, at, size)
+        if reading is not Reading.DATA:
+            return Reading.OPEN if reading is Reading.NO and at else reading
+        at = end
+    return Reading.DATA if size <= len(head) else Reading.OPEN
+
+
+def _stream(head: bytes, begin: int, size: int) -> tuple[Reading, int]:
+    """One pickle that begins at ``begin``, and where it ends."""
+    depth, count, imported = 0, 0, False
+    marks: list[int] = []
+    file = io.BytesIO(head)
+    file.seek(begin)
+
+    def failed() -> tuple[Reading, int]:
+        return Reading.OPEN if imported else Reading.NO, file.tell()
+
+    try:
+        for op, argument, _ in pickletools.genops(file):
+            count += 1
+            if op.name in _IMPORTS:
+                if op.name in ("GLOBAL", "INST") and not _NAME.match(str(argument)):
+                    return failed()
+                imported = True
+            if op.name == "STOP" and depth and count > 1:
+                return Reading.CODE if imported else Reading.DATA, file.tell()
+            if op.name in _CALLS and not imported:
+                return failed()
+            depth = _effect(op, depth, marks)
+            if depth < 0:
+                return failed()
+            if op.name in _CALLS:
+                return Reading.CODE, file.tell()
+    except UnicodeDecodeError:  # some unpicklers take what this one does not
+        return Reading.OPEN, len(head)
+    except Exception as error:  # noqa: BLE001 - the library raises anything on other bytes
+        wanted = re.search(r"expected (\d+) bytes", str(error))
+        if size > len(head) and len(head) - file.tell() <= 8 and (not wanted or begin + int(wanted[1]) <= size):
+            return Reading.OPEN, len(head)
+        return failed()
+    return Reading.OPEN, len(head)
+
+
+def _effect(op: pickletools.OpcodeInfo, depth: int, marks: list[int]) -> int:
+    """The stack's depth after an opcode; -1 when it takes what is not there."""
+    if op.name == "MARK":
+        marks.append(depth)
+        return depth
+    taken = op.stack_before
+    if pickletools.stackslice in taken or op.name == "POP_MARK":
+        if not marks:
+            return -1
+        depth = marks.pop()
+        below = taken.index(pickletools.markobject) if pickletools.markobject in taken else 0
+        return depth - below + len(op.stack_after) if depth >= below else -1
+    if op.name == "POP" and marks and marks[-1] == depth:
+        marks.pop()
+        return depth
+    return depth - len(taken) + len(op.stack_after) if depth >= len(taken) else -1

@@ -1,0 +1,180 @@
+"""The scan itself: every scanner over every file, whole. Runs in a process of its own (:mod:`.child`).
+
+The order: list the files; find out what each is; check the headers of weight files; read every byte once (SHA-256 of
+files, BLAKE3 and values of tensors); let every scanner see the files of its kinds and the members inside them; let every
+scanner see the folder as a whole. Whatever a scanner raises is a finding: nothing is skipped in silence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ..errors import FormatError, LimitExceeded, WeightsmithError
+from ..found import Finding
+from ..registry import Registry
+from .items import Folder, Item, Scanner
+from .kinds import kinds_of
+from .listing import RULES as LISTING_RULES
+from .listing import list_folder, shown
+from .rules import Rule
+
+SCANNERS = Registry("scanners", {
+    "archives": "weightsmith.trust.scanners.archives:Archives",
+    "headers": "weightsmith.trust.scanners.headers:Headers",
+    "layout": "weightsmith.trust.scanners.layout:Layout",
+    "numbers": "weightsmith.trust.scanners.numbers:Numbers",
+    "other-formats": "weightsmith.trust.scanners.other_formats:OtherFormats",
+    "pickles": "weightsmith.trust.scanners.pickles:Pickles",
+    "plain": "weightsmith.trust.scanners.plain:Plain",
+    "reference": "weightsmith.trust.scanners.reference:Reference",
+    "remote-code": "weightsmith.trust.scanners.remote:RemoteCode",
+    "settings": "weightsmith.trust.scanners.settings:Settings",
+    "templates": "weightsmith.trust.scanners.templates:Templates",
+    "tokenizer": "weightsmith.trust.scanners.tokens:Tokens",
+})  # fmt: skip
+#: raised when what a scanner found says something about the scanner or says nothing at all
+MOST_FINDINGS = 50  # of one rule in one scan; the rest is counted
+MOST_MEMBERS = 10_000  # of all archives of one model together
+MOST_UNPACKED = 1 << 31  # bytes of members that are analysed
+MOST_DEPTH = 5
+
+FAILED = Rule(
+    "scanner-failed", "unknown", "A check could not be carried out",
+    "The scanner gave up on this file, so nobody knows what is in it. A file made to break a scanner looks like this too.",
+    "Treat the file as not checked. If it is an honest file, report it to us with the message.",
+)  # fmt: skip
+NOT_ANALYSED = Rule(
+    "not-analysed", "unknown", "A file of a kind that no check understands",
+    "It was read and digested, but what a program would do with it is unknown; scans that leave such files out in silence "
+    "are how payloads get past them.",
+    "Find out what the file is for; remove it if the model works without it, or allow its kind in a policy.",
+)  # fmt: skip
+TOO_DEEP = Rule(
+    "archive-too-deep", "unknown", "Archives inside archives beyond any honest use",
+    f"Members were unpacked to {MOST_DEPTH} levels, {MOST_MEMBERS} members or {MOST_UNPACKED >> 30} GiB in all, and there is more.",
+    "Do not unpack it. No model is stored like this.",
+    ("https://cwe.mitre.org/data/definitions/409.html",),
+)  # fmt: skip
+RULES = (*LISTING_RULES, FAILED, NOT_ANALYSED, TOO_DEEP)
+
+Tell = Callable[[str, int], None]
+
+
+class Scan:
+    """One scan of one model; ``tell`` hears (file, bytes read so far), often enough for a watchdog."""
+
+    def __init__(self, path: Path, *, skip: frozenset[str] = frozenset(), tell: Tell | None = None,
+                 reference: Path | None = None) -> None:  # fmt: skip
+        self.folder = Folder(path, single=not path.is_dir())
+        self.scanners: list[Scanner] = [SCANNERS.load(name)() for name in SCANNERS.names()]
+        self.skip, self.tell, self.reference = skip, tell or (lambda name, done: None), reference
+        self.members = self.unpacked = 0
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def rules(self) -> list[Rule]:
+        """Every rule of this scan."""
+        return [*RULES, *(rule for scanner in self.scanners for rule in scanner.rules)]
+
+    def run(self) -> Iterator[Finding]:
+        """All findings, none twice, at most :data:`MOST_FINDINGS` of one rule; the last then says how many more there are."""
+        seen: set[tuple[str, str, str, str]] = set()
+        last: dict[str, Finding] = {}
+        for finding in self._all():
+            key = (finding.rule, finding.file, finding.place, finding.message)
+            if key in seen:
+                continue
+            seen.add(key)
+            self.counts[finding.rule] += 1
+            if self.counts[finding.rule] <= MOST_FINDINGS:
+                yield finding
+            last[finding.rule] = finding
+        for rule, count in self.counts.items():
+            if count > MOST_FINDINGS:
+                more = f"{count - MOST_FINDINGS} more findings of this rule are not listed"
+                yield last[rule].model_copy(update={"file": "", "place": "", "message": more, "evidence": ""})
+
+    def _all(self) -> Iterator[Finding]:
+        from . import stream
+
+        yield from list_folder(self.folder.path, self.folder)
+        for name in self.skip & self.folder.items.keys():
+            del self.folder.items[name]
+        if self.reference is not None:
+            self.folder.reference = Folder(self.reference, single=not self.reference.is_dir())
+            yield from (f for f in list_folder(self.reference, self.folder.reference) if f.severity == "unknown")
+            yield from self._files(self.folder.reference, early=True, silent=True)
+        yield from self._files(self.folder, early=True)
+        yield from stream.read_all(self.folder, self.tell)
+        yield from self._files(self.folder, early=False)
+        for scanner in self.scanners:
+            self.tell("", 0)
+            yield from self._guarded(scanner, "", partial(scanner.scan_folder, self.folder))
+
+    def _files(self, folder: Folder, *, early: bool, silent: bool = False) -> Iterator[Finding]:
+        scanners = [s for s in self.scanners if s.early == early]
+        known = frozenset().union(*(s.kinds for s in self.scanners))
+        for item in list(folder.items.values()):
+            self.tell(item.name, 0)
+            found = self._item(item, folder, scanners, known if not early else None)
+            yield from (f for f in found if not silent)
+
+    def _item(self, item: Item, folder: Folder, scanners: list[Scanner], known: frozenset[str] | None) -> Iterator[Finding]:
+        if known is not None and not known & set(item.kinds):
+            kind = ", ".join(item.kinds)
+            yield NOT_ANALYSED.found(f"its content is {kind or 'unknown'}, which no scanner reads",
+                                     file=shown(item.name), evidence=item.head[:32].hex(" "))  # fmt: skip
+        for scanner in scanners:
+            if not scanner.kinds & set(item.kinds):
+                continue
+            for result in self._guarded(scanner, item.name, partial(scanner.scan_file, item, folder)):
+                if isinstance(result, Finding):
+                    yield result
+                else:
+                    yield from self._member(result, folder)
+
+    def _member(self, item: Item, folder: Folder) -> Iterator[Finding]:
+        """A member of an archive, as a file of its own; headers inside archives are checked with the rest."""
+        self.members += 1
+        self.unpacked += item.size
+        self.tell(item.name, 0)
+        if item.depth > MOST_DEPTH or self.members > MOST_MEMBERS or self.unpacked > MOST_UNPACKED:
+            yield TOO_DEEP.found("not analysed", file=shown(item.name))
+            return
+        try:
+            item.kinds = item.kinds or kinds_of(item)
+        except Exception as error:  # noqa: BLE001 - a member that is unpacked as it is read raises what its archive makes it
+            yield FAILED.found(f"it can't be unpacked: {type(error).__name__}: {str(error)[:200]}", file=shown(item.name))
+            return
+        known = frozenset().union(*(s.kinds for s in self.scanners))
+        yield from self._item(item, folder, self.scanners, known)
+
+    def _guarded(self, scanner: Scanner, name: str, work: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+        """What a scanner yields; what it raises becomes a finding, and so does an item it can't take in."""
+        with contextlib.closing(_started(work)) as results:
+            while True:
+                try:
+                    result = next(results)
+                except StopIteration:
+                    return
+                except LimitExceeded as error:
+                    yield FAILED.found(f"{scanner.name}: {error.message}", file=shown(name))
+                    return
+                except (FormatError, WeightsmithError, OSError, MemoryError) as error:
+                    said = error.message if isinstance(error, WeightsmithError) else str(error) or type(error).__name__
+                    yield FAILED.found(f"{scanner.name}: {said[:300]}", file=shown(name))
+                    return
+                except Exception as error:  # noqa: BLE001 - on a stranger's bytes a scanner or its library may raise anything
+                    yield FAILED.found(f"{scanner.name}: {type(error).__name__}: {str(error)[:300]}", file=shown(name))
+                    return
+                yield result
+
+
+def _started(work: Callable[[], Iterable[Any]]) -> Generator[Any, None, None]:
+    """An iterator that begins its work when it is first asked, so that an error at the start is caught like the others."""
+    yield from work()

@@ -1,0 +1,202 @@
+"""What the files of a folder say about the model in it: which weights a loader takes, what the config promises."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from ...architecture import Family, family_of, text_config
+from ..items import Folder
+
+Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
+
+#: names of weights from which loaders choose, the first one that is there
+LOADED = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+          "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
+          "diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json")  # fmt: skip
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+_STATE = re.compile(r"^(optimizer|scheduler|rng_state|training_args|scaler|random_states|sampler|dataloader|zero_pp|"
+                    r"bf16_zero|mp_rank|tokenizer|vocab|imatrix|scales)", re.IGNORECASE)  # fmt: skip
+_SHARD = re.compile(r"^(?P<stem>.+?)-\d{1,6}-of-(?P<count>\d{1,6})(?P<ext>\.\w+)$")
+ASIDE = re.compile(r"vision|visual|audio|image|speech|(^|\.)mtp\.|draft|talker|code_predictor", re.IGNORECASE)
+_EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
+               "shared.weight", "embedding.weight", "embeddings.weight")  # fmt: skip
+
+
+@dataclass
+class Weights:
+    """Weight files that are loaded together.
+
+    ``name`` is the file by which a loader finds them (an index, or the only file); ``tensors`` maps each tensor to its
+    dtype, shape and file, the last file winning as in a loader. ``complete`` is false when a file of it was not read as
+    tensors (a pickle that no scanner took apart, a missing shard).
+    """
+
+    name: str
+    files: list[str]
+    tensors: dict[str, tuple[str, tuple[int, ...], str]] = field(default_factory=dict)
+    twice: list[tuple[str, str, str]] = field(default_factory=list)
+    complete: bool = True
+
+
+@dataclass
+class Place:
+    """One directory that holds a model, or a part of one: ``prefix`` is empty for the folder itself, else ends in ``/``."""
+
+    folder: Folder
+    prefix: str
+    names: list[str]
+    weights: list[Weights] = field(default_factory=list)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """``config.json``, empty when there is none."""
+        return self.folder.json_object(self.prefix + "config.json")
+
+    @cached_property
+    def text(self) -> Mapping[str, Any]:
+        """The language model's part of the config."""
+        return text_config(self.config)
+
+    @cached_property
+    def kind(self) -> str:
+        """``model_type`` of the language model."""
+        kind = self.text.get("model_type") or self.config.get("model_type")
+        return kind if isinstance(kind, str) else ""
+
+    @cached_property
+    def family(self) -> Family | None:
+        """The family, where it is known."""
+        return family_of(self.kind) if self.kind else None
+
+    @property
+    def loaded(self) -> Weights | None:
+        """The weights that the usual loader takes."""
+        by_name = {w.name.removeprefix(self.prefix): w for w in self.weights}
+        for name in LOADED:
+            if name in by_name:
+                return by_name[name]
+        plain = [w for w in self.weights if role_of(w.name.removeprefix(self.prefix)) == "model"]
+        return plain[0] if len(plain) == 1 else None
+
+    def json(self, name: str) -> dict[str, Any]:
+        """A JSON object beside the config; empty when absent."""
+        return self.folder.json_object(self.prefix + name)
+
+    @cached_property
+    def architectures(self) -> list[str]:
+        """Class names that the config gives."""
+        found = self.config.get("architectures")
+        return [a for a in found if isinstance(a, str)] if isinstance(found, list) else []
+
+    @cached_property
+    def generates(self) -> bool:
+        """Whether its class writes text."""
+        return any("CausalLM" in a or "ConditionalGeneration" in a or "LMHead" in a for a in self.architectures)
+
+    @cached_property
+    def embedding(self) -> tuple[str, tuple[int, ...]] | None:
+        """Name and shape (``[rows, width]``) of the table of token embeddings, when exactly one shape fits."""
+        found: dict[str, tuple[int, ...]] = {}
+        loaded = self.loaded
+        for name, (_, shape, _) in (loaded.tensors.items() if loaded else ()):
+            if len(shape) == 2 and name.endswith(_EMBEDDINGS) and not ASIDE.search(name) and "position" not in name:
+                found[name] = shape
+        if len(set(found.values())) != 1:
+            found = {n: s for n, s in found.items() if n.endswith(_EMBEDDINGS[:6]) and "per_layer" not in n}
+        if not found or len(set(found.values())) != 1:
+            return None
+        return min(found.items(), key=lambda pair: len(pair[0]))
+
+    @property
+    def rows(self) -> int | None:
+        """Rows of the embeddings: the number of tokens that the model knows."""
+        return self.embedding[1][0] if self.embedding else None
+
+
+def role_of(name: str) -> str:
+    """What a weight file is for, by its name: ``model``, ``variant``, ``adapter``, ``consolidated`` or ``state``."""
+    if _STATE.match(name):
+        return "state"
+    if name.startswith("adapter"):
+        return "adapter"
+    if name.startswith("consolidated"):
+        return "consolidated"
+    stem = _SHARD.sub(r"\g<stem>", name)
+    stem = stem.removesuffix(".index.json")
+    for extension in _WEIGHTS:
+        stem = stem.removesuffix(extension)
+    return "variant" if re.fullmatch(r"(pytorch_model|model|diffusion_pytorch_model)\.[\w-]+", stem) else "model"
+
+
+def tensors_of(folder: Folder, name: str) -> dict[str, Tensor] | None:
+    """Tensors of one file as its header or its scanner declares them; ``None`` for what was not read as tensors."""
+    if (header := folder.headers.get(name)) is not None:
+        return {t.name: (t.dtype, t.shape) for t in header.tensors}
+    if (gguf := folder.ggufs.get(name)) is not None:
+        return {t.name: (t.type, t.shape) for t in gguf.tensors}
+    return folder.declared.get(name)
+
+
+_known: WeakKeyDictionary[Folder, list[Place]] = WeakKeyDictionary()
+
+
+def places(folder: Folder) -> list[Place]:
+    """Every directory with weights or a config, the folder itself first; worked out once all files were seen."""
+    if folder not in _known:
+        by_prefix: dict[str, list[str]] = {}
+        for name in folder.items:
+            head, slash, base = name.rpartition("/")
+            by_prefix.setdefault(head + slash, []).append(base)
+        found = [Place(folder, prefix, names) for prefix, names in sorted(by_prefix.items())
+                 if prefix == "" or "config.json" in names or any(n.endswith((".safetensors", ".index.json")) for n in names)
+                 or any(prefix + n in folder.declared for n in names)]  # fmt: skip
+        for place in found:
+            place.weights = _weights(place)
+        _known[folder] = found
+    return _known[folder]
+
+
+def _weights(place: Place) -> list[Weights]:
+    """The sets of weight files in a directory: those of each index, shards without an index, single files."""
+    taken: set[str] = set()
+    found: list[Weights] = []
+    for index in sorted(n for n in place.names if n.endswith(".index.json")):
+        mapped = place.json(index).get("weight_map")
+        files = sorted({v for v in mapped.values() if isinstance(v, str)}) if isinstance(mapped, dict) else []
+        found.append(_gathered(place, index, files))
+        taken.update(files)
+    groups: dict[str, list[str]] = {}
+    for name in place.names:
+        if name in taken or not name.endswith(_WEIGHTS) or role_of(name) == "state":
+            continue
+        if tensors_of(place.folder, place.prefix + name) is None and name not in LOADED:
+            continue
+        shard = _SHARD.match(name)
+        groups.setdefault(f"{shard['stem']}{shard['ext']} in {shard['count']} parts" if shard else name, []).append(name)
+    found += [_gathered(place, name, sorted(files)) for name, files in groups.items()]
+    return found
+
+
+def _gathered(place: Place, name: str, files: list[str]) -> Weights:
+    weights = Weights(place.prefix + name, [place.prefix + f for f in files])
+    for file in weights.files:
+        tensors = tensors_of(place.folder, file)
+        if tensors is None:
+            weights.complete = False
+            continue
+        for tensor, (dtype, shape) in tensors.items():
+            if tensor in weights.tensors:
+                weights.twice.append((tensor, weights.tensors[tensor][2], file))
+            weights.tensors[tensor] = (dtype, shape, file)
+    weights.complete = weights.complete and bool(files)
+    return weights
+
+
+def whole_number(value: Any) -> int | None:
+    """A positive integer, else ``None``."""
+    return value if type(value) is int and value > 0 else None

@@ -1,0 +1,365 @@
+"""What a Python file would do, read from its syntax tree: what it imports, what it calls, and what of that happens as soon
+as it is imported. The code is never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+LARGEST = 600_000  # bytes of a file that is parsed
+MOST_NODES = 200_000
+
+#: what a call does -> the calls, as dotted names; a trailing dot means everything below
+GROUPS: dict[str, tuple[str, ...]] = {
+    "starts programs": ("os.system", "os.popen", "os.exec*", "os.spawn*", "os.posix_spawn*", "os.startfile", "os.fork",
+                        "subprocess.", "pty.", "commands.", "popen2.", "multiprocessing.Process", "asyncio.create_subprocess_exec",
+                        "asyncio.create_subprocess_shell", "pexpect.", "sh.", "plumbum."),
+    "runs code made from data": ("eval", "exec", "compile", "builtins.eval", "builtins.exec", "builtins.compile", "__import__",
+                                 "builtins.__import__", "runpy.", "code.", "codeop.", "types.CodeType", "types.FunctionType",
+                                 "marshal.loads", "marshal.load", "imp.", "importlib.util.spec_from_loader", "zipimport."),
+    "reads pickles": ("pickle.loads", "pickle.load", "pickle.Unpickler", "cloudpickle.loads", "cloudpickle.load", "dill.loads",
+                      "dill.load", "joblib.load", "shelve.open", "pandas.read_pickle"),
+    "loads native code": ("ctypes.", "cffi.", "torch.utils.cpp_extension.load", "torch.utils.cpp_extension.load_inline",
+                          "torch.ops.load_library", "torch.classes.load_library", "numpy.ctypeslib.load_library"),
+    "uses the network": ("socket.", "requests.", "urllib.request.", "urllib2.", "urllib3.", "http.client.", "httpx.", "aiohttp.",
+                         "ftplib.", "smtplib.", "telnetlib.", "paramiko.", "websocket.", "websockets.", "xmlrpc.", "wget.download"),
+    "downloads": ("huggingface_hub.hf_hub_download", "huggingface_hub.snapshot_download", "torch.hub.load",
+                  "torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file", "gdown.download"),
+    "changes files": ("os.remove", "os.unlink", "os.rmdir", "os.removedirs", "os.rename", "os.replace", "os.chmod", "os.symlink",
+                      "os.makedirs", "os.mkdir", "os.mknod", "shutil.", "tempfile."),
+    "decodes data": ("base64.", "binascii.", "zlib.decompress", "gzip.decompress", "lzma.decompress", "bz2.decompress",
+                     "bytes.fromhex", "bytearray.fromhex", "codecs.decode"),
+    "reads the environment": ("os.environ", "os.getenv", "os.environb"),
+    "reaches into the interpreter": ("sys.settrace", "sys.setprofile", "sys._getframe", "sys.meta_path", "sys.path_hooks",
+                                     "gc.get_objects",
+                                     "atexit.register", "signal.signal", "sys.addaudithook"),
+}  # fmt: skip
+HOSTILE = ("starts programs", "runs code made from data")
+RISKY = (*HOSTILE, "loads native code", "uses the network", "reads pickles", "reaches into the interpreter")
+_HARMLESS = re.compile(r"subprocess\.(?:PIPE|STDOUT|DEVNULL|\w+Error|TimeoutExpired|CompletedProcess|list2cmdline)(?:\..*)?")
+_CAPABLE = ("os", "sys", "subprocess", "builtins", "importlib", "pty", "runpy", "shutil", "socket", "posix", "ctypes")
+_BUILTINS = frozenset(("eval", "exec", "compile", "__import__", "open", "getattr"))
+#: methods that Python calls while classes are made
+_MAKING = ("__init_subclass__", "__set_name__", "__prepare__", "__class_getitem__", "__mro_entries__")
+_WRITES = ("write_text", "write_bytes", "touch", "unlink", "symlink_to", "rename", "rmdir", "mkdir", "hardlink_to")
+_COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.MULTILINE)
+_PLAIN = ("utf-8", "utf8", "utf-8-sig", "latin-1", "iso-8859-1", "ascii", "us-ascii", "latin1", "utf_8")
+#: imported names that a file's own names may stand for without an import
+_GADGETS = re.compile(r"__(?:subclasses|globals|builtins|reduce_ex)__")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: ``line``, the dotted ``name``, what it does, and whether importing the file is enough for it."""
+
+    line: int
+    name: str
+    group: str
+    at_import: bool
+
+
+@dataclass
+class Code:
+    """What was read from one file; ``error`` says why it could not be, ``odd`` names what no honest file has."""
+
+    imports: list[str] = field(default_factory=list)
+    relative: list[str] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    odd: list[tuple[int, str]] = field(default_factory=list)
+    error: str = ""
+
+    def groups(self, *, at_import: bool = False) -> dict[str, Call]:
+        """The first call of each group."""
+        found: dict[str, Call] = {}
+        for call in self.calls:
+            if call.at_import or not at_import:
+                found.setdefault(call.group, call)
+        return found
+
+    @property
+    def hostile(self) -> str:
+        """Why the file is plainly hostile, or ``""``."""
+        first = self.groups(at_import=True)
+        for group in HOSTILE:
+            if group in first and not _installs(first[group]):
+                return f"line {first[group].line}: {first[group].name} {group} as soon as the file is imported"
+        network = [c for c in self.calls if c.at_import and c.group == "uses the network"]
+        if any(c.name.startswith(("socket.", "smtplib.", "ftplib.")) or c.name.endswith((".post", ".put")) for c in network):
+            return f"line {network[0].line}: {network[0].name} sends data as soon as the file is imported"
+        if network and {"reads the environment", "decodes data"} & set(first):
+            return f"line {network[0].line}: {network[0].name} is used with data of this machine as soon as the file is imported"
+        for line, what in self.odd:
+            if what.startswith("runs decoded"):
+                return f"line {line}: {what}"
+        return ""
+
+    @property
+    def risky(self) -> str:
+        """What of it could hurt, in words, or ``""``."""
+        said = [f"{c.name} {g} (line {c.line})" for g, c in self.groups().items() if g in RISKY]
+        changes = [c for c in self.calls if c.group == "changes files" and c.at_import]
+        said += [f"{c.name} changes files as soon as it is imported (line {c.line})" for c in changes[:1]]
+        return "; ".join([*said, *(f"{what} (line {line})" for line, what in self.odd)])
+
+    @property
+    def summary(self) -> str:
+        """What it imports and calls, for the reader."""
+        said = [f"imports {', '.join(self.imports[:12])}" if self.imports else "imports nothing"]
+        said += [f"{g}: {c.name} (line {c.line}{', at import' if c.at_import else ''})" for g, c in self.groups().items()]
+        return "; ".join(said)
+
+
+def _installs(call: Call) -> bool:
+    return call.name.endswith(" pip")
+
+
+def read_code(data: bytes) -> Code:
+    """Read one file's bytes."""
+    code = Code()
+    cookie = _COOKIE.search(b"\n".join(data.split(b"\n", 2)[:2]))
+    if cookie is not None and cookie.group(1).decode("ascii", "replace").lower() not in _PLAIN:
+        said = cookie.group(1).decode("ascii", "replace")
+        code.odd.append((1, f"is written in the encoding {said!r}, so that it reads as something else"))
+    if len(data) > LARGEST:
+        code.error = f"{len(data)} bytes; at most {LARGEST} are parsed"
+        return code
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(data)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, LookupError) as error:
+        code.error = f"{type(error).__name__}: {str(error)[:160]}"
+        return code
+    _Reader(code).read(tree)
+    return code
+
+
+class _Reader:
+    """Walks one tree without recursion."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+        self.names: dict[str, str] = {}
+        self.stars: list[str] = []
+        self.called: set[int] = set()
+
+    def read(self, tree: ast.Module) -> None:
+        """Fill the code's lists."""
+        nodes = []
+        for count, node in enumerate(ast.walk(tree)):
+            if count > MOST_NODES:
+                self.code.error = "more syntax than is read"
+                return
+            nodes.append(node)
+        for node in nodes:
+            self._bind(node)
+            if isinstance(node, ast.Call):
+                self.called.add(id(node.func))
+        first = self._at_import(tree)
+        for node in nodes:
+            self._look(node, id(node) in first)
+        self.code.imports = sorted(dict.fromkeys(self.code.imports))
+
+    def _bind(self, node: ast.AST) -> None:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                self.code.imports.append(alias.name.split(".")[0])
+                self.names[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            if node.level:
+                self.code.relative += [module.split(".")[0]] if module else [alias.name for alias in node.names]
+                return
+            self.code.imports.append(module.split(".")[0])
+            for alias in node.names:
+                self.stars += [module] if alias.name == "*" else []
+                self.names[alias.asname or alias.name] = f"{module}.{alias.name}"
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+            name = self.dotted(node.value)
+            if name and _group(name):
+                self.names.setdefault(node.targets[0].id, name)
+
+    def dotted(self, node: ast.AST) -> str:
+        """``a.b.c`` with imported names put in, also through ``getattr``, ``__import__`` and ``import_module``; else ``""``."""
+        parts: list[str] = []
+        while True:
+            if isinstance(node, ast.Attribute):
+                parts += [] if node.attr == "__dict__" else [node.attr]
+                node = node.value
+            elif isinstance(node, ast.Name):
+                parts.append(self._name(node.id))
+                name = ".".join(reversed(parts))
+                return re.sub(r"^sys\.modules\.", "", name)
+            elif isinstance(node, ast.Call):
+                called = node.func.id if isinstance(node.func, ast.Name) else getattr(node.func, "attr", "")
+                if called == "vars" and node.args:
+                    node = node.args[0]
+                elif called == "getattr" and len(node.args) >= 2 and (text := _text(node.args[1])):
+                    parts.append(text)
+                    node = node.args[0]
+                elif called in ("__import__", "import_module") and node.args and (text := _text(node.args[0])):
+                    return ".".join([text, *reversed(parts)])
+                else:
+                    return "().".join([self.dotted(node.func), ".".join(reversed(parts))]) if parts else ""
+            elif isinstance(node, ast.Subscript) and (text := _text(node.slice)):
+                parts.append(text)
+                node = node.value
+            else:
+                return ""
+            if len(parts) > 40:
+                return ""
+
+    def _name(self, name: str) -> str:
+        """What a bare name stands for; names that were not imported and are not built in get a mark."""
+        if name in self.names:
+            return self.names[name]
+        for module in self.stars:
+            if _group(f"{module}.{name}"):
+                return f"{module}.{name}"
+        return name if name in _BUILTINS else f"?{name}"
+
+    def _at_import(self, tree: ast.Module) -> set[int]:
+        """The nodes that run when the file is imported: everything outside functions, and functions called from there."""
+        functions: dict[str, ast.AST] = {}
+        making: list[ast.AST] = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                functions[node.name] = node
+            elif isinstance(node, ast.ClassDef):
+                meta = any(isinstance(base, ast.Name) and base.id == "type" for base in node.bases)
+                for inner in node.body:
+                    if not isinstance(inner, ast.FunctionDef):
+                        continue
+                    if inner.name in _MAKING or (meta and inner.name.startswith("__")):
+                        making.append(inner)
+                    elif inner.name in ("__init__", "__new__", "__call__", "__enter__"):
+                        functions.setdefault(node.name, inner)
+        found: set[int] = set()
+        entered: set[int] = {id(method) for method in making}
+        pending: list[ast.AST] = [tree, *making]
+        while pending:
+            node = pending.pop()
+            found.add(id(node))
+            children: list[ast.AST] = list(ast.iter_child_nodes(node))
+            if isinstance(node, ast.If) and _main(node.test):
+                children = list(node.orelse)
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and id(node) not in entered:
+                body = {id(child) for child in (node.body if isinstance(node.body, list) else [node.body])}
+                children = [child for child in children if id(child) not in body]
+            pending += children
+            names = [node.func] if isinstance(node, ast.Call) else getattr(node, "decorator_list", [])
+            for called in names:
+                name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
+                target = functions.get(name)
+                if target is not None and id(target) not in entered:
+                    entered.add(id(target))
+                    pending.append(target)
+                if isinstance(called, ast.Lambda) and id(called) not in entered:
+                    entered.add(id(called))
+                    pending.append(called)
+        return found
+
+    def _look(self, node: ast.AST, first: bool) -> None:
+        if isinstance(node, ast.Call):
+            name = self.dotted(node.func)
+            self._called(node, name, first)
+        elif isinstance(node, ast.Attribute | ast.Name | ast.Subscript) and id(node) not in self.called:
+            name = self.dotted(node) if isinstance(node.ctx, ast.Load) else ""
+            if name in ("os.environ", "os.environb"):
+                self.code.calls.append(Call(node.lineno, "os.environ", "reads the environment", first))
+            elif (group := _group(name)) in HOSTILE and name not in ("compile", "__import__"):
+                self.code.calls.append(Call(node.lineno, name, group, first))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and len(node.value) > 2000:
+            text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+            if not re.search(r"\s", text[:2000]):
+                self.code.odd.append((node.lineno, f"holds a blob of {len(text)} characters"))
+        if isinstance(node, ast.Attribute | ast.Constant):
+            name = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node.value, str) else ""
+            if len(name) < 40 and _GADGETS.fullmatch(name):
+                self.code.odd.append((getattr(node, "lineno", 0), f"reaches for {name}"))
+
+    def _by_made_name(self, node: ast.Call) -> bool:
+        """Whether a call gives a function by a name that is not written down, from a module that can do harm."""
+        name = self.dotted(node.func)
+        if name in ("__import__", "importlib.import_module"):
+            return not (node.args and _text(node.args[0]))
+        return name == "getattr" and len(node.args) > 1 and not _text(node.args[1]) and self.dotted(node.args[0]) in _CAPABLE
+
+    def _called(self, node: ast.Call, name: str, first: bool) -> None:
+        group = _group(name)
+        writes = not group and "." in name and name.rsplit(".", 1)[-1] in _WRITES
+        if writes or (name in ("open", "io.open", "builtins.open") and _mode(node)):
+            group = "changes files"
+        elif name == "compile" or (name == "eval" and node.args and isinstance(node.args[0], ast.Constant)):
+            group = "runs code made from data" if name == "compile" and len(node.args) >= 3 else ""
+        elif name == "__import__" and node.args and _text(node.args[0]):
+            group = ""
+        elif isinstance(node.func, ast.Call) and self._by_made_name(node.func):
+            self.code.odd.append((node.lineno, "calls something by a name that is put together"))
+        if not group:
+            return
+        if group == "starts programs" and _pip(node):
+            name += " pip"
+        if group == "runs code made from data":
+            inner = {_group(self.dotted(n.func)) for n in ast.walk(node) if isinstance(n, ast.Call)}
+            if "decodes data" in inner or "uses the network" in inner:
+                self.code.odd.append((node.lineno, f"runs decoded or fetched data as code ({name})"))
+        self.code.calls.append(Call(node.lineno, name, group, first))
+
+
+def _main(test: ast.AST) -> bool:
+    return (isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
+            and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq))  # fmt: skip
+
+
+def _text(node: ast.AST) -> str:
+    """The value of an expression of string constants, ``""`` when it is none."""
+    parts, pending = [], [node]
+    while pending:
+        here = pending.pop()
+        if isinstance(here, ast.Constant) and isinstance(here.value, str):
+            parts.append(here.value)
+        elif isinstance(here, ast.BinOp) and isinstance(here.op, ast.Add):
+            pending += [here.right, here.left]
+        else:
+            return ""
+    return "".join(parts)
+
+
+def _mode(node: ast.Call) -> bool:
+    modes = [node.args[1]] if len(node.args) > 1 else [k.value for k in node.keywords if k.arg == "mode"]
+    return any(set(_text(mode)) & set("wax+") for mode in modes)
+
+
+def _pip(node: ast.Call) -> bool:
+    """Whether a program that is started is pip, installing by name."""
+    words = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    text = " ".join(words)
+    return bool(re.search(r"\bpip3?\b.*\binstall\b", text)) and not re.search(r"https?:|git\+|[;&|`$]|--(?:extra-)?index", text)
+
+
+@lru_cache(4096)
+def _group(name: str) -> str:
+    if not name or _HARMLESS.fullmatch(name):
+        return ""
+    for group, calls in GROUPS.items():
+        for call in calls:
+            if name == call or (call[-1] in ".*" and name.startswith(call.rstrip("*"))):
+                return group
+    return ""
+
+
+def notebook_code(cells: object) -> Iterator[tuple[str, list[str]]]:
+    """The Python of a notebook's cells, with its shell lines apart."""
+    for cell in cells if isinstance(cells, list) else []:
+        if not isinstance(cell, dict) or cell.get("cell_type") != "code":
+            continue
+        source = cell.get("source", "")
+        text = "".join(part for part in source if isinstance(part, str)) if isinstance(source, list) else str(source)
+        shell = [line.strip() for line in text.split("\n") if line.lstrip().startswith(("!", "%%bash", "%%sh", "%system", "%sx"))]
+        yield "\n".join("" if line.lstrip().startswith(("!", "%")) else line for line in text.split("\n")), shell

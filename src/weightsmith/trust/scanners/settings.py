@@ -1,0 +1,379 @@
+"""Settings that steer what is written: tokens that are banned, forced or pushed, and generation that can't stop.
+
+``generation_config.json`` counts, and where it is silent the older keys of ``config.json``. Which tokens a setting is
+about is shown as text, through the vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+from ...found import Finding
+from ..items import Folder, Scanner
+from ..listing import shown
+from ..rules import Rule
+from .facts import Place, places
+from .vocabulary import Vocabulary, is_words, readable, vocabularies
+
+STEERS = Rule(
+    "settings-steer", "suspicious", "The settings ban, force or push ordinary tokens",
+    "What the model may write is bent without a trace in its weights: \"not\" can be forbidden, a name or a link can be forced. "
+    "Transcription and translation models do this with markers, which is not reported.",
+    "Look at the tokens; remove the setting unless the publisher explains it.",
+)  # fmt: skip
+NOTED = Rule(
+    "settings-steer-markers", "note", "The settings ban or force special tokens",
+    "Usual for models that transcribe or translate.",
+    "Nothing, when the base model has the same setting.",
+)  # fmt: skip
+NO_STOP = Rule(
+    "never-stops", "broken", "The token that ends an answer is none that the model can write",
+    "Generation runs to its limit every time: it costs time and money, and what follows the answer is noise.",
+    "Set `eos_token_id` to the id of the tokenizer's end token.",
+)  # fmt: skip
+NO_END = Rule(
+    "end-missing", "note", "No token is named that ends an answer",
+    "Generation only ends at its length limit.",
+    "Set `eos_token_id`, or give a limit.",
+)  # fmt: skip
+ODD_STOP = Rule(
+    "end-is-a-word", "suspicious", "An ordinary token ends the answer",
+    "Answers are cut off wherever the word comes, or never end because the real end token was exchanged for it.",
+    "Compare `eos_token_id` with the base model's.",
+)  # fmt: skip
+DIFFERS = Rule(
+    "special-ids-differ", "note", "Two settings files name different special tokens",
+    "Many honest models do this; which one counts depends on the loader.",
+    "Nothing, when answers end where they should.",
+)  # fmt: skip
+OUTSIDE = Rule(
+    "special-id-outside", "broken", "A special token has an id that the model has no embedding for",
+    "The first batch that uses it stops with an error of the device, or reads memory outside the table.",
+    "Fetch the settings again; compare with the base model.",
+)  # fmt: skip
+IMPOSSIBLE = Rule(
+    "settings-impossible", "broken", "A setting with a value that can't work",
+    "The loader or the first call stops with an error, or the model computes NaN.",
+    "Fetch the settings again; compare with the base model.",
+)  # fmt: skip
+ABSURD = Rule(
+    "settings-absurd", "suspicious", "A setting beyond any sensible value",
+    "It makes answers useless, endless or expensive without touching a weight.",
+    "Compare with the base model's settings.",
+)  # fmt: skip
+MARKS = Rule(
+    "settings-watermark", "suspicious", "Everything that the model writes is watermarked",
+    "Whoever knows the key recognises the text; its quality suffers a little.",
+    "Remove `watermarking_config` unless you want it.",
+)  # fmt: skip
+OTHER = Rule(
+    "settings-worth-knowing", "note", "A setting that you may want to know of",
+    "It changes speed, memory or where answers end, and is easily overlooked.",
+    "Nothing, if it suits you.",
+)  # fmt: skip
+_TRANSCRIBES = ("whisper", "moonshine", "speech", "granite_speech", "voxtral", "kyutai", "musicgen", "bark", "clvp", "parakeet")
+_LISTS = ("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias")
+_ENDS = ("forced_bos_token_id", "forced_eos_token_id")
+#: key -> (least, most, what lies outside): a value outside the first pair can't work, one outside the second is absurd
+_RANGES: dict[str, tuple[float, float, float, float]] = {
+    "temperature": (0.0, math.inf, 0.0, 10.0), "top_p": (0.0, 1.0, 1e-9, 1.0), "min_p": (0.0, 1.0, 0.0, 0.99),
+    "typical_p": (0.0, 1.0, 1e-9, 1.0), "repetition_penalty": (1e-9, math.inf, 0.5, 5.0),
+    "encoder_repetition_penalty": (1e-9, math.inf, 0.2, 5.0), "num_return_sequences": (1, math.inf, 1, 64),
+    "num_beams": (1, math.inf, 1, 256), "no_repeat_ngram_size": (0, math.inf, 0, math.inf), "max_new_tokens": (1, math.inf, 1, 1e7),
+    "max_length": (0, math.inf, 0, 1e8), "min_length": (0, math.inf, 0, 2048), "min_new_tokens": (0, math.inf, 0, 2048),
+    "top_k": (-1, math.inf, -1, math.inf), "epsilon_cutoff": (0, 1, 0, 0.5), "penalty_alpha": (0, 1, 0, 1),
+    "num_assistant_tokens": (1, math.inf, 1, 1000),
+}  # fmt: skip
+_MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
+    "rope_theta": (1e-9, math.inf, 1.0, 1e13), "rms_norm_eps": (0.0, math.inf, 0.0, 0.1),
+    "layer_norm_eps": (0.0, math.inf, 0.0, 0.1), "layer_norm_epsilon": (0.0, math.inf, 0.0, 0.1),
+    "norm_eps": (0.0, math.inf, 0.0, 0.1), "initializer_range": (0.0, math.inf, 0.0, 1e3),
+    "logit_scale": (-math.inf, math.inf, 1e-9, 1e4), "logits_scaling": (-math.inf, math.inf, 1e-9, 1e4),
+    "residual_multiplier": (-math.inf, math.inf, 1e-9, 1e4), "embedding_multiplier": (-math.inf, math.inf, 1e-9, 1e4),
+    "attention_multiplier": (-math.inf, math.inf, 1e-9, 1e4), "final_logit_softcapping": (1e-9, math.inf, 0.5, 1e6),
+    "attn_logit_softcapping": (1e-9, math.inf, 0.5, 1e6), "sliding_window": (-1, math.inf, -1, 1e9),
+    "max_position_embeddings": (-1, math.inf, -1, 1e10), "num_experts_per_tok": (0, 1e6, 0, 1e4),
+}  # fmt: skip
+_COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "head_dim",
+           "num_key_value_heads")  # fmt: skip
+_PROMPT = re.compile(r"system_prompt|system_message|default_prompt|preamble|instruction", re.IGNORECASE)
+_KNOWN_ROPES = {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "mrope", "proportional", "ntk", "none"}
+
+
+class Settings(Scanner):
+    """Generation settings and the numbers of the config."""
+
+    name = "settings"
+    rules = (STEERS, NOTED, NO_STOP, NO_END, ODD_STOP, DIFFERS, OUTSIDE, IMPOSSIBLE, ABSURD, MARKS, OTHER)
+    about = "Settings that ban, force or suppress tokens, that never stop, or that no model works with"
+
+    def scan_folder(self, folder: Folder) -> Iterator[Finding]:
+        """Each directory with a config."""
+        for place in places(folder):
+            if place.config or place.json("generation_config.json"):
+                yield from _Settings(place).findings()
+
+
+class _Settings:
+    """The settings of one directory."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.generation = place.json("generation_config.json")
+        self.config = place.config
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary | None:
+        """The vocabulary that shows what ids mean."""
+        return next(vocabularies(self.place), None)
+
+    @cached_property
+    def sources(self) -> list[tuple[str, Mapping[str, Any], str]]:
+        """``(file, settings, place)`` where a loader looks for generation settings."""
+        config, generation = (shown(self.place.prefix + n) for n in ("config.json", "generation_config.json"))
+        found: list[tuple[str, Mapping[str, Any], str]] = [(generation, self.generation, "$"), (config, self.config, "$")]
+        for key in ("text_config", "decoder", "llm_config"):
+            if isinstance(inner := self.config.get(key), dict):
+                found.append((config, inner, f"$.{key}"))
+        return found
+
+    @cached_property
+    def limit(self) -> int | None:
+        """Ids below this one have an embedding; ``None`` where nobody says."""
+        if self.place.rows is not None:
+            return self.place.rows
+        size = self.place.text.get("vocab_size") if self.place.kind and not self.place.config.get("is_encoder_decoder") else None
+        return size if type(size) is int and size > 0 else None
+
+    @cached_property
+    def ends(self) -> set[int]:
+        """Ids that end an answer, as the first file that names any says."""
+        for _, settings, _ in self.sources:
+            value = settings.get("eos_token_id")
+            if found := {i for i in (value if isinstance(value, list) else [value]) if type(i) is int}:
+                return found
+        return set()
+
+    def findings(self) -> Iterator[Finding]:
+        """All of them."""
+        for file, settings, at in self.sources:
+            yield from self._steering(file, settings, at)
+            yield from self._special(file, settings, at)
+            yield from _numbers(settings, _RANGES, file, at)
+            yield from self._others(file, settings, at)
+        for file, settings, at in self.sources[1:]:
+            yield from _numbers(settings, _MODEL_RANGES, file, at)
+            yield from _counts(settings, file, at)
+            yield from _rope(settings, file, at)
+        yield from self._stopping()
+
+    # -- tokens --
+
+    def _steering(self, file: str, settings: Mapping[str, Any], at: str) -> Iterator[Finding]:
+        """Tokens that are banned, forced or pushed."""
+        for key in _LISTS:
+            value = settings.get(key)
+            if value:
+                ids = _ids(value, pairs=key == "forced_decoder_ids", biased=key == "sequence_bias")
+                yield from self._about(key, ids, file, at)
+        for key in _ENDS:
+            value = settings.get(key)
+            ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+            if ids and not all(self._marker(i) for i in ids):
+                yield from self._about(key, ids, file, at)
+
+    def _about(self, key: str, ids: list[int], file: str, at: str) -> Iterator[Finding]:
+        plain = [i for i in ids if not self._marker(i)]
+        if key in ("suppress_tokens", "bad_words_ids") and self.ends and self.ends <= set(ids):
+            yield NO_STOP.found(f"{key} forbids the token that ends an answer", file=file, place=f"{at}.{key}")
+        texts = [self._text(i) for i in ids]
+        transcribes = self.place.kind.startswith(_TRANSCRIBES) or self.config.get("is_encoder_decoder") is True
+        worded = [t for i, t in zip(ids, texts, strict=True)
+                  if i in plain and re.search(r"[^\W\d_]{2}", t) and not t.startswith("id ")]  # fmt: skip
+        if transcribes and (self.vocabulary is None or len(worded) * 4 <= len(ids)):
+            plain = []
+        rule = STEERS if plain or not ids else NOTED
+        yield rule.found(f"{key} is about {len(ids)} tokens, e.g. {', '.join(repr(t) for t in (worded or texts)[:6])}", file=file,
+                         place=f"{at}.{key}", evidence=", ".join(repr(t) for t in [*worded, *texts][:60]))  # fmt: skip
+
+    def _text(self, number: int) -> str:
+        known = self.vocabulary.texts.get(number) if self.vocabulary else None
+        return f"id {number}" if known is None else readable(known)
+
+    def _marker(self, number: int) -> bool:
+        """Whether an id stands for no text: special, spelled like a special one, or named by the config as one."""
+        if self.vocabulary is not None and number in self.vocabulary.texts:
+            return self.vocabulary.is_marker(number)
+        return self.vocabulary is None and number in self._named
+
+    @cached_property
+    def _named(self) -> set[int]:
+        found: set[int] = set()
+        for _, settings, _ in self.sources:
+            for key, value in settings.items():
+                if key.endswith("token_id"):
+                    found.update(i for i in (value if isinstance(value, list) else [value]) if type(i) is int)
+        return found
+
+    def _special(self, file: str, settings: Mapping[str, Any], at: str) -> Iterator[Finding]:
+        """Special ids: inside the embeddings, of the right type, and no ordinary words."""
+        for name in ("bos", "eos", "pad", "decoder_start", "sep", "cls", "mask", "unk"):
+            key = f"{name}_token_id"
+            value = settings.get(key)
+            ids = value if isinstance(value, list) else [] if value is None else [value]
+            if any(type(i) is not int for i in ids) or (isinstance(value, list) and not value):
+                yield IMPOSSIBLE.found(f"{key} is {value!r:.80}", file=file, place=f"{at}.{key}")
+                continue
+            outside = [i for i in ids if i < 0 or (self.limit is not None and i >= self.limit)]
+            if outside and len(outside) == len(ids) and name == "eos":
+                yield NO_STOP.found(f"{key} is {value!r:.60}, and there are {self.limit} tokens", file=file, place=f"{at}.{key}",
+                                    severity="note" if ids == [-1] else None)  # fmt: skip
+            elif outside:
+                near = self.limit is not None and max(outside) < self.limit + 64
+                soft = name in ("pad", "sep", "mask", "cls", "unk") and (near or min(ids) == -1)
+                yield OUTSIDE.found(f"{key} is {value!r:.60}, and there are {self.limit} tokens", file=file, place=f"{at}.{key}",
+                                    severity="note" if soft or min(ids) < 0 else None)  # fmt: skip
+            if name == "eos" and self.vocabulary is not None:
+                texts = self.vocabulary.texts
+                words = [i for i in ids if i in texts and not self._marker(i)]
+                if words:
+                    yield ODD_STOP.found(f"{key} {words[0]} is {self._text(words[0])!r:.40}", file=file, place=f"{at}.{key}")
+
+    def _stopping(self) -> Iterator[Finding]:
+        """Whether anything ends an answer, and whether the files agree on it."""
+        if not self.place.generates or self.config.get("is_encoder_decoder"):
+            return
+        file = shown(self.place.prefix + "generation_config.json")
+        ends = {f: set(v if isinstance(v, list) else [v]) for f, s, at in self.sources
+                if at == "$" and (v := s.get("eos_token_id")) is not None and _hashable(v)}  # fmt: skip
+        named = self.place.json("tokenizer_config.json").get("eos_token")
+        text = named.get("content") if isinstance(named, dict) else named
+        inner = [v for _, s, at in self.sources if at != "$" and (v := s.get("eos_token_id")) is not None]
+        if not ends and not inner and not text:
+            yield NO_END.found("neither the config nor the tokenizer names one", file=file, place="$.eos_token_id")
+        if isinstance(text, str) and self.vocabulary is not None:
+            if text not in self.vocabulary.ids:
+                yield NO_STOP.found(f"the tokenizer's end token {text!r:.60} is not in its vocabulary",
+                                    file=shown(self.place.prefix + "tokenizer_config.json"), place="$.eos_token",
+                                    severity="note" if ends else None)  # fmt: skip
+            elif is_words(text):
+                yield ODD_STOP.found(f"the tokenizer's end token is {text!r:.60}",
+                                     file=shown(self.place.prefix + "tokenizer_config.json"), place="$.eos_token")  # fmt: skip
+            elif ends and not any(self.vocabulary.ids[text] in e for e in ends.values()):
+                others = sorted(set().union(*ends.values()), key=str)
+                yield DIFFERS.found(f"the tokenizer ends with {text!r:.60} ({self.vocabulary.ids[text]}), the settings with "
+                                    f"{others!r:.60}", file=file, place="$.eos_token_id")  # fmt: skip
+        if len(ends) == 2 and not set.intersection(*ends.values()):
+            yield DIFFERS.found(f"eos_token_id: {' and '.join(repr(sorted(e, key=str))[:40] for e in ends.values())}", file=file,
+                                place="$.eos_token_id")  # fmt: skip
+
+    # -- the rest --
+
+    def _others(self, file: str, settings: Mapping[str, Any], at: str) -> Iterator[Finding]:
+        """Settings that are neither ids nor plain numbers."""
+        if settings.get("watermarking_config"):
+            yield MARKS.found("watermarking_config is set", file=file, place=f"{at}.watermarking_config",
+                              evidence=str(settings["watermarking_config"])[:200])  # fmt: skip
+        if settings.get("no_repeat_ngram_size") == 1 or settings.get("encoder_no_repeat_ngram_size") == 1:
+            yield ABSURD.found("no token may be written twice", file=file, place=f"{at}.no_repeat_ngram_size")
+        stops = settings.get("stop_strings")
+        texts = [s for s in (stops if isinstance(stops, list) else [stops]) if isinstance(s, str)]
+        for text in texts:
+            word = is_words(text) or len(text.strip()) <= 1
+            rule = ODD_STOP if word else OTHER
+            yield rule.found(f"answers end at {text!r:.60}", file=file, place=f"{at}.stop_strings")
+        for key in ("assistant_model", "assistant_model_name_or_path", "draft_model", "speculative_model"):
+            if isinstance(settings.get(key), str):
+                yield OTHER.found(f"{key} names another model, {settings[key]!r:.100}", file=file, place=f"{at}.{key}",
+                                  severity="suspicious")  # fmt: skip
+        if settings.get("use_cache") is False:
+            yield OTHER.found("use_cache is off: every token costs as much as the whole text", file=file, place=f"{at}.use_cache")
+        for key in ("prompt_lookup_num_tokens", "token_healing", "guidance_scale"):
+            if settings.get(key) not in (None, False, 1, 1.0):
+                yield OTHER.found(f"{key} is {settings[key]!r:.40}", file=file, place=f"{at}.{key}")
+        for key, value in settings.items():
+            if isinstance(value, str) and _PROMPT.search(key):
+                yield OTHER.found(f"{key} holds a text of {len(value)} letters", file=file, place=f"{at}.{key}", evidence=value)
+
+
+def _hashable(value: Any) -> bool:
+    return all(isinstance(v, (int, str)) for v in (value if isinstance(value, list) else [value]))
+
+
+def _ids(value: Any, *, pairs: bool = False, biased: bool = False) -> list[int]:
+    """Every token id in a list of ids, of lists of ids, of ``[position, id]`` pairs or of ``[ids, bias]`` pairs."""
+    entries: list[Any] = list(value.items()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+    if pairs:
+        entries = [e[1:2] if isinstance(e, list) else e for e in entries]
+    if biased:
+        entries = [e[0] if isinstance(e, (list, tuple)) and e else e for e in entries]
+    found: list[int] = []
+    pending = entries[::-1]
+    while pending and len(found) < 100_000:
+        here = pending.pop()
+        if type(here) is int:
+            found.append(here)
+        elif isinstance(here, list):
+            pending += here[::-1]
+        elif biased and isinstance(here, str):
+            found += [int(n) for n in re.findall(r"\d{1,9}", here)]
+    return found
+
+
+def _numbers(
+    settings: Mapping[str, Any], ranges: Mapping[str, tuple[float, float, float, float]], file: str, at: str
+) -> Iterator[Finding]:
+    """Numbers against what can work and what is sensible."""
+    for key, (least, most, low, high) in ranges.items():
+        value = settings.get(key)
+        if value is None or (value is False and key == "sliding_window"):
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if not isinstance(value, (list, dict)) and ranges is _RANGES:  # MPT names the rule of a scale, others list layers
+                yield IMPOSSIBLE.found(f"{key} is {value!r:.60}, not a number", file=file, place=f"{at}.{key}")
+        elif math.isnan(value) or not least <= value <= most:
+            yield IMPOSSIBLE.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
+        elif not low <= value <= high and not (key in ("top_p", "typical_p") and value == 0):
+            yield ABSURD.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
+
+
+def _counts(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
+    """Sizes of the model: whole, positive, and heads that divide what they share."""
+    for key in _COUNTS:
+        value = settings.get(key)
+        if value is None or isinstance(value, (list, dict)):
+            continue
+        if type(value) is not int or value < 0 or value > 1 << 31:
+            yield IMPOSSIBLE.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
+
+
+def _rope(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
+    """Rotary embeddings: kind, factors and base."""
+    for key in ("rope_scaling", "rope_parameters"):
+        value = settings.get(key)
+        if value and not isinstance(value, dict):
+            yield IMPOSSIBLE.found(f"{key} is {value!r:.60}", file=file, place=f"{at}.{key}")
+            continue
+        parts = [value] if value else []
+        parts += [v for v in (value or {}).values() if isinstance(v, dict)]
+        for part in parts:
+            kind = part.get("rope_type", part.get("type"))
+            if kind is not None and kind not in _KNOWN_ROPES:
+                yield OTHER.found(f"{key} of an unknown kind, {kind!r:.40}", file=file, place=f"{at}.{key}")
+            for name, most in (("factor", 1024.0), ("attention_factor", 100.0), ("rope_theta", 1e13), ("low_freq_factor", 1e4),
+                               ("high_freq_factor", 1e4), ("beta_fast", 1e4), ("beta_slow", 1e4)):  # fmt: skip
+                number = part.get(name)
+                if isinstance(number, (int, float)) and not isinstance(number, bool):
+                    if math.isnan(number) or number <= 0 or math.isinf(number):
+                        yield IMPOSSIBLE.found(f"{name} is {number!r}", file=file, place=f"{at}.{key}.{name}")
+                    elif number > most:
+                        yield ABSURD.found(f"{name} is {number!r}", file=file, place=f"{at}.{key}.{name}")
+            for name in ("long_factor", "short_factor"):
+                numbers = part.get(name)
+                if isinstance(numbers, list) and not all(isinstance(n, (int, float)) and 0 < n < 1e4 for n in numbers):
+                    yield IMPOSSIBLE.found(f"{name} holds something else than positive numbers", file=file,
+                                           place=f"{at}.{key}.{name}")  # fmt: skip

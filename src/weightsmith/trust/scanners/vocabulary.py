@@ -1,0 +1,271 @@
+"""Vocabularies as the files of a folder hold them: tokenizer.json, vocab.json, a SentencePiece model, GGUF arrays.
+
+Nothing here needs a tokenizer library. Lists of a quarter of a million tokens are handled as whole sets and maps.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ...errors import FormatError, WeightsmithError
+from ..items import Folder
+from .facts import Place
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+MOST_PIECES = 1 << 21
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A token that is found whole in the text, before anything else is done to it."""
+
+    id: Any
+    text: str
+    special: bool
+    normalized: bool = False
+
+
+@dataclass
+class Vocabulary:
+    """Tokens and ids of one carrier.
+
+    ``base`` maps the model's own tokens to ids, ``added`` are those that were added. ``settings`` is the file's other
+    content (rules, merges) where it has any. ``types`` are SentencePiece's types by id, where the carrier has them.
+    """
+
+    source: str
+    kind: str
+    base: Mapping[str, Any]
+    added: list[Added] = field(default_factory=list)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    types: list[int] = field(default_factory=list)
+    listed: int = 0  # entries of a list of tokens, equal ones counted
+
+    @cached_property
+    def ids(self) -> dict[str, Any]:
+        """Every token's id; an added token counts where both have it."""
+        return {**self.base, **{a.text: a.id for a in self.added}}
+
+    @cached_property
+    def texts(self) -> dict[Any, str]:
+        """Token by id."""
+        found = {i: t for t, i in self.base.items() if type(i) is int}
+        found.update({a.id: a.text for a in self.added if type(a.id) is int})
+        return found
+
+    @cached_property
+    def special(self) -> set[int]:
+        """Ids of tokens that stand for no text."""
+        found = {a.id for a in self.added if a.special and type(a.id) is int}
+        return found | {i for i, t in enumerate(self.types) if t in (CONTROL, UNKNOWN)}
+
+    def is_marker(self, number: int) -> bool:
+        """Whether an id is a special token, or one that is spelled like one."""
+        text = self.texts.get(number)
+        return number in self.special or (text is not None and looks_special(text))
+
+    def decoded(self, ids: list[int]) -> str:
+        """The text of ids, for people: byte-level letters and the SentencePiece space are turned back."""
+        return "".join(readable(self.texts.get(i, f"[{i}?]")) for i in ids)
+
+
+_MARKER = re.compile(
+    r"""^(?:<[^\s<>]{0,80}>|<\|.{0,80}\|>|<｜.{0,80}｜>|\[[^\[\]]{1,60}\]|</?\w+/?>|>>.{1,40}<<|__\w{1,20}__|"""
+    r"""[a-z]{2,3}_[A-Z][A-Za-z]{1,4}|[a-z]{2}_XX|@@\w+@@|\{[^{}\s]{1,40}\}|<.{0,60}\|>|<\|.{0,60}>)$""", re.DOTALL)  # fmt: skip
+_ROLES = frozenset({"pad", "unk", "mask", "bos", "eos", "cls", "sep", "sop", "eop", "gmask", "smask", "blank", "null", "eot",
+                    "s", "endoftext", "startoftext"})  # fmt: skip
+
+
+def looks_special(text: str) -> bool:
+    """Whether a token is spelled the way that special ones are: in brackets, or by a usual name."""
+    plain = text.strip("▁Ġ ")
+    return bool(_MARKER.match(plain)) or plain.casefold() in _ROLES or not plain.strip()
+
+
+def is_words(text: str) -> bool:
+    """Whether a token is one or more ordinary words: letters, spaces and the marks of a sentence."""
+    plain = readable(text).strip()
+    return not looks_special(text) and bool(re.fullmatch(r"[^\W\d_]{2,}(?:[ '’,.;:!?-]+[^\W\d_]+)*[.!?,:;]*", plain))
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter that byte-level BPE writes for each byte, the other way round."""
+    plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in plain]
+    return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
+
+
+_BYTES = _byte_letters()
+
+
+def readable(token: str) -> str:
+    """A token as the text that it stands for."""
+    if "▁" in token:
+        return token.replace("▁", " ")
+    if token.isascii():
+        return token
+    try:
+        return bytes([_BYTES[c] for c in token]).decode()
+    except (KeyError, UnicodeDecodeError):
+        return token.replace("Ġ", " ")
+
+
+MOST_EXCHANGED = 64
+
+
+def exchanged(numbers: list[Any]) -> dict[int, int]:
+    """Numbers that stand in each other's place in a list that is ascending without them: number by the one that it replaced.
+
+    Empty when putting a few numbers back does not make the whole list ascending: then it has some order of its own.
+    """
+    import numpy as np
+
+    if set(map(type, numbers)) - {int}:
+        numbers = [n for n in numbers if type(n) is int]
+    row = list(dict.fromkeys(numbers))
+    if len(row) < 3 or not 0 <= min(row) <= max(row) < 1 << 40:
+        return {}
+    numbered = np.array(row, np.int64)
+    if (numbered[1:] > numbered[:-1]).all():
+        return {}
+    high = np.maximum.accumulate(numbered)
+    low = np.minimum.accumulate(numbered[::-1])[::-1]
+    odd = np.flatnonzero((numbered < high) | (numbered > low))
+    mended = numbered.copy()
+    mended[odd] = np.sort(numbered[odd])
+    changed = np.flatnonzero(mended != numbered)
+    if len(changed) > MOST_EXCHANGED or not (mended[1:] > mended[:-1]).all():
+        return {}
+    moved = {int(mended[at]): row[at] for at in changed}
+    pairs = all(moved.get(new) == old for old, new in moved.items())
+    where = {row[at]: int(at) for at in changed}
+    return moved if pairs and any(abs(where[old] - where[new]) > 1 for new, old in moved.items()) else {}
+
+
+# -- carriers ------------------------------------------------------------------------------------------------
+
+
+def vocabularies(place: Place) -> Iterator[Vocabulary]:
+    """Every vocabulary of a directory, the one that loaders prefer first."""
+    found = from_tokenizer_json(place.json("tokenizer.json"), place.prefix + "tokenizer.json")
+    if found is not None:
+        yield found
+    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
+        item = place.folder.items.get(place.prefix + name)
+        if item is not None and "protobuf" in item.kinds:
+            try:
+                pieces = sentencepiece(item.read(1 << 26))
+            except (FormatError, WeightsmithError, OSError):
+                continue  # not SentencePiece: who reads protocol buffers says what it is
+            if pieces is not None:
+                yield Vocabulary(place.prefix + name, "sentencepiece", {t: i for i, (t, _, _) in enumerate(pieces)},
+                                 types=[kind for _, _, kind in pieces], listed=len(pieces))  # fmt: skip
+    base = place.json("vocab.json")
+    if base and all(isinstance(v, int) for v in list(base.values())[:100]):
+        yield Vocabulary(place.prefix + "vocab.json", "vocab", base)
+    if (text := place.folder.items.get(place.prefix + "vocab.txt")) is not None and "text" in text.kinds and text.size < 1 << 25:
+        try:
+            lines = text.text().split("\n")
+        except WeightsmithError:
+            lines = []
+        if lines:
+            words = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
+            yield Vocabulary(place.prefix + "vocab.txt", "wordpiece", {w: i for i, w in enumerate(words)}, listed=len(words))
+
+
+def from_tokenizer_json(data: Mapping[str, Any], source: str) -> Vocabulary | None:
+    """The vocabulary of a ``tokenizer.json``; ``None`` where it has none."""
+    model = data.get("model")
+    if not isinstance(model, dict):
+        return None
+    base, listed = model.get("vocab"), 0
+    kind = model.get("type") if isinstance(model.get("type"), str) else "Unigram" if isinstance(base, list) else "BPE"
+    if isinstance(base, list):
+        texts = [p[0] if isinstance(p, list) and p and isinstance(p[0], str) else None for p in base]
+        listed = len(texts)
+        base = {t: i for i, t in enumerate(texts)} if None in texts else dict(zip(texts, range(listed), strict=True))
+    if not isinstance(base, dict):
+        return None
+    entries = data.get("added_tokens")
+    added = [Added(e.get("id"), e["content"], bool(e.get("special")), bool(e.get("normalized")))
+             for e in (entries if isinstance(entries, list) else []) if isinstance(e, dict) and isinstance(e.get("content"), str)]
+    return Vocabulary(source, str(kind), base, added, data, listed=listed)
+
+
+def from_gguf(folder: Folder, name: str) -> Vocabulary | None:
+    """The vocabulary of a GGUF file; ``None`` where it has none."""
+    metadata = folder.ggufs[name].metadata
+    tokens, types = metadata.get("tokenizer.ggml.tokens"), metadata.get("tokenizer.ggml.token_type")
+    if not isinstance(tokens, list) or not all(isinstance(t, str) for t in tokens):
+        return None
+    kinds = types if isinstance(types, list) else []
+    return Vocabulary(name, "gguf", {t: i for i, t in enumerate(tokens)}, settings=metadata, types=kinds, listed=len(tokens))
+
+
+def sentencepiece(data: bytes) -> list[tuple[str, float, int]] | None:
+    """``(piece, score, type)`` of a SentencePiece model; ``None`` when the bytes are not one.
+
+    Raises:
+        FormatError: it begins like one and is malformed.
+    """
+    if data[:1] != b"\x0a":
+        return None
+    pieces: list[tuple[str, float, int]] = []
+    at, size, unpack = 0, len(data), struct.Struct("<f").unpack_from
+    while at < size:
+        if data[at] != 0x0A:  # the pieces come first; trainer and normaliser follow
+            break
+        length, begin = _varint(data, at + 1)
+        end = begin + length
+        if end > size or len(pieces) >= MOST_PIECES:
+            raise FormatError("a piece is longer than the file")
+        if data[begin : begin + 1] != b"\x0a":
+            return None
+        width, start = _varint(data, begin + 1)
+        stop = start + width
+        if stop > end:
+            raise FormatError("a piece is longer than its message")
+        score, kind, here = 0.0, NORMAL, stop
+        if data[here : here + 1] == b"\x15" and here + 5 <= end:
+            score, here = unpack(data, here + 1)[0], here + 5
+        if data[here : here + 1] == b"\x18" and here + 2 <= end:
+            kind = data[here + 1]
+        pieces.append((data[start:stop].decode("utf-8", "replace"), score, kind))
+        at = end
+    return pieces or None
+
+
+def sentencepiece_part(data: bytes, number: int) -> bytes | None:
+    """The bytes of one field of a SentencePiece model or of a part of it (2 trainer, 3 normaliser, 5 denormaliser)."""
+    at, found = 0, None
+    while at < len(data):
+        key, at = _varint(data, at)
+        if key & 7 == 2:
+            length, at = _varint(data, at)
+            if key >> 3 == number:
+                found = data[at : at + length]
+            at += length
+        elif key & 7 == 0:
+            _, at = _varint(data, at)
+        elif key & 7 in (1, 5):
+            at += 8 if key & 7 == 1 else 4
+        else:
+            raise FormatError("not a SentencePiece model")
+    return found
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data) and shift < 64:
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        if byte < 0x80:
+            return value, at
+        shift += 7
+    raise FormatError("a number has no end")

@@ -1,0 +1,190 @@
+"""YAML, read as a stream of events: nothing is built, aliases are not followed, tags and targets are looked at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import yaml
+
+from ...errors import FormatError, LimitExceeded
+from ...found import Finding, Severity
+from ..items import Item
+from ..kinds import as_text
+from ..listing import shown
+from ..rules import Rule
+
+TAG = Rule(
+    "yaml-builds-objects", "malicious", "YAML that builds Python objects",
+    "A tag such as `!!python/object/apply` calls any function with any arguments in every loader but the safe one.",
+    "Don't load it. Configuration needs no such tags.",
+    ("CVE-2020-14343", "CVE-2020-1747", "https://cwe.mitre.org/data/definitions/502.html"),
+)  # fmt: skip
+TARGET = Rule(
+    "config-names-code", "suspicious", "A configuration that names a function to call",
+    "Libraries that build models from `_target_` import the path that it names and call it with the values beside it. "
+    "NeMo's own classes are expected there; anything else is somebody's code.",
+    "Read what it names. If it is not part of the library that the model is for, don't load it.",
+    ("CVE-2025-23304", "https://cwe.mitre.org/data/definitions/470.html"),
+)  # fmt: skip
+GROWS = Rule(
+    "yaml-bomb", "malicious", "YAML whose aliases grow beyond measure",
+    "A few lines that refer to each other expand to billions of values when they are loaded.",
+    "Don't load it.",
+    ("https://cwe.mitre.org/data/definitions/776.html",),
+)  # fmt: skip
+MALFORMED = Rule(
+    "yaml-malformed", "note", "YAML that can't be read to its end",
+    "A program that needs it stops with an error; one that reads only its beginning uses other values than are written there.",
+    "Ask the publisher for a valid file if a program needs it.",
+)  # fmt: skip
+UNREAD = Rule(
+    "yaml-too-large", "unknown", "A YAML file too large to be checked",
+    "What comes behind the part that was read may hold tags that build objects.",
+    "Find out what it is for; configuration is never this large.",
+)  # fmt: skip
+RULES = (TAG, TARGET, GROWS, MALFORMED, UNREAD)
+
+MOST = 1 << 23  # bytes
+EVENTS = 400_000
+DEPTH = 200
+EXPANDED = 10_000_000  # values after all aliases are followed
+_CALLS = re.compile(
+    r"(?:builtins|__builtin__|os|posix|nt|subprocess|sys|shutil|socket|pty|runpy|importlib|ctypes|code|codeop|pickle|marshal|"
+    r"cloudpickle|dill|joblib|webbrowser|multiprocessing|asyncio|urllib|requests|http|ftplib|tempfile|pathlib|io|functools|"
+    r"operator|types|inspect|timeit|pdb|cProfile|profile|trace|commands|pip|setuptools|distutils|platform|signal|"
+    r"threading)(?:\.|\Z)"
+    r"|.*\.(?:eval|exec|system|popen|Popen|run|check_output|check_call|call_command|spawn\w*|__import__|import_module|load_module"
+    r"|exec_module|_load_unlocked|load_inline|hub\.load|cpp_extension\.\w+)\Z",
+    re.ASCII,
+)
+_KNOWN = re.compile(
+    r"(?:nemo|nemo_\w+|megatron|torch\.(?:nn|optim)|torchaudio|torchvision|torchmetrics|transformers|lightning"
+    r"|pytorch_lightning|omegaconf|diffusers|timm|peft|apex|litgpt)\.",
+    re.ASCII,
+)
+
+
+_INNER = frozenset({
+    "os", "posix", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "socket", "runpy", "ctypes",
+    "__globals__", "__builtins__", "__init__",
+})  # fmt: skip
+
+
+_VALUES = frozenset({"none", "bool", "str", "unicode", "bytes", "int", "long", "float", "complex", "list", "tuple", "dict"})
+#: what programs that dump their settings without care leave behind: building these runs nothing of an attacker's
+_DUMPED = re.compile(
+    r"(?:collections\.(?:OrderedDict|defaultdict)|argparse\.Namespace|pathlib\.(?:Pure)?(?:Posix|Windows)?Path|easydict\.EasyDict|"
+    r"numpy\.(?:_?core\.multiarray\.scalar|dtype(?:\[\w+\])?|float\d+|int\d+)|torch\.(?:device|dtype|Size)|datetime\.\w+|uuid\.UUID|"
+    r"yacs\.config\.CfgNode|omegaconf\.\w+\.\w+)\Z",
+    re.ASCII,
+)
+
+
+def judge_tag(tag: str) -> Severity:
+    """How bad a tag for a Python value is: plain values are nothing, dumped settings and names unusual, the rest runs code."""
+    kind, _, target = tag.partition("python/")[2].partition(":")
+    if kind in _VALUES:
+        return "note"
+    if kind == "name" and judge_target(target) != "malicious":
+        return "suspicious"
+    return "suspicious" if kind.startswith("object") and _DUMPED.match(target) else "malicious"
+
+
+def judge_target(target: str) -> str:
+    """``"malicious"``, ``"suspicious"`` or, for classes of model libraries, ``""``."""
+    target = target.strip()
+    if _CALLS.match(target) or _INNER & set(target.split(".")):
+        return "malicious"
+    return "" if _KNOWN.match(target) else "suspicious"
+
+
+def check(item: Item) -> Iterator[Finding]:
+    """Findings of one YAML file."""
+    name = shown(item.name)
+    try:
+        raw = item.read(MOST)
+    except LimitExceeded:
+        yield UNREAD.found(f"{item.size} bytes", file=name)
+        raw = item.head
+    text = as_text(raw)
+    if text is None:
+        yield MALFORMED.found("not text", file=name)
+        return
+    try:
+        yield from _events(text, name)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        yield MALFORMED.found(f"{str(error)[:200]}", file=name)
+        if re.search(r"(?:!!|tag:yaml\.org,2002:)python/(?:object|name|module)", text):
+            yield TAG.found("a tag that builds Python objects, in a file that can't be read whole", file=name)
+    except FormatError as error:
+        yield UNREAD.found(error.message, file=name)
+
+
+@dataclass(slots=True)
+class _Frame:
+    """An open list or mapping; ``key`` is the key whose value comes next."""
+
+    mapping: bool
+    anchor: str | None
+    before: int
+    at_key: bool = True
+    key: str = ""
+
+
+def _key(frames: list[_Frame], value: str) -> str:
+    """The key that a value stands under, ``""`` for keys themselves and for members of lists."""
+    if not frames or not frames[-1].mapping:
+        return ""
+    frame = frames[-1]
+    frame.at_key = not frame.at_key
+    if frame.at_key:
+        return frame.key
+    frame.key = value
+    return ""
+
+
+def _events(text: str, name: str) -> Iterator[Finding]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    sizes: dict[str, int] = {}
+    frames: list[_Frame] = []
+    total = 1
+    for count, event in enumerate(yaml.parse(text, Loader=loader)):
+        if count > EVENTS:
+            raise FormatError(f"more than {EVENTS} values")
+        line = event.start_mark.line + 1 if event.start_mark else 0
+        tag = getattr(event, "tag", None)
+        if tag and "python/" in tag:
+            value = getattr(event, "value", "")
+            yield TAG.found(f"the tag {tag[:200]!r}", file=name, place=f"line {line}", evidence=f"{tag} {value}",
+                            severity=judge_tag(tag))  # fmt: skip
+        if isinstance(event, yaml.ScalarEvent):
+            yield from _target(_key(frames, event.value), event.value, name, line)
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        elif isinstance(event, yaml.AliasEvent):
+            _key(frames, "")
+            total += sizes.get(event.anchor or "", 1)
+        elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
+            _key(frames, "")
+            frames.append(_Frame(isinstance(event, yaml.MappingStartEvent), event.anchor, total))
+        elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+            frame = frames.pop()
+            if frame.anchor:
+                sizes[frame.anchor] = total - frame.before
+        if len(frames) > DEPTH:  # some parsers take time with the square of it
+            raise FormatError(f"more than {DEPTH} levels")
+        if total > EXPANDED:
+            yield GROWS.found(f"more than {EXPANDED} values once its aliases are followed", file=name, place=f"line {line}")
+            return
+
+
+def _target(key: str, value: str, name: str, line: int) -> Iterator[Finding]:
+    if key not in ("_target_", "target", "_component_") or "." not in value:
+        return
+    level = judge_target(value)
+    if level == "malicious" or (level and key == "_target_"):
+        yield TARGET.found(f"{key}: {value[:200]}", file=name, place=f"line {line}", evidence=value,
+                           severity="malicious" if level == "malicious" else None)  # fmt: skip
