@@ -57,7 +57,7 @@ def verbs(world: World, model: object, out: Path) -> dict[str, tuple[object, ...
     }  # fmt: skip
 
 
-def all_refuse(world: World, folder: Path, model: object, *says: str, code: int = 2, but: str = "convert") -> None:
+def all_refuse(world: World, folder: Path, model: object, *says: str, code: Any = 2, but: str = "convert") -> None:
     """Every command but those named refuses ``model`` in the same words."""
     for name, argv in verbs(world, model, folder / "out").items():
         if name not in but.split():
@@ -198,8 +198,9 @@ def test_pickles_are_told_how_to_convert_and_never_loaded(world: World, tmp_path
     folder, marker = world.copy(tmp_path / "m"), tmp_path / "fired"
     (folder / "model.safetensors").unlink()
     (folder / name).write_bytes(pickle.dumps(Booby(marker)))
-    says = (name, "not opened", "torch.load(FILE, weights_only=True)", "save_file")
-    all_refuse(world, tmp_path, folder, *says, but="")
+    says = (name, "not opened", "weightsmith convert")
+    all_refuse(world, tmp_path, folder, *says, but="convert")
+    refused(tmp_path, "convert", folder, "-o", tmp_path / "out", code=1, says=("malicious", name, "pickle-code"))
     refused(tmp_path, "show", folder / name, says=says)
     assert not marker.exists()
 
@@ -208,14 +209,9 @@ def test_a_pickle_under_another_name_or_beside_the_weights_does_not_fire(world: 
     folder, marker = world.copy(tmp_path / "m"), tmp_path / "fired"
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps(Booby(marker)))
     (folder / "training_args.bin").write_bytes(pickle.dumps(Booby(marker)))
-    for argv in list(verbs(world, folder, tmp_path / "out").values())[:5]:
-        assert cli(*argv).code == 0
-        if (tmp_path / "out").is_dir():
-            assert not list((tmp_path / "out").glob("*.bin"))
-            shutil.rmtree(tmp_path / "out")
-        (tmp_path / "out").unlink(missing_ok=True)
+    assert cli("show", folder).code == 0
+    all_refuse(world, tmp_path, folder, "malicious", "pickle-code", code=1, but="show convert")
     (folder / "model.safetensors").write_bytes(pickle.dumps(Booby(marker)))
-    (tmp_path / "out.json").unlink()
     all_refuse(world, tmp_path, folder, "model.safetensors", but="")
     assert not marker.exists()
 
@@ -288,7 +284,7 @@ def test_absurd_tokenizers_and_templates(world: World, tmp_path: Path) -> None:
     ]):  # fmt: skip
         folder = world.copy(tmp_path / str(number))
         (folder / name).write_text(text)
-        refused(tmp_path, "find", folder, world.feature, "-o", tmp_path / "d", "--no-choose", says=(str(folder),))
+        refused(tmp_path, "find", folder, world.feature, "-o", tmp_path / "d", "--no-choose", code=(1, 2), says=(str(folder),))
     folder = world.copy(tmp_path / "list")
     (folder / "chat_template.jinja").unlink()
     edit_json(folder / "tokenizer_config.json", lambda c: c.update(chat_template=[{"name": ["x"], "template": 5}, 7]))
@@ -301,7 +297,7 @@ def test_absurd_ends_of_answers(world: World, tmp_path: Path) -> None:
     for number, value in enumerate(["x", [10**30], {"a": 1}, True]):
         folder = world.copy(tmp_path / str(number))
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
-        refused(tmp_path, "measure", folder, *argv, says=(str(folder), "eos_token_id"))
+        refused(tmp_path, "measure", folder, *argv, code=(1, 2), says=(str(folder), "eos_token_id"))
     for number, value in enumerate([-1, [2, -1]], 10):
         folder = world.copy(tmp_path / str(number))
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": value}))
@@ -391,7 +387,7 @@ def test_one_flipped_bit_of_an_edited_model_is_a_bad_verdict(world: World, tmp_p
         (lambda f: edit_json(f / "weightsmith.json", lambda r: r.update(outputs=[1])), 2, "outputs"),
         (lambda f: edit_json(f / "weightsmith.json", lambda r: r.update(outputs={"../x": "0"})), 2, "outputs"),
         (lambda f: edit_json(f / "weightsmith.json", lambda r: r["outputs"].update({"config.json": "0" * 64})), 1, "config"),
-        (lambda f: (f / "weightsmith.json").write_text("{"), 2, "weightsmith.json"),
+        (lambda f: (f / "weightsmith.json").write_text("{"), (1, 2), "weightsmith.json"),
     ],
 )  # fmt: skip
 def test_an_edited_folder_that_is_not_what_its_record_says(
@@ -565,7 +561,8 @@ def test_contrasts_that_come_to_the_same_activations(world: World, tmp_path: Pat
     """A template that drops the system message makes both personas one."""
     folder = world.copy(tmp_path / "m")
     (folder / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
-    refused(tmp_path, "find", folder, world.feature, "-o", tmp_path / "d", says=("identical activations",))
+    refused(tmp_path, "find", folder, world.feature, "-o", tmp_path / "d", code=1, says=("template-alters-message",))
+    refused(tmp_path, "find", folder, world.feature, "-o", tmp_path / "d", "--allow", "suspicious", says=("identical activations",))
 
 
 @pytest.mark.parametrize(

@@ -281,6 +281,40 @@ def test_a_disagreement_is_shown_and_nothing_is_pinned(model: Path, tmp_path: Pa
     assert [n for n, s in entry.sources.items() if not s.trusted] == ["sums:SHA256SUMS"], "it stays on record"
 
 
+def test_pinning_the_same_once_more_keeps_who_vouched_and_who_was_overruled(model: Path, tmp_path: Path) -> None:
+    sums_of(model, tmp_path / "SHA256SUMS", config_json="a" * 64)
+    shutil.copytree(model, tmp_path / "mirror")
+    assert cli("pin", "m", "--from", "sums:SHA256SUMS", "--from", "mirror", "--trust", "here").code == 0
+    before = Path("weightsmith.lock").read_bytes()
+    for argv in ((), ("--update",)):
+        done = cli("pin", "m", *argv)
+        assert done.code == 0
+        assert "pinned as before: m in weightsmith.lock" in done.words
+        assert Path("weightsmith.lock").read_bytes() == before
+    sums_of(model, tmp_path / "SHA256SUMS")
+    assert cli("pin", "m", "--from", "sums:SHA256SUMS").code == 0
+    entry = read_lock(Path("weightsmith.lock")).record.models["m"]
+    assert entry.files["config.json"].against == {}, "who was asked again is taken at the new word"
+    assert entry.files["config.json"].by == ["mirror:mirror", "sums:SHA256SUMS"]
+    (model / "config.json").write_text("{}")
+    assert cli("pin", "m", "--update", "--yes").code == 0
+    entry = read_lock(Path("weightsmith.lock")).record.models["m"]
+    assert not entry.sources, "nobody has vouched for the new contents"
+    assert not any(f.by for f in entry.files.values())
+
+
+def test_for_a_machine_an_update_is_a_record_of_what_would_change(model: Path) -> None:
+    pin("m")
+    before = Path("weightsmith.lock").read_bytes()
+    (model / "new.txt").write_text("x")
+    done = cli("pin", "m", "--update", "--json")
+    assert done.code == 2
+    record = json.loads(done.out)
+    assert not record["written"]
+    assert [f["file"] for f in record["changes"]["files"]] == ["new.txt"]
+    assert Path("weightsmith.lock").read_bytes() == before
+
+
 def test_a_file_that_a_list_promises_and_is_not_there_is_a_disagreement(model: Path, tmp_path: Path) -> None:
     with sums_of(model, tmp_path / "SHA256SUMS").open("a") as file:
         file.write(f"{'b' * 64}  more.safetensors\n")

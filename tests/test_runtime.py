@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from weightsmith.errors import (
     NonFinite,
     RecipeError,
     RemoteCode,
+    UnsafeModel,
     UnsupportedModel,
 )
 from weightsmith.jobs.edit import edit
@@ -39,6 +41,7 @@ from weightsmith.runtime import (
     stream,
 )
 from weightsmith.runtime.forward import shared_prefix
+from weightsmith.trust.gate import Shield, scan_path
 
 #: name -> (family, config): windows of 16 tokens are shorter than the prompts
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -57,6 +60,8 @@ TALKS = ("Why is the sea salt?", "Write a letter to an old friend about the rain
 ALONE = ("the sea", "a letter to an old friend, please", "why?", "say something kind about the rain in the hills")
 #: small batches, so that there are several
 SMALL = dataclasses.replace(pico.CPU, batch_size=2, batch_tokens=160)
+#: what stands for the gate where the loader's own checks are asked for
+SHIELD = Shield(scan_path(Path(__file__), "none"), remembered=False)
 
 
 #: A beginning that is shared stands before padding that is not: a window then counts the padding as tokens.
@@ -278,8 +283,11 @@ def test_code_of_the_models_own_is_never_run(copy: Path, file: str) -> None:
     assert not (copy / "ran").exists()
 
 
-def test_missing_weights_are_not_made_up(copy: Path) -> None:
+def test_missing_weights_are_not_made_up(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pico.rename(copy, {"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(UnsafeModel, match=r"1 of 20 weights .* missing.*layers\.1\.mlp\.up_proj"):
+        load(open_checkpoint(str(copy)), pico.CPU)
+    monkeypatch.setattr(sys.modules["weightsmith.runtime.load"], "pass_gate", lambda *_: SHIELD)
     with pytest.raises(ManifestMismatch, match=r"1 weights .* missing.*layers\.1\.mlp\.up_proj"):
         load(open_checkpoint(str(copy)), pico.CPU)
 
@@ -297,8 +305,11 @@ def test_weights_that_are_not_numbers_are_refused(copy: Path, value: float) -> N
         edit(copy, pico.a_direction(copy), copy.parent / "out", remove=1.0)
 
 
-def test_a_config_that_does_not_fit_the_weights_is_refused(copy: Path) -> None:
+def test_a_config_that_does_not_fit_the_weights_is_refused(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pico.edit_config(copy, intermediate_size=128)
+    with pytest.raises(UnsafeModel, match="another shape than the config says"):
+        load(open_checkpoint(str(copy)), pico.CPU)
+    monkeypatch.setattr(sys.modules["weightsmith.runtime.load"], "pass_gate", lambda *_: SHIELD)
     with pytest.raises((ManifestMismatch, UnsupportedModel)):
         load(open_checkpoint(str(copy)), pico.CPU)
 

@@ -853,6 +853,55 @@ def test_without_the_sandbox_it_can_and_that_is_said(bench: Path, tmp_path: Path
     assert lines(done.stderr) == ["sandbox: off, as asked for: the model runs with all of your rights"]
 
 
+@linux
+@pytest.mark.slow
+@pytest.mark.usefixtures("lonely_cache")
+def test_an_edit_runs_its_model_apart(tmp_path: Path, outside: Path) -> None:
+    """A constant that no bias can hold is fitted, on a model that may do nothing else; to the same bytes as without."""
+    import pico
+
+    model = pico.build("mistral", tmp_path / "model")
+    pico.a_direction(model).save(tmp_path / "d.safetensors")
+    made = [tmp_path / "cache/told.json", tmp_path / "one", tmp_path / "two"]
+    code = PAYLOAD + """
+import importlib
+owner, told = os.getpid(), {}
+job = importlib.import_module("weightsmith.jobs.edit")
+real = job._fitted
+def fitted(*rest):
+    told.update(attempt(sys.argv[1], owner))
+    sys.stderr.write(json.dumps([os.getpid() == owner, told]) + "\\n")
+    return real(*rest)
+job._fitted = fitted
+from weightsmith.cli.main import main
+main(sys.argv[2:])
+"""
+    words = ["edit", model, tmp_path / "d.safetensors", "--add", "0.5", "-o"]
+    done = subprocess.run([sys.executable, "-c", code, *map(str, (outside, *words, made[1]))], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    same, told = next(json.loads(line) for line in done.stderr.splitlines() if line.startswith("["))
+    assert not same
+    assert_all_denied(told)
+    from clirun import cli
+
+    assert cli(*words, made[2]).code == 0
+    one, two = ({n: d for n, d in tree(p).items() if n.endswith(".safetensors")} for p in made[1:])
+    assert one == two
+
+
+@linux
+@pytest.mark.slow
+def test_a_frozen_model_is_scanned_before_and_not_again(bench: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scan starts a program, which the sandbox does not allow: what the owner scanned, the child takes."""
+    monkeypatch.setenv("WEIGHTSMITH_CACHE", str(tmp_path / "cache"))
+    done = subprocess.run([sys.executable, "-m", "weightsmith", "find", str(bench / "model"), str(bench / "feature.yaml"), "-o",
+                           str(tmp_path / "d"), "--no-choose", "--frozen"], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    assert "not permitted" not in done.stderr
+    assert done.returncode == 0 or "not-pinned" in done.stderr, done.stderr
+
+
 def test_help_pays_nothing_for_it() -> None:
     loaded = python("""
 import json, sys

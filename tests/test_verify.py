@@ -21,6 +21,7 @@ from weightsmith.jobs.verify import verify
 from weightsmith.options import RunOptions
 from weightsmith.pinned import Check, VerificationRecord
 from weightsmith.storage import remember_sha256
+from weightsmith.trust.pins.sources import Signers
 
 GOLD = Path(__file__).parent / "oms"
 
@@ -314,3 +315,33 @@ def test_an_unreadable_file_is_an_error_and_not_passed_over(model: Path) -> None
     done = cli("verify", "m")
     assert done.code == 2
     assert_one_error(done.err)
+
+
+@pytest.mark.parametrize("field", ["digest", "tensor"])
+def test_a_lock_that_was_edited_by_hand_does_not_agree(model: Path, field: str) -> None:
+    pin("m")
+    lock = Path("weightsmith.lock")
+    data = json.loads(lock.read_text())
+    entry = data["models"]["m"]
+    if field == "digest":
+        entry["digest"] = "0" * 64
+    else:
+        next(iter(entry["tensors"].values()))["blake3"] = "0" * 64
+    lock.write_text(json.dumps(data))
+    done = cli("verify", "m")
+    assert done.code == 1
+    assert of(verify("m"), "lock").outcome == "differs"
+    assert ("does not follow from its tensors" if field == "digest" else "changed") in done.words
+
+
+def test_what_agrees_and_what_does_not_is_named_alike(model: Path) -> None:
+    (model.parent / "kept.sig").rename(model / "model.sig")
+    for key, outcome in (("prime256v1", "agrees"), ("secp384r1", "differs")):
+        found = of(verify("m", signers=Signers(key=GOLD / f"{key}.pem")), "oms")
+        assert (found.outcome, found.name) == (outcome, "m/model.sig")
+
+
+def test_a_folder_in_place_of_a_file_is_named_as_that(model: Path) -> None:
+    done = cli("verify", "m", "--lock", "m")
+    assert done.code == 2
+    assert "not a plain file" in done.err

@@ -70,13 +70,23 @@ def refusals(model: RunningModel, prompts: list[str], tokens: int, hooks: list[A
                      for p, a in zip(prompts, said, strict=True)], float)  # fmt: skip
 
 
+def gentlest(search: Search) -> str:
+    """The point that changes the protected answers least, of those whose held-out chance is at most a quarter of the base's:
+    chosen before anything is generated."""
+    assert search.problem is not None
+    assert search.problem.base is not None
+    base = float((1 / (1 + np.exp(-np.asarray(search.problem.base.odds)))).mean())
+    enough = [f.point for f in search.found if f.point.chance is not None and f.point.chance <= base / 4]
+    return min(enough or [f.point for f in search.found], key=lambda p: max(p.protected.values())).name
+
+
 def main() -> None:
     """Search, choose on held-out prompts, confirm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("-n", type=int, default=220)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--weights", default="10,30")
+    parser.add_argument("--weights", default="20,60")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--train", type=int, default=64)
     parser.add_argument("--held", type=int, default=32)
@@ -102,9 +112,9 @@ def main() -> None:
     for f in search.found:
         p = f.point
         print(f"  {p.name} chance {p.chance:.3f} damage {p.damage:.4f} protected {p.protected}  {p.what}")
-    front = {p.name: p for p in search.points() if p.front}
-    name = args.choose or next(p.name for p in front.values() if p.knee)
+    name = args.choose or gentlest(search)
     chosen = next(f for f in search.found if f.point.name == name)
+    print(f"chosen: {name}")
     used = [p for s in (sets, theirs) for part in (s.extract, s.select) for p in (*part.shows, *part.lacks)]
     asked = {"false": (HERE / "prompts/borderline_more.txt").read_text(encoding="utf-8").splitlines()[: args.n],
              "true": harmful(args.n, used)}  # fmt: skip

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from . import sandboxed
 from .common import console, plain, progress
 from .main import run_guarded
 
@@ -21,6 +22,7 @@ MARK = ".weightsmith-demo"
 
 def main() -> None:
     """Run the demo and exit with the command line's codes."""
+    sandboxed.own_process()
     sys.exit(run_guarded(lambda: demo(Path(sys.argv[1]) if len(sys.argv) > 1 else OUT)))
 
 
@@ -35,6 +37,11 @@ def demo(out: Path) -> int:
     screen, begun = console(), time.perf_counter()
     spent: dict[str, float] = {}
     _fresh(out)
+    entered = sandboxed.enter(__name__ if __name__ != "__main__" else "weightsmith.cli.demo",
+                              {"sandbox": True, "quiet": False, "offline": False},
+                              {"model": MODEL, "feature": FEATURE, "out": out}, lambda tell: RunOptions(progress=tell))  # fmt: skip
+    if entered.code is not None:
+        return entered.code
 
     def log(step: str, seconds: float) -> None:
         if seconds >= 1.0:

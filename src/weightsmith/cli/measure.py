@@ -54,7 +54,7 @@ def command(
     """Measure a model: effect where a feature can show, damage, and safety both ways, each with its interval."""
     from ..jobs.measure import Session
     from ..jobs.measured import save_record, save_report
-    from ..storage import refuse_existing
+    from ..storage import refuse_existing, withdraw
 
     targets = _targets(out)
     for target in targets:
@@ -70,7 +70,7 @@ def command(
     with contextlib.ExitStack() as undo:  # both files or none
         for target in targets:
             (save_report([record], target) if target.suffix == ".html" else save_record(record, target))
-            undo.callback(target.unlink, missing_ok=True)
+            undo.callback(withdraw, target)
         if log is not None:
             from ..jobs.logs import save_logs
 

@@ -53,9 +53,10 @@ def command(
     def consent(record: PinRecord) -> bool:
         if not json and record.changes is not None:
             print_changes(console(), record.changes)
-        if yes:
-            return True
-        if json or not sys.stdin.isatty():
+        if yes or json:  # for a machine what changed is the record that is printed
+            return yes
+        if not sys.stdin.isatty():
+            sys.stdout.flush()
             raise UsageError("there is nobody to ask whether this change is meant; nothing was pinned", where=record.name,
                              hint="read what changed, then say --yes")  # fmt: skip
         return typer.confirm("Pin this?")
@@ -78,20 +79,28 @@ def _print(record: PinRecord) -> None:
         signed = f", signed by {plain(source.signer)}" if source.signer else ""
         weights = {"": "", "same": ", the same tensors", "others": ", [red]other tensors[/]"}[source.weights]
         screen.print(f"[bold]{plain(name)}[/]: {told} of {source.files} that it lists{weights}{signed}")
-    if record.disagreements and not record.written and record.changes is not None:
+    if record.disagreements and not record.written and record.changes is not None and not record.changes.same:
         print_changes(screen, record.changes)
     _print_disagreements(screen, record)
     if record.nobody and record.written:
         named = ", ".join(plain(n) for n in record.nobody[:_SHOWN])
         screen.print(f"[yellow]no source vouches for[/] {named}" + (" …" if len(record.nobody) > _SHOWN else ""))
     if record.written:
-        screen.print(f"[green]pinned[/] {plain(record.name)} in {plain(record.lock)}: {several(record.files, 'file')}, "
-                     f"{several(record.tensors, 'tensor')}, {gigabytes(record.bytes)}, digest {record.digest[:16]}…")  # fmt: skip
+        word = "pinned as before:" if record.changes is not None and record.changes.same else "pinned"
+        screen.print(f"[green]{word}[/] {plain(record.name)} in {plain(_near(record.lock))}: {several(record.files, 'file')}, "
+                     f"{several(record.tensors, 'tensor')}, {gigabytes(record.bytes)}, digest {record.digest[:16]}…",
+                     soft_wrap=True)  # fmt: skip
     elif record.disagreements:
         screen.print("[red]not pinned[/]: the sources disagree. If you know who is right, say so: --trust SOURCE "
                      "(--trust here for the bytes on disk)")  # fmt: skip
     else:
         screen.print("[yellow]not pinned[/]")
+
+
+def _near(path: str) -> str:
+    """A path below the current folder as one from there."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path
 
 
 def _print_disagreements(screen: Console, record: PinRecord) -> None:
@@ -128,5 +137,5 @@ def print_changes(screen: Console, found: PinChanges) -> None:
         screen.print(f"[{_COLOURS[t.what]}]{t.what}[/] tensor {plain(t.tensor)} ({plain(form)})")
     if len(found.tensors) > _SHOWN:
         screen.print(f"[dim]… and {len(found.tensors) - _SHOWN} more tensors[/]")
-    if found.tensors:
-        screen.print(f"{several(len(found.tensors), 'tensor')} of {len(found.tensors) + found.same_tensors} differ")
+    if (n := len(found.tensors)) > 0:
+        screen.print(f"{several(n, 'tensor')} of {n + found.same_tensors} {'differs' if n == 1 else 'differ'}")

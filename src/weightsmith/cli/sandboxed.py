@@ -294,6 +294,7 @@ def _ready(ref: str, run: RunOptions) -> None:
 
 def _settle_features(needs: Needs, read: list[Path]) -> bool:
     """Add the files that recipes name to ``read`` and fetch their datasets; whether all of them could be read."""
+    from .. import hub
     from ..features.recipe import TwoSources, load_feature
 
     try:
@@ -307,8 +308,7 @@ def _settle_features(needs: Needs, read: list[Path]) -> bool:
                     path = Path(source.file).expanduser()
                     read.append(path if path.is_absolute() or folder is None else folder / path)
                 if source.dataset is not None:
-                    needs.network = True
-                    needs.why.append(f"for the dataset {source.dataset}")
+                    read += [p.resolve() for p in hub.settle_dataset(source.dataset, source.split)]
     except (WeightsmithError, OSError):
         return False
     return True

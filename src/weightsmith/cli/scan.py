@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import UsageError
+from ..errors import RecipeError, UsageError, WeightsmithError
 from ..options import RunOptions
 from .common import Json, consent, console, gigabytes, plain, print_json, safe, several, with_run_options
 
 if TYPE_CHECKING:
-    from ..found import Finding, ScanRecord
+    from ..found import Finding, RuleText, ScanRecord
 
 _LOOK = {
     "malicious": "bold white on red", "broken": "red", "unknown": "magenta", "suspicious": "yellow", "note": "dim",
     "clean": "bold green", "could not tell": "magenta",
 }  # fmt: skip
 _WORDS = {"unknown": "could not tell"}
+_SUM = ("clean", "suspicious", "broken", "malicious", "could not tell", "not scanned")
 _NOTES = 6  # notes that are printed without --notes
 _EVIDENCE = 8  # lines of evidence that are printed
+_ALIKE = 12  # findings of one rule that are printed
+_INDENT = 12
 
 
 @with_run_options(model=False, still=True)
@@ -51,23 +57,40 @@ def command(
         return _explain(explain, json)
     if not models:
         raise UsageError("no model given", hint="weightsmith scan MODEL, or --explain RULE")
+    if json and sarif:
+        raise UsageError("--json and --sarif are two forms of one thing", hint="choose one; the record holds more")
     consented = consent(allow)
     from ..jobs import scan
+    from ..storage import refuse_existing, write_whole
 
-    records = []
+    if out is not None:
+        refuse_existing(Path(out), folder=False)  # known before hours of reading
+    told: list[ScanRecord | WeightsmithError] = []
     for model in models:
-        record = scan(model, policy=policy, reference=reference, options=run)
-        records.append(record)
+        try:
+            record = scan(model, policy=policy, reference=reference, options=run)
+        except RecipeError:  # the policy's, and that is one for all
+            raise
+        except WeightsmithError as error:
+            if len(models) == 1:
+                raise
+            told.append(error)
+            sys.stdout.flush()  # in the order of the models, wherever the two go
+            sys.stderr.write(f"error[{error.code}]: {safe(str(error))}\n")
+            continue
+        told.append(record)
         if not json and not sarif:
-            _print(record, notes)
-    machine = _for_machines(records, sarif)
+            _print(record, notes, consented)
+    records = [t for t in told if not isinstance(t, WeightsmithError)]
+    machine = _for_machines(told, sarif)
     if json or sarif:
         print_json(machine)
+    elif len(models) > 1:
+        _print_sum(told)
     if out is not None:
-        from ..storage import write_whole
-
         write_whole(Path(out), dumped(machine))
-    return exit_code(records, consented)
+    code = exit_code(records, consented)
+    return code if code == 1 else max([code, *(t.exit_code for t in told if isinstance(t, WeightsmithError))])
 
 
 def exit_code(records: list[ScanRecord], allow: Sequence[str]) -> int:
@@ -78,12 +101,13 @@ def exit_code(records: list[ScanRecord], allow: Sequence[str]) -> int:
     return 1 if 1 in codes else max(codes, default=0)
 
 
-def _for_machines(records: list[ScanRecord], as_sarif: bool) -> Any:
+def _for_machines(told: Sequence[ScanRecord | WeightsmithError], as_sarif: bool) -> Any:
+    """One record, or a list with one for each model; an error stands where its model's record would."""
     if as_sarif:
         from ..report.sarif import sarif
 
-        return sarif(records)
-    many = [r.model_dump(by_alias=True) for r in records]
+        return sarif([t for t in told if not isinstance(t, WeightsmithError)])
+    many = [t.as_record() if isinstance(t, WeightsmithError) else t.model_dump(by_alias=True) for t in told]
     return many[0] if len(many) == 1 else many
 
 
@@ -94,20 +118,15 @@ def dumped(value: Any) -> bytes:
     return json.dumps(value, indent=1, ensure_ascii=True).encode() + b"\n"
 
 
-def _print(record: ScanRecord, notes: bool) -> None:
+def _print(record: ScanRecord, notes: bool, consented: Sequence[str]) -> None:
     screen = console()
     unread = sum(f.sha256 is None for f in record.files)
     whole = f"but for {unread} read whole" if unread else "read whole"
     screen.print(f"[bold]{plain(record.model)}[/]  {several(len(record.files), 'file')}, {gigabytes(record.bytes)}, {whole}")
     shown = [f for f in record.findings if f.severity != "note"]
     quiet = [f for f in record.findings if f.severity == "note"]
-    for number, finding in enumerate(shown):
-        _print_finding(screen, finding)
-        rule = record.rules.get(finding.rule)
-        last = number + 1 == len(shown) or shown[number + 1].rule != finding.rule
-        if rule is not None and last:  # said once, after the last finding of the rule
-            _indented(screen, f"[dim]{plain(rule.why)}[/]")
-            _indented(screen, f"→ {plain(rule.action)}")
+    for name, alike in groupby(shown, key=lambda f: f.rule):
+        _print_alike(screen, list(alike), record.rules.get(name))
     for finding in quiet if notes else quiet[:_NOTES]:
         _print_finding(screen, finding)
     if len(quiet) > _NOTES and not notes:
@@ -115,23 +134,47 @@ def _print(record: ScanRecord, notes: bool) -> None:
     for line in record.unchecked:
         screen.print(f"[dim]not checked: {plain(line)}[/]")
     look = _LOOK[record.verdict]
-    screen.print(f"[{look}] {record.verdict} [/]  in {record.seconds:.2f} s" + (" (by your policy)" if record.policy else ""))
+    whose = [w for w, said in (("by your policy", record.policy), ("allowed by you", record.verdict in consented)) if said]
+    screen.print(f"[{look}] {record.verdict} [/]  in {record.seconds:.2f} s" + (f" ({', '.join(whose)})" if whose else ""))
+
+
+def _print_alike(screen: Any, findings: list[Finding], rule: RuleText | None) -> None:
+    """The findings of one rule, and once what it means."""
+    for finding in findings[:_ALIKE]:
+        _print_finding(screen, finding)
+    if len(findings) > _ALIKE:
+        indented(screen, f"[dim]… and {len(findings) - _ALIKE} more; --json prints all[/]")
+    if rule is not None:
+        indented(screen, f"[dim]{plain(rule.why)}[/]")
+        indented(screen, f"→ {plain(rule.action)}")
+
+
+def _print_sum(told: Sequence[ScanRecord | WeightsmithError]) -> None:
+    """One line on several models."""
+    words = Counter("not scanned" if isinstance(t, WeightsmithError) else t.verdict for t in told)
+    console().print(f"{len(told)} models: " + ", ".join(f"{words[w]} {w}" for w in sorted(words, key=_SUM.index)))
 
 
 def _print_finding(screen: Any, finding: Finding) -> None:
     word = _WORDS.get(finding.severity, finding.severity)
     place = " · ".join(safe(p) for p in (finding.file, finding.place) if p)
     head = f"[{_LOOK[finding.severity]}]{word:>10}[/]  [bold]{plain(finding.rule)}[/]"
-    screen.print(head + (f"  {plain(place)}" if place else ""))
-    _indented(screen, plain(finding.message))
+    beside = place and max(len(word), 10) + len(finding.rule) + len(place) + 4 <= screen.width
+    screen.print(head + (f"  {plain(place)}" if beside else ""), soft_wrap=True)
+    if place and not beside:
+        indented(screen, plain(place))
+    indented(screen, plain(finding.message))
     for line in finding.evidence.splitlines()[:_EVIDENCE]:
-        _indented(screen, f"[cyan]│ {plain(line)}[/]")
+        indented(screen, f"[cyan]{plain(line)}[/]", bar="│ ")
 
 
-def _indented(screen: Any, text: str) -> None:
-    from rich.padding import Padding
+def indented(screen: Any, text: str, by: int = _INDENT, bar: str = "") -> None:
+    """Print text in lines that begin ``by`` columns to the right, after a ``bar``; none ends in spaces."""
+    from rich.text import Text
 
-    screen.print(Padding(text, (0, 0, 0, 12), expand=False))
+    for line in Text.from_markup(text).wrap(screen, max(24, screen.width - by - len(bar))):
+        line.rstrip()
+        screen.print(Text.assemble(" " * by, (bar, "cyan"), line), soft_wrap=True)
 
 
 def _explain(name: str, json: bool) -> int:

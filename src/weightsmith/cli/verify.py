@@ -11,6 +11,7 @@ import typer
 from ..errors import UsageError
 from ..options import RunOptions
 from .common import Json, Model, console, gigabytes, plain, print_json, several, with_run_options
+from .scan import indented
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -65,8 +66,7 @@ def signers(
     if bool(identity) != bool(issuer):
         raise UsageError("--identity and --issuer go together", hint="for example --issuer https://accounts.google.com")
     for path in (key, *(certificate or ()), root):
-        if path is not None and not path.is_file():
-            raise UsageError("no such file", where=path)
+        _need_file(path)
     return Signers(key, tuple(certificate or ()), identity, issuer, root, day if day is None or day.tzinfo else
                    day.replace(tzinfo=UTC), tuple(ignore or ()))  # fmt: skip
 
@@ -93,8 +93,7 @@ def command(
     from ..jobs.verify import verify
 
     for path in (lock, sums, signature):
-        if path is not None and not path.is_file():
-            raise UsageError("no such file", where=path)
+        _need_file(path)
     record = verify(model, lock=lock, sums=sums, signature=signature, hub=hub, options=run,
                     signers=signers(key, certificate, identity, issuer, trust_root, at, ignore))  # fmt: skip
     if json:
@@ -102,6 +101,11 @@ def command(
     else:
         _print(record)
     return EXIT[record.verdict]
+
+
+def _need_file(path: Path | None) -> None:
+    if path is not None and not path.is_file():
+        raise UsageError("not a plain file" if path.exists() else "no such file", where=path)
 
 
 def _print(record: VerificationRecord) -> None:
@@ -133,7 +137,7 @@ def _print_check(screen: Console, check: Check) -> None:
         colour = "yellow" if check.outcome == "agrees" else "red"
         _indented(screen, f"[{colour}]{plain(f.file)}[/] {_FILES[f.what]}")
         if f.what == "differs":
-            _indented(screen, f"[dim]said {plain(f.said)}\nhere {plain(f.got)}[/]", 6)
+            _indented(screen, f"[dim]said {plain(f.said)}[/]\n[dim]here {plain(f.got)}[/]", 6)
     if len(check.files) > _SHOWN:
         _indented(screen, f"[dim]… and {len(check.files) - _SHOWN} more; --json lists all[/]")
     for t in check.tensors[:_SHOWN]:
@@ -144,9 +148,8 @@ def _print_check(screen: Console, check: Check) -> None:
 
 
 def _indented(screen: Console, text: str, by: int = 4) -> None:
-    from rich.padding import Padding
-
-    screen.print(Padding(text, (0, 0, 0, by), expand=False))
+    for line in text.split("\n"):
+        indented(screen, line, by)
 
 
 def _print_nobody(screen: Console, record: VerificationRecord) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import FormatError, MissingExtra, RecipeError, UsageError
-from ..hub import hub_errors
+from ..hub import dataset_files
 from ..storage import digest_of
 from .recipe import FeatureSpec, PromptSource, TwoSources
 
@@ -152,18 +152,7 @@ def _from_parquet(path: Path, column: str | None) -> list[str]:
 
 def _from_dataset(name: str, source: PromptSource) -> list[str]:
     """A hub dataset's files of one split; only data files are fetched, a dataset script is never run."""
-    from huggingface_hub import HfApi, hf_hub_download
-
-    repo, _, revision = name.partition("@")
-    with hub_errors(name, "dataset"):
-        names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
-        kinds = (".parquet", ".jsonl", ".csv", ".txt")
-        wanted = sorted(n for n in names if n.endswith(kinds) and source.split in Path(n).stem)
-        if not wanted:
-            raise RecipeError(f"no data file of the split {source.split!r}", where=name,
-                              hint=f"files: {', '.join(n for n in names if n.endswith(kinds))[:300]}")  # fmt: skip
-        paths = [hf_hub_download(repo, n, repo_type="dataset", revision=revision or None) for n in wanted]
-    return [row for path in paths for row in _from_file(Path(path), source.column)]
+    return [row for path in dataset_files(name, source.split) for row in _from_file(path, source.column)]
 
 
 def prompt_sets(spec: FeatureSpec, folder: Path | None) -> PromptSets:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from ..errors import RecipeError, UsageError, WeightsmithError
 from ..execute import execute
 from ..options import RunOptions
 from ..plan import EditPlan, compile_edit, plan_edit
-from ..records import EDIT, Derivation, EditSpec, EditStep, ModelIdentity, parse
+from ..records import EDIT, Derivation, EditSpec, EditStep, FittedConstant, ModelIdentity, parse
 from ..storage import cache_dir, refuse_existing
 from .files import as_checkpoint, held_to_pins, passed
 
@@ -123,6 +124,22 @@ def needed_fits(
     for step in steps:
         for layer in step.layers:
             fit_writer(arch, layer)  # refused before a model is loaded
+    import numpy as np
+
+    from ..trust.apart import apart
+    from ..trust.sandbox import model_paths
+
+    prompts = _fit_prompts(found, steps, feature)
+    quiet = replace(options, progress=None, tell=None)
+    rows = apart(lambda forked: _fitted(checkpoint, steps, found, prompts, quiet if forked else options),
+                 model_paths(checkpoint.path))  # fmt: skip
+    return {layer: (np.array(w, np.float64), FittedConstant.model_validate(report)) for layer, w, report in rows}
+
+
+def _fitted(
+    checkpoint: Checkpoint, steps: list[EditStep], found: Mapping[str, Direction], asked: tuple[str, ...], options: RunOptions
+) -> list[Any]:
+    """Rows of layer, w and its report as plain data: this is the step of an edit that runs a model."""
     from ..runtime.load import load
 
     running = load(checkpoint, options)
@@ -130,12 +147,12 @@ def needed_fits(
     from ..features.fit import fit_constants
 
     fits: dict[int, Any] = {}
-    prompts = [running.encode([{"role": "user", "content": p}]) for p in _fit_prompts(found, steps, feature)]
+    prompts = [running.encode([{"role": "user", "content": p}]) for p in asked]
     for step in steps:
         compiled = compile_edit(checkpoint, EditSpec(steps=[step]), found, hooks_only=True)
         additions = [h for h in compiled.hooks if isinstance(h, AddOutput)]
         fits.update(fit_constants(running, prompts, additions, [a.layer for a in additions]))
-    return fits
+    return [[layer, w.tolist(), report.model_dump(mode="json")] for layer, (w, report) in fits.items()]
 
 
 def _fit_prompts(found: Mapping[str, Direction], steps: list[EditStep], feature: str | None) -> tuple[str, ...]:

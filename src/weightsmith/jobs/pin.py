@@ -78,7 +78,7 @@ def pin(
     )  # fmt: skip
     if not _settled(told, trust):
         return record
-    _settle(entry, told)
+    _settle(entry, told, old if record.changes is not None and record.changes.same else None)
     if record.changes is not None and not record.changes.same:
         if not update:
             raise DigestMismatch(
@@ -194,18 +194,28 @@ def _settled(told: _Told, trust: Sequence[str]) -> bool:
     for name, others in told.against.items():
         for source in trust:
             if source in others:
-                raise DigestMismatch(f"{name!r:.120} is not what {source} says, which you trust", where=others[source],
+                raise DigestMismatch(f"not what {source} says ({others[source]}), which you trust", where=name,
                                      hint="get the model from somewhere else")  # fmt: skip
     return bool(trust)
 
 
-def _settle(entry: PinnedModel, told: _Told) -> None:
-    """Write who vouches, and who was overruled, into the entry."""
+def _settle(entry: PinnedModel, told: _Told, before: PinnedModel | None) -> None:
+    """Write who vouches, and who was overruled, into the entry.
+
+    ``before`` is the entry of the same contents that this one replaces: what others said of them then still holds, unless
+    they were asked again.
+    """
     overruled = {source for says in told.against.values() for source in says}
     for name, pinned in entry.files.items():
         pinned.by = told.agree.get(name, [])
         pinned.against = told.against.get(name, {})
     entry.sources = {n: s.model_copy(update={"trusted": n not in overruled}) for n, s in told.pinned.items()}
+    if before is not None:
+        entry.sources = {**before.sources, **entry.sources}
+        for name, pinned in entry.files.items():
+            was = before.files[name]
+            pinned.by = [*(n for n in was.by if n not in told.pinned), *pinned.by]
+            pinned.against = {**{n: d for n, d in was.against.items() if n not in told.pinned}, **pinned.against}
 
 
 def _old(held: Lock, name: str, checkpoint: Checkpoint, update: bool) -> tuple[str, PinnedModel | None]:

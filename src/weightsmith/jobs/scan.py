@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..errors import UsageError
 from ..found import ScanRecord
 from ..hub import locate
 from ..options import RunOptions
-from ..trust.gate import judged, scan_path
+from ..trust.gate import all_rules, judged, scan_path
+from ..trust.policy import read_policy
 
 
 def scan(
@@ -19,11 +21,18 @@ def scan(
     ``policy`` is a YAML file of :mod:`weightsmith.trust.policy`; ``reference`` a model that this one is compared with.
 
     Raises:
-        UsageError: nothing there.
+        UsageError: nothing there, or nothing to read in it.
         RecipeError: a malformed policy.
     """
     options = options or RunOptions()
+    if policy is not None:
+        read_policy(Path(policy), all_rules())  # what is wrong with it is said before anything large is read
     located = locate(str(model), offline=options.offline, progress=options.progress)
     other = locate(str(reference), offline=options.offline, progress=options.progress).path if reference else None
+    for path in (located.path, *([other] if other else ())):
+        if path.exists() and not (path.is_dir() or path.is_file()):
+            raise UsageError("neither a folder nor a plain file", where=path)
     record = scan_path(located.path, str(model), other, options.progress)
+    if not record.files and record.verdict == "clean":
+        raise UsageError("there is no file in it: nothing was scanned", where=located.path)
     return record if policy is None else judged(record, Path(policy))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from ..checkpoint import RECORD, Checkpoint, read_json
 from ..errors import IntegrityError, WeightsmithError
 from ..hub import locate
 from ..options import RunOptions
-from ..pinned import Check, VerificationRecord
+from ..pinned import Check, PinnedModel, VerificationRecord
 from ..trust.pins.lock import NAME, Lock, check, find_lock
 from ..trust.pins.oms import find_signature
 from ..trust.pins.sources import Signers, from_hub, signed_source
@@ -115,34 +116,52 @@ def _tried(kind: Kind, name: str, job: Callable[[], Check]) -> Check:
 
 
 def _told(error: WeightsmithError) -> str:
-    return error.message + (f" ({error.hint})" if error.hint else "")
+    return error.message + (f"; {error.hint}" if error.hint else "")
 
 
-def _compared(here: _Model, kind: Kind, source: Source, **more: Any) -> Check:
+def _compared(here: _Model, kind: Kind, name: str, source: Source, **more: Any) -> Check:
+    """What came of one source; without a ``name`` it is called what it calls itself."""
+    name = name or source.what
     same, verdicts = compare(source, here.files, here.taken)
     verdicts = [v for v in verdicts if v.what != "unlisted" or v.file not in here.beside]
     bad = any(is_fault(source, v) for v in verdicts)
     if not same and not bad:
-        return Check(kind=kind, name=source.what, outcome="could not tell", why="it lists no file of this model", files=verdicts)
-    return Check(kind=kind, name=source.what, outcome="differs" if bad else "agrees", signer=source.signer, same=same,
+        return Check(kind=kind, name=name, outcome="could not tell", why="it lists no file of this model", files=verdicts)
+    return Check(kind=kind, name=name, outcome="differs" if bad else "agrees", signer=source.signer, same=same,
                  files=verdicts, **more)  # fmt: skip
 
 
 def _lock(here: _Model, held: Lock | None, *, named: bool) -> Check:
     if held is None:
         return Check(kind="lock", name="", outcome="absent", why=f"there is no {NAME} here or above")
+    name = _near(held.path)
 
     def job() -> Check:
         entry = held.entry_for(here.checkpoint)
         if entry is None:
-            why = f"{held.path} says nothing of {held.name_of(here.checkpoint)}"
-            return Check(kind="lock", name=str(held.path), outcome="could not tell" if named else "absent", why=why)
+            why = f"{name} says nothing of {held.name_of(here.checkpoint)}"
+            return Check(kind="lock", name=name, outcome="could not tell" if named else "absent", why=why)
         checked = check(here.checkpoint, entry, here.taken)
         verdicts = [v for v in checked.files if v.what != "unlisted" or v.file not in here.beside]
-        return Check(kind="lock", name=str(held.path), outcome="differs" if verdicts else "agrees", same=checked.same,
-                     files=verdicts, tensors=checked.tensors if here.checkpoint.tensors else [])  # fmt: skip
+        tensors = checked.tensors if here.checkpoint.tensors else []
+        why = "" if verdicts or tensors else _forged(here, entry)
+        return Check(kind="lock", name=name, outcome="differs" if verdicts or tensors or why else "agrees", same=checked.same,
+                     files=verdicts, tensors=tensors, why=why)  # fmt: skip
 
-    return _tried("lock", str(held.path), job)
+    return _tried("lock", name, job)
+
+
+def _forged(here: _Model, entry: PinnedModel) -> str:
+    """What is wrong with an entry whose files are those here: its digest may have been edited by hand."""
+    if here.checkpoint.tensors and here.checkpoint.digest_of({n: t.blake3 for n, t in entry.tensors.items()}) != entry.digest:
+        return "the lock's digest of the model does not follow from its tensors; pin it again"
+    return ""
+
+
+def _near(path: Path) -> str:
+    """A path as people name it: from the current folder, where it lies below that."""
+    whole = Path(os.path.abspath(path))
+    return str(whole.relative_to(Path.cwd()) if whole.is_relative_to(Path.cwd()) else path)
 
 
 def _sums(here: _Model, path: Path | None) -> Check:
@@ -150,10 +169,11 @@ def _sums(here: _Model, path: Path | None) -> Check:
         return Check(kind="sums", name="", outcome="absent", why="there is no SHA256SUMS beside the model")
     # what comes in the same folder says that the folder is whole, not who made it
     independent = not path.parent.resolve().is_relative_to(here.checkpoint.path.resolve())
-    return _tried("sums", str(path), lambda: _compared(here, "sums", _near(read_sums(path), here), independent=independent))
+    name = _near(path)
+    return _tried("sums", name, lambda: _compared(here, "sums", name, _for_one(read_sums(path), here), independent=independent))
 
 
-def _near(source: Source, here: _Model) -> Source:
+def _for_one(source: Source, here: _Model) -> Source:
     """For one GGUF file: the list may name its neighbours as well."""
     if here.checkpoint.kind != "gguf":
         return source
@@ -165,7 +185,8 @@ def _oms(here: _Model, path: Path | None, signers: Signers) -> Check:
     if path is None:
         why = "there is no model.sig beside the model" + (", and a signature was asked for" if signers.any else "")
         return Check(kind="oms", name="", outcome="could not tell" if signers.any else "absent", why=why)
-    return _tried("oms", str(path), lambda: _compared(here, "oms", signed_source(path, here.checkpoint, signers)))
+    name = _near(path)
+    return _tried("oms", name, lambda: _compared(here, "oms", name, signed_source(path, here.checkpoint, signers)))
 
 
 def _hub(here: _Model, ref: str | None, options: RunOptions) -> Check:
@@ -173,7 +194,7 @@ def _hub(here: _Model, ref: str | None, options: RunOptions) -> Check:
     if ref is None and source["kind"] != "hub":
         return Check(kind="hub", name="", outcome="absent", why="it was not fetched from one; --hub ORG/NAME@REVISION asks")
     name = ref or f"{source['repo']}@{source['revision']}"
-    found = _tried("hub", name, lambda: _compared(here, "hub", from_hub(ref or "", here.checkpoint, offline=options.offline)))
+    found = _tried("hub", name, lambda: _compared(here, "hub", "", from_hub(ref or "", here.checkpoint, offline=options.offline)))
     if found.outcome == "could not tell" and source["kind"] == "hub":
         found.why += "; the cache of the download is no independent witness"
     return found
@@ -190,9 +211,10 @@ def _record(here: _Model) -> Check:
         outputs = read_json(path).get("outputs")
         rows = outputs if isinstance(outputs, dict) else {}
         said = {str(n): (Said("sha256", d),) for n, d in rows.items() if isinstance(d, str)}
-        return _compared(here, "record", Source("record", "sums", RECORD, said, ""), independent=False)
+        return _compared(here, "record", name, Source("record", "sums", RECORD, said, ""), independent=False)
 
-    return _tried("record", str(path), job)
+    name = _near(path)
+    return _tried("record", name, job)
 
 
 def _nobody(here: _Model, checks: list[Check]) -> list[str]:

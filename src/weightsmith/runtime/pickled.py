@@ -95,7 +95,7 @@ def _in_sandbox(files: list[Path], scratch: Path, options: RunOptions) -> dict[s
     """Tensor name -> file name, as the process in the sandbox wrote them."""
     job = {"files": [str(f.absolute()) for f in files], "out": str(scratch)}
     command = [sys.executable, "-m", __name__]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         said, errors = process.communicate(json.dumps(job).encode())
     try:
@@ -136,13 +136,13 @@ class _NotPlain(Exception):
 
 
 def _serve() -> None:
-    import torch
-
     from ..trust.sandbox import sandbox
 
     job = json.loads(sys.stdin.readline())
+    caged = sandbox(read=job["files"], write=[job["out"]])  # before torch, whose threads would stay outside of it
+    import torch
+
     torch.set_num_threads(1)
-    caged = sandbox(read=job["files"], write=[job["out"]])
     tensors: dict[str, str] = {}
     where = ""
     try:

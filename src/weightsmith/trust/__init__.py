@@ -7,7 +7,8 @@
 * :mod:`.child` the same in a process of its own, with limits on time and memory
 * :mod:`.gate` what every job that takes a model goes through; remembered verdicts
 * :mod:`.policy` what a team accepts
-* :mod:`.sandbox` what a process that runs a model may still do; :mod:`.staging` how its outputs come out
+* :mod:`.sandbox` what a process that runs a model may still do, :mod:`.seccomp` the half of it about system calls,
+  :mod:`.staging` how its outputs come out, :mod:`.apart` one step of a job in it
 * :mod:`.scanners` what looks into the files
 * :mod:`.pins` digests that somebody vouched for
 

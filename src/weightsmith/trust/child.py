@@ -364,6 +364,7 @@ def _server() -> _Server:
 
 def _serve() -> None:
     """The server's loop: a request a line, its events, then ``over``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for whoever asks; this process ends with it
     _warm()
     out = sys.stdout.buffer
     for line in sys.stdin.buffer:

@@ -157,6 +157,11 @@ def known_verdict(path: Path) -> ScanRecord | None:
     return None if key is None else _recall(cached_json("verdicts", key)[1])
 
 
+#: what this process has scanned, by place: who scanned it, the state of its files, the record. A fork that may start no
+#: program, or may not write to the cache, need not scan it again
+_SCANNED: dict[Path, tuple[int, list[Any], ScanRecord]] = {}
+
+
 def inspect(path: Path, ref: str, *, fresh: bool = False, progress: Progress | None = None) -> tuple[ScanRecord, bool]:
     """The record of a model, and whether it was remembered; ``fresh`` reads everything again.
 
@@ -164,6 +169,9 @@ def inspect(path: Path, ref: str, *, fresh: bool = False, progress: Progress | N
         UsageError: nothing there.
     """
     key = _state(path)
+    owner, state, mine = _SCANNED.get(path, (0, None, None))
+    if mine is not None and state == key and owner != os.getpid():
+        return mine, False
     entry = known = None
     if key is not None:
         entry, value = cached_json("verdicts", key)
@@ -171,8 +179,9 @@ def inspect(path: Path, ref: str, *, fresh: bool = False, progress: Progress | N
     if known is not None:
         return known, True
     record = scan_path(path, ref, progress=progress)
-    if entry is not None and _state(path) == key:  # what was written to meanwhile is scanned again next time
+    if entry is not None and key is not None and _state(path) == key:  # what was written to meanwhile is scanned again next time
         write_cache(entry, record.model_dump_json(by_alias=True).encode())
+        _SCANNED[path] = (os.getpid(), key, record)
     return record, False
 
 

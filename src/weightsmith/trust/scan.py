@@ -110,8 +110,9 @@ class Scan:
             yield from (f for f in list_folder(self.reference, self.folder.reference) if f.severity == "unknown")
             yield from self._files(self.folder.reference, early=True, silent=True)
         yield from self._files(self.folder, early=True)
-        yield from stream.read_all(self.folder, self.tell)
+        reading = stream.Reading(self.folder)  # goes on beside the scanners, which wait for no digest
         yield from self._files(self.folder, early=False)
+        yield from reading.finish(self.tell)
         for scanner in self.scanners:
             self.tell("", 0)
             yield from self._guarded(scanner, "", partial(scanner.scan_folder, self.folder))

@@ -21,6 +21,7 @@ from ..listing import shown
 from ..rules import Rule
 from ..stream import CHANGED, facts_of
 from ..values import SCALES, Measured
+from .facts import role_of
 from .headers import header_of
 
 HUGE = 1e4  # magnitude that no weight of a trained matrix comes near; outliers of real models stay below a thousand
@@ -179,7 +180,9 @@ def held(folder: Folder) -> list[Held]:
     """All tensors whose bytes were read."""
     found = []
     specs = [*((n, t.name, t.dtype, t.shape) for n, h in folder.headers.items() for t in h.tensors),
-             *((n, t.name, t.type, t.shape) for n, g in folder.ggufs.items() for t in g.tensors)]  # fmt: skip
+             *((n, t.name, t.type, t.shape) for n, g in folder.ggufs.items() for t in g.tensors),
+             *((n, name, *spec) for n, found in folder.declared.items() if role_of(n.rpartition("/")[2]) != "state"
+               for name, spec in found.items())]  # fmt: skip
     for file, name, dtype, shape in specs:
         facts = folder.tensors.get((file, name))
         if facts is not None:

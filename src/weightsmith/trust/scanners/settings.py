@@ -17,6 +17,7 @@ from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
 from .facts import Place, places
+from .token_settings import named_elsewhere
 from .vocabulary import Vocabulary, is_words, readable, vocabularies
 
 STEERS = Rule(
@@ -86,7 +87,7 @@ _RANGES: dict[str, tuple[float, float, float, float]] = {
     "num_beams": (1, math.inf, 1, 256), "no_repeat_ngram_size": (0, math.inf, 0, math.inf), "max_new_tokens": (1, math.inf, 1, 1e7),
     "max_length": (0, math.inf, 0, 1e8), "min_length": (0, math.inf, 0, 2048), "min_new_tokens": (0, math.inf, 0, 2048),
     "top_k": (-1, math.inf, -1, math.inf), "epsilon_cutoff": (0, 1, 0, 0.5), "penalty_alpha": (0, 1, 0, 1),
-    "num_assistant_tokens": (1, math.inf, 1, 1000),
+    "num_assistant_tokens": (1, math.inf, 1, 1000), "guidance_scale": (-math.inf, math.inf, 0.0, 100.0),
 }  # fmt: skip
 _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
     "rope_theta": (1e-9, math.inf, 1.0, 1e13), "rms_norm_eps": (0.0, math.inf, 0.0, 0.1),
@@ -100,6 +101,10 @@ _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
 }  # fmt: skip
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "head_dim",
            "num_key_value_heads")  # fmt: skip
+#: ids that a class of the library has when its config is made without any
+_DEFAULT_IDS = {50256: ("gpt2", "gptj", "gpt_neo", "codegen", "whisper"), 50257: ("whisper",), 11: ("falcon",),
+                49406: ("clip", "clip_text_model"), 49407: ("clip", "clip_text_model")}  # fmt: skip
+_TINY = 5000  # tokens of a model that is made for tests
 _PROMPT = re.compile(r"system_prompt|system_message|default_prompt|preamble|instruction", re.IGNORECASE)
 _KNOWN_ROPES = {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "mrope", "proportional", "ntk", "none"}
 
@@ -196,7 +201,7 @@ class _Settings:
                   if i in plain and re.search(r"[^\W\d_]{2}", t) and not t.startswith("id ")]  # fmt: skip
         if transcribes and (self.vocabulary is None or len(worded) * 4 <= len(ids)):
             plain = []
-        rule = STEERS if plain or not ids else NOTED
+        rule = STEERS if plain or not ids or (key == "force_words_ids" and not transcribes) else NOTED
         yield rule.found(f"{key} is about {len(ids)} tokens, e.g. {', '.join(repr(t) for t in (worded or texts)[:6])}", file=file,
                          place=f"{at}.{key}", evidence=", ".join(repr(t) for t in [*worded, *texts][:60]))  # fmt: skip
 
@@ -229,7 +234,10 @@ class _Settings:
                 yield IMPOSSIBLE.found(f"{key} is {value!r:.80}", file=file, place=f"{at}.{key}")
                 continue
             outside = [i for i in ids if i < 0 or (self.limit is not None and i >= self.limit)]
-            if outside and len(outside) == len(ids) and name == "eos":
+            if outside and name != "pad" and (self._writes_nothing or self._default(name, value)):
+                yield OUTSIDE.found(f"{key} is {value!r:.60}, and there are {self.limit} tokens", file=file, place=f"{at}.{key}",
+                                    severity="note")  # fmt: skip
+            elif outside and len(outside) == len(ids) and name == "eos":
                 yield NO_STOP.found(f"{key} is {value!r:.60}, and there are {self.limit} tokens", file=file, place=f"{at}.{key}",
                                     severity="note" if ids == [-1] else None)  # fmt: skip
             elif outside:
@@ -243,10 +251,21 @@ class _Settings:
                 if words:
                     yield ODD_STOP.found(f"{key} {words[0]} is {self._text(words[0])!r:.40}", file=file, place=f"{at}.{key}")
 
+    @property
+    def _writes_nothing(self) -> bool:
+        """Whether the config names classes, and none of them writes text."""
+        return bool(self.place.architectures) and not self.place.generates
+
+    def _default(self, name: str, value: Any) -> bool:
+        """Whether an id is the one that the library gives to a small model of this kind when nobody says another."""
+        kinds = _DEFAULT_IDS.get(value, ()) if type(value) is int else ()
+        return self.place.kind in kinds and name in ("bos", "eos", "decoder_start") and (self.limit or _TINY) < _TINY
+
     def _stopping(self) -> Iterator[Finding]:
         """Whether anything ends an answer, and whether the files agree on it."""
         if not self.place.generates or self.config.get("is_encoder_decoder"):
             return
+        yield from self._without_text()
         file = shown(self.place.prefix + "generation_config.json")
         ends = {f: set(v if isinstance(v, list) else [v]) for f, s, at in self.sources
                 if at == "$" and (v := s.get("eos_token_id")) is not None and _hashable(v)}  # fmt: skip
@@ -259,7 +278,8 @@ class _Settings:
             if text not in self.vocabulary.ids:
                 yield NO_STOP.found(f"the tokenizer's end token {text!r:.60} is not in its vocabulary",
                                     file=shown(self.place.prefix + "tokenizer_config.json"), place="$.eos_token",
-                                    severity="note" if ends else None)  # fmt: skip
+                                    severity="note" if ends and (_is_partial(self.vocabulary) or
+                                                                 named_elsewhere(self.place, text)) else None)  # fmt: skip
             elif is_words(text):
                 yield ODD_STOP.found(f"the tokenizer's end token is {text!r:.60}",
                                      file=shown(self.place.prefix + "tokenizer_config.json"), place="$.eos_token")  # fmt: skip
@@ -269,6 +289,20 @@ class _Settings:
                                     f"{others!r:.60}", file=file, place="$.eos_token_id")  # fmt: skip
         if len(ends) == 2 and not set.intersection(*ends.values()):
             yield DIFFERS.found(f"eos_token_id: {' and '.join(repr(sorted(e, key=str))[:40] for e in ends.values())}", file=file,
+                                place="$.eos_token_id")  # fmt: skip
+
+    def _without_text(self) -> Iterator[Finding]:
+        """An end that generation can't come to: none at all, or only ids that stand for no token."""
+        file = shown(self.place.prefix + "generation_config.json")
+        if self.generation.get("eos_token_id", 0) is None and self.config.get("eos_token_id") is not None:
+            yield NO_STOP.found("eos_token_id is null, which hides the one of config.json", file=file, place="$.eos_token_id")
+        known = self.vocabulary.texts if self.vocabulary is not None and self.vocabulary.source.endswith("tokenizer.json") else {}
+        used = self.generation.get("eos_token_id")
+        ids = used if isinstance(used, list) else [used]
+        theirs = self.config.get("eos_token_id")
+        if (known and ids and all(type(i) is int and 0 <= i not in known for i in ids) and type(theirs) is int
+                and theirs in known):  # fmt: skip
+            yield NO_STOP.found(f"eos_token_id is {used!r:.60}, an id without a token; config.json says {theirs}", file=file,
                                 place="$.eos_token_id")  # fmt: skip
 
     # -- the rest --
@@ -286,6 +320,12 @@ class _Settings:
             word = is_words(text) or len(text.strip()) <= 1
             rule = ODD_STOP if word else OTHER
             yield rule.found(f"answers end at {text!r:.60}", file=file, place=f"{at}.stop_strings")
+        if settings.get("do_sample") is True and settings.get("temperature") == 0 and type(settings["temperature"]) in (int, float):
+            yield IMPOSSIBLE.found("do_sample with a temperature of 0", file=file, place=f"{at}.temperature")
+        decay = settings.get("exponential_decay_length_penalty")
+        if isinstance(decay, list) and len(decay) == 2 and isinstance(decay[1], (int, float)) and not 0.1 <= decay[1] <= 10:
+            yield ABSURD.found(f"exponential_decay_length_penalty is {decay!r:.60}", file=file,
+                               place=f"{at}.exponential_decay_length_penalty")  # fmt: skip
         for key in ("assistant_model", "assistant_model_name_or_path", "draft_model", "speculative_model"):
             if isinstance(settings.get(key), str):
                 yield OTHER.found(f"{key} names another model, {settings[key]!r:.100}", file=file, place=f"{at}.{key}",
@@ -298,6 +338,11 @@ class _Settings:
         for key, value in settings.items():
             if isinstance(value, str) and _PROMPT.search(key):
                 yield OTHER.found(f"{key} holds a text of {len(value)} letters", file=file, place=f"{at}.{key}", evidence=value)
+
+
+def _is_partial(vocabulary: Vocabulary) -> bool:
+    """Whether a carrier holds the model's own tokens only, so that added ones stand elsewhere."""
+    return not vocabulary.source.endswith("tokenizer.json")
 
 
 def _hashable(value: Any) -> bool:

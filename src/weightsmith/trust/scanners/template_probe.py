@@ -214,7 +214,7 @@ class Behaviour:
         """Lines of text of the template between or after the messages of a plain conversation: words put into somebody's
         mouth. Templates of judges and guards, which ask their question there, are left out."""
         found: dict[str, None] = {}
-        for name in ("plain", "talk"):
+        for name in ("plain", "talk", "answered", "thinking", "silent"):
             if name not in self.shapes:
                 continue
             shape, text = self.shapes[name], self.outputs[name]
@@ -363,8 +363,8 @@ class Behaviour:
                 return
             words = {n: (self.word(n) * (1 + length // 5))[:length] for n in range(len(shape.roles))}
             seen = self._exchange(shape, words, f"a message of {length} characters") if length > 6 else None
-            if seen is not None and (seen.added or seen.lost):
-                yield seen
+            if seen is not None:
+                yield replace(seen, plain=True)
                 return
 
     def _exchange(

@@ -55,7 +55,14 @@ BROKEN_MAP = Rule(
     "The tokenizer's library refuses it, or reads it otherwise than another one does.",
     "Fetch the tokenizer again from its publisher.",
 )  # fmt: skip
-RULES = (REWRITES, CHANGES, DROPS, INSERTS, MARKERS, ODD_RULE, BROKEN_MAP)
+SLOW = Rule(
+    "tokenizer-slow-pattern", "suspicious", "A pattern that takes endless time on some texts",
+    "A repetition inside a repetition: a short text that almost fits makes the tokenizer try an exponential number of ways. "
+    "Whoever knows it stops the program with one message.",
+    "Compare the pattern with the tokenizer of the base model.",
+    ("https://cwe.mitre.org/data/definitions/1333.html",),
+)  # fmt: skip
+RULES = (SLOW, REWRITES, CHANGES, DROPS, INSERTS, MARKERS, ODD_RULE, BROKEN_MAP)
 
 #: letters that the writers of a script take for one
 _ONE_LETTER = frozenset({"يی", "كک", "ىي", "ىی", "ةه", "ٱا", "ھه", "ۀه", "ہه", "ёе", "ЁЕ", "یي", "کك", "ےی"})
@@ -105,6 +112,9 @@ def _rule(stage: str, rule: Mapping[str, Any], at: str, vocabulary: Vocabulary, 
             yield DROPS.found(f"{kind} takes what it cuts at out of every text", file=file, place=at, severity="note")
         return
     shown = str(dict(rule))[:300]
+    pattern = rule.get("pattern")
+    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and is_explosive(pattern["Regex"]):
+        yield SLOW.found(f"{pattern['Regex']!r:.120}", file=file, place=at, evidence=pattern["Regex"])
     if kind == "Replace" and stage in ("normalizer", "decoder"):
         yield from _replace(stage, rule, at, file)
     elif kind == "Precompiled" and stage == "normalizer":
@@ -239,6 +249,42 @@ def regex_parts(pattern: str) -> tuple[str, bool]:
             literal += [here] if here.isalnum() else []
             at += 1
     return "".join(literal), broad
+
+
+_OPEN = re.compile(r"\((?:\?(?:<?[=!]|[imsxu-]*:|>|P?<\w+>))?")
+_REPEATED = re.compile(r"[*+]|\{\d*,\}")
+_OPTIONAL = re.compile(r"[*?]|\{0?,\d*\}")
+_QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*,?\d*\})[?+]?")
+
+
+def is_explosive(pattern: str) -> bool:
+    """Whether a group is repeated without limit that may itself be no more than repetitions: ``(a+)+``, ``(\\w*\\s?)*``."""
+    groups: list[list[bool]] = []  # of each open group: a repetition in it, something in it that is no repetition and must be there
+    at, size = 0, len(pattern)
+    while at < size:
+        opened = _OPEN.match(pattern, at)
+        if opened:
+            groups.append([False, False])
+            at = opened.end()
+            continue
+        if pattern[at] == "|":
+            if groups:
+                groups[-1][1] = False
+            at += 1
+            continue
+        closed = groups.pop() if pattern[at] == ")" and groups else None
+        escape = _ESCAPE.match(pattern, at)
+        at = escape.end() if escape else _class_end(pattern, at) + 1 if pattern[at] == "[" else at + 1
+        repeated, optional, quantifier = (r.match(pattern, at) for r in (_REPEATED, _OPTIONAL, _QUANTIFIER))
+        at = quantifier.end() if quantifier else at
+        again = bool(repeated) and not (quantifier and len(quantifier[0]) > 1 and quantifier[0].endswith("+"))  # possessive
+        if closed is not None and again and closed[0] and not closed[1]:
+            return True
+        inner = closed is not None and closed[0] and not closed[1]
+        if groups:
+            groups[-1][0] = groups[-1][0] or again or inner
+            groups[-1][1] = groups[-1][1] or not (optional or again or inner)
+    return False
 
 
 def _class_end(pattern: str, at: int) -> int:

@@ -14,7 +14,7 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import tokenizer_rules
+from . import token_settings, tokenizer_rules
 from .facts import Place, places
 from .tokenizer_rules import check_charsmap, check_rules
 from .vocabulary import (
@@ -111,6 +111,9 @@ _HIDDEN = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A)), "
            "\u180e", "\u061c", "\u200e", "\u200f", "\u00ad"}  # fmt: skip
 _SHOWN = 12
 MOST_LATE = 4096  # markers for images and sounds, which a model without these towers has no embedding for
+_LATE = re.compile(r"(?i)im(?:a)?ge?\b|image|audio|visi|video|speech|sound|pad|unused|reserved|extra|soft|patch|mask|boi|eoi")
+_SHORTEST = 64  # tokens; no model that writes text was ever meant to read less
+_MODELS = frozenset({"BPE", "Unigram", "WordPiece", "WordLevel"})
 
 
 class Tokens(Scanner):
@@ -118,7 +121,7 @@ class Tokens(Scanner):
 
     name = "tokenizer"
     rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, HIDDEN, WORDS, SENTENCE, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES,
-             CUTS, *tokenizer_rules.RULES)  # fmt: skip
+             CUTS, *tokenizer_rules.RULES, *token_settings.RULES)  # fmt: skip
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
@@ -143,17 +146,18 @@ def _place(place: Place) -> Iterator[Finding]:
     if data and (not found or found[0].source != file):
         yield INVALID.found("no model with a vocabulary", file=shown(file), place="$.model")
     for vocabulary in found:
-        yield from check_vocabulary(vocabulary, place.rows)
+        yield from check_vocabulary(vocabulary, place.rows, place.generates)
     for vocabulary in found:
         if vocabulary.kind == "sentencepiece":
             yield from _sentencepiece_rules(place, vocabulary.source)
     yield from _config_tokens(place, found[0] if found else None)
+    yield from token_settings.check_settings(place, found[0] if found else None)
     if found:
         yield from _agree(place, found)
 
 
-def check_vocabulary(vocabulary: Vocabulary, rows: int | None) -> Iterator[Finding]:
-    """Findings about one carrier; ``rows`` are the embeddings' where they are known."""
+def check_vocabulary(vocabulary: Vocabulary, rows: int | None, writes: bool = False) -> Iterator[Finding]:
+    """Findings about one carrier; ``rows`` are the embeddings' where they are known, ``writes`` says that the model writes text."""
     file = shown(vocabulary.source)
     ids = list(vocabulary.base.values())
     if None in vocabulary.base or set(map(type, ids)) - {int} or (ids and min(ids) < 0):
@@ -166,7 +170,7 @@ def check_vocabulary(vocabulary: Vocabulary, rows: int | None) -> Iterator[Findi
     if vocabulary.settings and vocabulary.kind != "gguf":
         yield from _merges(vocabulary, file)
         yield from check_rules(vocabulary, file)
-        yield from _modes(vocabulary, file)
+        yield from _modes(vocabulary, file, writes)
 
 
 def _doubles(vocabulary: Vocabulary, ids: list[int], file: str) -> Iterator[Finding]:
@@ -220,8 +224,8 @@ def _beyond(vocabulary: Vocabulary, ids: list[int], rows: int | None, file: str)
                                evidence=", ".join(f"{t!r:.40}" for t in shared[:_SHOWN]), severity="note" if unused else None)
     late = [a for a in vocabulary.added if type(a.id) is int and a.id >= rows]
     if late:
-        marked = all(a.special or vocabulary.is_marker(a.id) for a in late)
-        few = len(late) <= MOST_LATE and marked and max(a.id for a in late) < rows + MOST_LATE
+        marked = all((a.special or vocabulary.is_marker(a.id)) and _LATE.search(a.text) for a in late)
+        few = len(late) <= MOST_LATE and marked and max(a.id for a in late) < rows + len(late) + 64
         yield BEYOND.found(f"{len(late)} added tokens have ids beyond the {rows} embeddings, e.g. {late[0].text!r:.60} "
                            f"({late[0].id})", file=file, place="$.added_tokens", severity="note" if few else None,
                            evidence=", ".join(f"{a.text!r:.40}" for a in late[:_SHOWN]))  # fmt: skip
@@ -321,16 +325,24 @@ def merge_pairs(merges: Any) -> list[list[str]] | None:
     return None if set(map(len, found)) - {2} else found
 
 
-def _modes(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
-    """Dropout, truncation and padding."""
+def _modes(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Finding]:
+    """The kind of model and its unknown token, dropout, truncation; ``writes`` is whether the model writes text."""
     model = vocabulary.settings.get("model")
+    if vocabulary.kind not in _MODELS:
+        yield INVALID.found(f"a model of an unknown type, {vocabulary.kind!r:.60}", file=file, place="$.model.type")
+    unknown = model.get("unk_token") if isinstance(model, dict) else None
+    if isinstance(unknown, str) and unknown and unknown not in vocabulary.ids:
+        yield INVALID.found(f"the unknown token {unknown!r:.60} is not in the vocabulary", file=file, place="$.model.unk_token",
+                            severity="note" if vocabulary.kind == "BPE" else None)  # fmt: skip
     dropout = model.get("dropout") if isinstance(model, dict) else None
     if isinstance(dropout, (int, float)) and dropout:
         yield RANDOM.found(f"dropout is {dropout!r:.20}", file=file, place="$.model.dropout")
     truncation = vocabulary.settings.get("truncation")
     if isinstance(truncation, dict):
-        yield CUTS.found(f"texts are cut to {truncation.get('max_length')!r:.20} tokens", file=file, place="$.truncation",
-                         evidence=str(truncation)[:200])  # fmt: skip
+        most = truncation.get("max_length")
+        short = writes and isinstance(most, int) and most < _SHORTEST
+        yield CUTS.found(f"texts are cut to {most!r:.20} tokens", file=file, place="$.truncation",
+                         evidence=str(truncation)[:200], severity="suspicious" if short else None)  # fmt: skip
 
 
 # -- carriers ------------------------------------------------------------------------------------------------
