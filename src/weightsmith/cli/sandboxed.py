@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..trust.sandbox import Restrictions
 
 #: parts of the cache that the child writes: what is computed with a model, neither models nor what vouches for one
-CACHED = ("activations", "directions", "measured", "models")
+CACHED = ("activations", "directions", "measured", "models", "used")
 _HEARD = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
 _DNS = 53
 _INTERRUPTED = 2  # the exit code of what was interrupted

@@ -19,6 +19,8 @@ from ..runtime import Continuation, RunningModel, answer_states
 from ..runtime.head import Head
 from ..runtime.load import choose_device, choose_dtype, identity, load, need_torch, refuse_adapter
 from ..storage import digest_of
+from ..trust.gate import pass_gate
+from ..trust.pins.lock import find_lock, held
 from .asks import THOUGHTS, Ask, Decoding, Exchange, opens_thought, split_thought
 from .store import Said, Store, ask_key, companions_digest
 
@@ -51,11 +53,14 @@ class Subject:
 
         Raises:
             MissingExtra: torch is not installed; RemoteCode: a model that asks for code of its own; NonFinite: NaN in the
-            weights; ManifestMismatch: weights that do not fit their record.
+            weights; ManifestMismatch: weights that do not fit their record; UnsafeModel, NotAnalysed: what the scan found;
+            NotPinned, DigestMismatch: what the lock says.
         """
         need_torch()
         refuse_remote_code(checkpoint, options)
         refuse_adapter(checkpoint)
+        pass_gate(checkpoint, options)  # what was measured before is not loaded again, and goes through it all the same
+        checkpoint = held(checkpoint, find_lock(explicit=options.lock), frozen=options.frozen)
         device = choose_device(options.device)
         dtype = choose_dtype(device, options.dtype)
         ready = runnable(checkpoint, dequantize=options.dequantize, progress=options.progress)

@@ -179,7 +179,6 @@ def _child(request: Event, out: int) -> None:
                 stream.flush()
 
             try:
-                _warm()
                 _restrict(request)
                 scan_events(request, at_once if request.get("careful") else emit)
             except MemoryError:

@@ -39,11 +39,11 @@ class Shield:
     @property
     def line(self) -> str:
         """One line for people."""
-        record = self.record
+        record, count = self.record, len(self.record.files)
         size = f"{record.bytes / 1e9:.2f} GB" if record.bytes >= 5e7 else f"{record.bytes / 1e6:.1f} MB"
         when = "remembered, files unchanged" if self.remembered else f"scanned in {record.seconds:.1f} s"
         what = f"{record.verdict}" + (f" (you allowed {', '.join(self.consented)})" if self.consented else "")
-        return f"{what}: {len(record.files)} files, {size}, {when}" + (f"; {self.pinned}" if self.pinned else "; not pinned")
+        return f"{what}: {count} {'file' if count == 1 else 'files'}, {size}, {when}; {self.pinned or 'not pinned'}"
 
 
 def scan_path(path: Path, ref: str, reference: Path | None = None, progress: Progress | None = None) -> ScanRecord:

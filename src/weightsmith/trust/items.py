@@ -206,6 +206,8 @@ class Scanner:
     rules: ClassVar[tuple[Rule, ...]] = ()
     kinds: ClassVar[frozenset[str]] = frozenset()
     early: ClassVar[bool] = False
+    #: whether ``scan_folder`` waits for the pass over the bytes (``item.sha256``, ``folder.tensors``)
+    needs_bytes: ClassVar[bool] = True
     #: what it looks at, in one sentence for the report
     about: ClassVar[str] = ""
 

@@ -1,8 +1,8 @@
 """The scan itself: every scanner over every file, whole. Runs in a process of its own (:mod:`.child`).
 
 The order: list the files; find out what each is; check the headers of weight files; read every byte once (SHA-256 of
-files, BLAKE3 and values of tensors); let every scanner see the files of its kinds and the members inside them; let every
-scanner see the folder as a whole. Whatever a scanner raises is a finding: nothing is skipped in silence.
+files, BLAKE3 and values of tensors) while every scanner sees the files of its kinds and the members inside them; then let
+every scanner see the folder as a whole. Whatever a scanner raises is a finding: nothing is skipped in silence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,9 @@ SCANNERS = Registry("scanners", {
     "templates": "weightsmith.trust.scanners.templates:Templates",
     "tokenizer": "weightsmith.trust.scanners.tokens:Tokens",
 })  # fmt: skip
-#: raised when what a scanner found says something about the scanner or says nothing at all
+#: built-in scanners that don't run early
+LATE = frozenset({"archives", "layout", "numbers", "other-formats", "pickles", "plain", "reference", "remote-code", "settings",
+                  "templates", "tokenizer"})  # fmt: skip
 MOST_FINDINGS = 50  # of one rule in one scan; the rest is counted
 MOST_MEMBERS = 10_000  # of all archives of one model together
 MOST_UNPACKED = 1 << 31  # bytes of members that are analysed
@@ -71,10 +73,14 @@ class Scan:
     def __init__(self, path: Path, *, skip: frozenset[str] = frozenset(), tell: Tell | None = None,
                  reference: Path | None = None) -> None:  # fmt: skip
         self.folder = Folder(path, single=not path.is_dir())
-        self.scanners: list[Scanner] = [SCANNERS.load(name)() for name in SCANNERS.names()]
         self.skip, self.tell, self.reference = skip, tell or (lambda name, done: None), reference
         self.members = self.unpacked = 0
         self.counts: Counter[str] = Counter()
+
+    @cached_property
+    def scanners(self) -> list[Scanner]:
+        """All scanners; made when they are needed, so that the bytes are read while the modules are imported."""
+        return [SCANNERS.load(name)() for name in SCANNERS.names()]
 
     @property
     def rules(self) -> list[Rule]:
@@ -112,14 +118,20 @@ class Scan:
         yield from self._files(self.folder, early=True)
         reading = stream.Reading(self.folder)  # goes on beside the scanners, which wait for no digest
         yield from self._files(self.folder, early=False)
+        yield from self._whole(needs_bytes=False)
         yield from reading.finish(self.tell)
+        yield from self._whole(needs_bytes=True)
+
+    def _whole(self, *, needs_bytes: bool) -> Iterator[Finding]:
         for scanner in self.scanners:
-            self.tell("", 0)
-            yield from self._guarded(scanner, "", partial(scanner.scan_folder, self.folder))
+            if scanner.needs_bytes == needs_bytes:
+                self.tell("", 0)
+                yield from self._guarded(scanner, "", partial(scanner.scan_folder, self.folder))
 
     def _files(self, folder: Folder, *, early: bool, silent: bool = False) -> Iterator[Finding]:
-        scanners = [s for s in self.scanners if s.early == early]
-        known = frozenset().union(*(s.kinds for s in self.scanners))
+        made = [SCANNERS.load(n)() for n in SCANNERS.names() if n not in LATE] if early else self.scanners
+        scanners = [s for s in made if s.early == early]
+        known = frozenset().union(*(s.kinds for s in made))
         for item in list(folder.items.values()):
             self.tell(item.name, 0)
             found = self._item(item, folder, scanners, known if not early else None)

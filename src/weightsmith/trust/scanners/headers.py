@@ -35,6 +35,7 @@ from .header_rules import (
     SPEC,
 )
 
+_DTYPE = re.compile(r"[A-Z]{1,5}\d{1,3}\w{0,12}|BOOL")
 LONG_NAME = 512  # characters; the longest names of real adapters have about 200
 MOST_AXES = 64  # what numpy can hold; torch models have at most 5
 LARGE = 1 << 21  # characters of text beside the tensors that are looked at
@@ -151,6 +152,10 @@ def _violation(error: WeightsmithError, item: Item) -> Finding:
     severity: Severity | None = None
     if fault == "dtype" and int(error.fields.get("kind", 0)) >= 64:
         severity = "broken"  # no release of ggml is near such a number
+    if fault == "dtype" and (named := re.search(r"unknown dtype '(.*)'", error.message)) and not _DTYPE.fullmatch(named[1]):
+        severity = "broken"  # no later version of the format would call a type so
+    if rule.severity == "unknown" and max(map(int, re.findall(r"\d{1,20}", error.message)), default=0) > item.size:
+        severity = "broken"  # it claims more than the whole file can hold
     if rule.severity == "suspicious":
         severity = "broken"  # the parser refused it
     return rule.found(error.message[:300], file=shown(item.name), severity=severity, evidence=item.head[:48].hex(" "))

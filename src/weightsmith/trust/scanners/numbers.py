@@ -103,6 +103,9 @@ _MATRIX = re.compile(
     r"\.(?:weight|qweight|weight_packed)$|experts\.(?:gate_up_proj|down_proj|gate_proj|up_proj)$"
 )
 _ADAPTER = re.compile(r"lora_|\.lora|lokr_|hada_|oft_|ia3_|prompt_")
+_GAIN = re.compile(r"(?:norm|layernorm|ln_\w{1,3}|layer_norm)\.weight$")
+_PLAIN_GAINS = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "olmo2", "gpt2",
+                          "gpt_neox", "granite", "smollm3", "deepseek_v2", "deepseek_v3", "opt", "bloom", "falcon"})  # fmt: skip
 _MASK = re.compile(r"mask|causal|alibi|attn\.bias$|attention\.bias$", re.IGNORECASE)
 _STATISTIC = re.compile(
     r"running_|num_batches|absmax|scale|zero|quant|position|rotary|freq|cache|_ids?$|timestep|g_idx|qmap", re.IGNORECASE
@@ -170,7 +173,7 @@ class Numbers(Scanner):
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Findings of all weight files together."""
         tensors = held(folder)
-        yield from judged(tensors)
+        yield from judged(tensors, folder.json_object("config.json").get("model_type") in _PLAIN_GAINS)
         yield from _apart(tensors)
         yield from _repeated(tensors, folder)
         yield from _experts(tensors)
@@ -190,8 +193,9 @@ def held(folder: Folder) -> list[Held]:
     return found
 
 
-def judged(tensors: list[Held]) -> Iterator[Finding]:
-    """Findings that need one tensor only, and what the rest of its layer says about it."""
+def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:
+    """Findings that need one tensor only, and what the rest of its layer says about it; with ``plain_gains`` a norm
+    multiplies by what is stored (and not by one more)."""
     identity = _identity_blocks(tensors)
     plain: list[Held] = []
     for t in tensors:
@@ -209,6 +213,8 @@ def judged(tensors: list[Held]) -> Iterator[Finding]:
             mild = (_LAYER.match(t.name) or [""] * 4)[3] in identity if peak == 0 else False
             severity: Severity | None = "suspicious" if mild or _EXPERT.match(t.name) else None
             yield _at(CONSTANT, t, "is all zero" if peak == 0 else "has one value everywhere", severity)
+        elif t.facts.constant and t.facts.peak == 0 and plain_gains and _GAIN.search(t.name) and math.prod(t.shape) >= 16:
+            yield _at(CONSTANT, t, "is all zero, so that nothing passes it", "suspicious")
         elif t.facts.constant and len(t.shape) >= 2 and math.prod(t.shape) >= 4096 and not _STATISTIC.search(t.name):
             plain.append(t)
         else:

@@ -44,6 +44,7 @@ UNKNOWN = Rule(
 RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
 _MOST_HEADER = 1 << 16
+_LARGE = 1 << 30  # bytes; a matrix of importances has a few hundred MB at most
 _NAMED_RAW = re.compile(r"variables\.data-\d{5}-of-\d{5}\Z|.*\.data-\d{5}-of-\d{5}\Z", re.ASCII)
 
 
@@ -114,6 +115,8 @@ def _unknown(item: Item) -> Finding:
 def _companion(item: Item, folder: Folder) -> bool:
     """Whether another file of the folder describes these raw bytes."""
     base = f"{dirname(item.name)}/" if "/" in item.name else ""
+    if "imatrix" in item.basename and _is_imatrix(item):
+        return True
     stem = item.basename.rpartition(".")[0]
     if _NAMED_RAW.match(item.basename):
         index = folder.items.get(base + item.basename.split(".data-")[0] + ".index")
@@ -122,6 +125,25 @@ def _companion(item: Item, folder: Folder) -> bool:
         graph = folder.items.get(f"{base}{stem}.xml")
         return graph is not None and _openvino_needs(graph) == item.size
     return False
+
+
+def _is_imatrix(item: Item) -> bool:
+    """Whether it is llama.cpp's old matrix of importances, to the last byte: names, counts and numbers."""
+
+    def number() -> int:
+        return int.from_bytes(file.read(4), "little", signed=True)
+
+    with item.open() as file:
+        for _ in range(number() if item.size < _LARGE else 0):
+            name = file.read(min(max(number(), 0), 256))
+            calls, values = number(), number()
+            if not re.fullmatch(rb"[\w.-]{1,255}", name) or calls < 0 or values < 0 or file.tell() + 4 * values > item.size:
+                return False
+            file.seek(4 * values, 1)
+        if (at := file.tell()) > 12 and item.size - at >= 8:  # newer ones go on with the number of chunks and the text's name
+            number()
+            at += 8 + len(file.read(min(max(number(), 0), 4096)))
+        return at == item.size > 12
 
 
 def _openvino_needs(graph: Item) -> int:

@@ -39,6 +39,7 @@ class RemoteCode(Scanner):
     name = "remote-code"
     rules = rules.RULES
     kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook"])
+    needs_bytes = False
     about = "Code: what in the configurations makes a loader import or download code, and what the Python files would do"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:

@@ -114,6 +114,7 @@ class Settings(Scanner):
 
     name = "settings"
     rules = (STEERS, NOTED, NO_STOP, NO_END, ODD_STOP, DIFFERS, OUTSIDE, IMPOSSIBLE, ABSURD, MARKS, OTHER)
+    needs_bytes = False
     about = "Settings that ban, force or suppress tokens, that never stop, or that no model works with"
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:

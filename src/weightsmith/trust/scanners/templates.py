@@ -64,6 +64,7 @@ class Templates(Scanner):
     name = "templates"
     rules = rules.RULES
     kinds: ClassVar[frozenset[str]] = frozenset(["template"])
+    needs_bytes = False
     about = ("Chat templates: what they reach for, and what they make of many conversations, words, lengths and dates; whether "
              "carriers agree.")  # fmt: skip
 

@@ -122,6 +122,7 @@ class Tokens(Scanner):
     name = "tokenizer"
     rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, HIDDEN, WORDS, SENTENCE, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES,
              CUTS, *tokenizer_rules.RULES, *token_settings.RULES)  # fmt: skip
+    needs_bytes = False
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
