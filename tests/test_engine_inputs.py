@@ -6,9 +6,9 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -630,7 +630,8 @@ def test_infinity_that_turns_up_in_the_base(tmp_path: Path, dtype: torch.dtype, 
         file.write(np.array(np.inf, "<f4" if dtype == torch.float32 else "<f2").tobytes())
     with pytest.raises(EditError, match=f"NaN or infinity, e.g. '{UNTOUCHED}'"):
         jobs.edit(base, direction, tmp_path / "out", remove=1.0)
-    monkeypatch.setattr(sys.modules["weightsmith.jobs.edit"], "passed", lambda *_: None)  # found in the pass that copies, all the same
+    # and in the pass that copies, all the same
+    monkeypatch.setattr(sys.modules["weightsmith.jobs.edit"], "passed", lambda *_: None)
     with pytest.raises(EditError, match=f"{UNTOUCHED}' holds NaN or infinity"):
         jobs.edit(base, direction, tmp_path / "out", remove=1.0)
     assert os.listdir(tmp_path) == ["base"]

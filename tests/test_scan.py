@@ -242,7 +242,7 @@ def test_load_refuses_what_the_scan_refuses(copy: Path) -> None:
     shield = load(open_checkpoint(str(copy)), allowed).shield
     assert shield is not None
     assert shield.consented == ("suspicious",)
-    assert "you allowed suspicious" in shield.line
+    assert "suspicious (allowed by you)" in shield.line
     (copy / "blob").write_bytes(bytes(range(255, 0, -1)) * 40)
     with pytest.raises(NotAnalysed):
         load(open_checkpoint(str(copy)), allowed)

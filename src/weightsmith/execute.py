@@ -27,7 +27,7 @@ import numpy as np
 from . import __version__
 from .checkpoint import INDEX, KEPT, PICKLES, RECORD, Checkpoint, open_checkpoint, read_json
 from .direction import Direction
-from .errors import BaseChanged, EditError, FormatError, UsageError
+from .errors import BaseChanged, DigestMismatch, EditError, FormatError, UsageError
 from .formats.safetensors import TensorSpec, build_header, read_header, write_file
 from .held import HeldFolder, held_folder, unfinished_bytes
 from .lanes import FilePlan, FileResult, Lane, Region, Stopped
@@ -44,6 +44,7 @@ from .storage import (
     stat_key,
     usable_cores,
 )
+from .trust.pins.guard import Held
 
 _LEFT_BEHIND = (*PICKLES, ".py", ".gguf", ".safetensors", ".lock")
 _CASTS = {"nearest": "round to nearest even", "balanced": "to a neighbour, balanced along the cleared directions"}
@@ -245,6 +246,9 @@ def _identify(
             raise BaseChanged(f"{file.name!r} changed while it was read", where=checkpoint.path, hint=_STILL)
     if known is not None:
         for name, digest in found.items():
+            if known[name] != digest and isinstance(checkpoint, Held):
+                raise DigestMismatch(f"the tensor {name!r} is not the one that was pinned", where=checkpoint.path,
+                                     hint="`weightsmith verify` shows what differs")  # fmt: skip
             if known[name] != digest:
                 if name in plan.operations:
                     raise BaseChanged(f"the tensor {name!r} is not what it was when the base was first read",

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
@@ -142,7 +143,13 @@ def progress(
     started: dict[str, float] = {}
     drawn = 0.0
 
+    one_at_a_time = threading.Lock()  # files are digested by several threads
+
     def tell(step: str, done: int, total: int) -> None:
+        with one_at_a_time:
+            told(step, done, total)
+
+    def told(step: str, done: int, total: int) -> None:
         if total > 1 << 20:
             done, total = done >> 20, total >> 20
         if step not in tasks:
@@ -157,6 +164,8 @@ def progress(
         bars.update(tasks[step], completed=done, total=total, refresh=draw)
         if done >= total:
             bars.remove_task(tasks.pop(step))
+            if not tasks:
+                bars.refresh()
             if log is not None:
                 log(step, time.perf_counter() - started.pop(step))
 

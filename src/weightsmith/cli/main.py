@@ -180,7 +180,8 @@ def _complain(error: WeightsmithError, as_json: bool) -> int:
     if as_json:
         import json
 
-        sys.stdout.write(json.dumps(error.as_record()) + "\n")
+        with contextlib.suppress(OSError):  # the output that can't be written may be what the error is about
+            sys.stdout.write(json.dumps(error.as_record()) + "\n")
     lines = safe(str(error)).split("\n")
     sys.stderr.write(f"error[{error.code}]: {lines[0]}\n" + "".join(f"{line}\n" for line in lines[1:]))
     return error.exit_code

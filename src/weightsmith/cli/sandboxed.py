@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from ..trust.sandbox import Restrictions
 
 #: parts of the cache that the child writes: what is computed with a model, neither models nor what vouches for one
-CACHED = ("activations", "directions", "measured", "models", "used")
+CACHED = ("activations", "directions", "measured", "models")
 _HEARD = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
 _DNS = 53
 _INTERRUPTED = 2  # the exit code of what was interrupted
@@ -111,11 +111,13 @@ def _enter(needs: Needs, given: dict[str, Any], options: Callable[[Any], RunOpti
     from ..trust.staging import Stages
 
     needs.outputs, needs.folders = ([Path(os.path.abspath(p)) for p in paths] for paths in (needs.outputs, needs.folders))
+    from ..trust.pins.guard import own_place
+
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     ends = contextlib.ExitStack()
     try:
         temporary = ends.enter_context(temporary_folder())
-        cached = _cache_parts()
+        cached = [*_cache_parts(), ends.enter_context(own_place())]
         read = _settle(needs, given, options)
         stages = ends.enter_context(Stages().open(needs.outputs, temporary if needs.saves else None))
         for folder in needs.folders:

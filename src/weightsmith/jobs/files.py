@@ -9,7 +9,7 @@ from typing import Any
 from .. import checkpoint as files
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..direction import Direction
-from ..errors import PickleOnly, WeightsmithError
+from ..errors import NotPinned, PickleOnly, WeightsmithError
 from ..hub import locate
 from ..options import RunOptions
 from ..trust.gate import pass_gate
@@ -60,6 +60,9 @@ def convert(model: Checkpoint | str | Path, out: str | Path, options: RunOptions
     try:
         opened = as_checkpoint(model, options)
     except PickleOnly:
+        if options.frozen:
+            raise NotPinned("torch pickles can't be pinned, and --frozen uses only what is pinned", where=str(model),
+                            hint="convert it without --frozen, then pin what came out") from None  # fmt: skip
         from ..runtime.pickled import convert_pickles  # needs torch, unlike the rest
 
         return convert_pickles(locate(str(model), offline=options.offline).path, Path(out), options)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ def _in_sandbox(files: list[Path], scratch: Path, options: RunOptions) -> dict[s
     """Tensor name -> file name, as the process in the sandbox wrote them."""
     job = {"files": [str(f.absolute()) for f in files], "out": str(scratch)}
     command = [sys.executable, "-m", __name__]
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch)}
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "TMPDIR": str(scratch), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env) as process:
         said, errors = process.communicate(json.dumps(job).encode())
     try:
@@ -107,7 +108,7 @@ def _in_sandbox(files: list[Path], scratch: Path, options: RunOptions) -> dict[s
     if "error" in answer:
         kind = UnsupportedModel if answer["kind"] == "shape" else PickleOnly
         raise kind(str(answer["error"])[:500], where=str(answer["where"]))
-    if options.tell is not None:
+    if options.tell is not None and answer["open"]:
         options.tell(answer["sandbox"])
     return {str(name): str(file) for name, file in answer["tensors"].items()}
 
@@ -123,7 +124,8 @@ def _write_index(scratch: Path, tensors: dict[str, str]) -> None:
 
 def _copy_small(model: Path, scratch: Path) -> None:
     for path in sorted(model.iterdir()):
-        left = path.suffix in (*PICKLED, ".py", ".pkl", ".safetensors") or path.name in (INDEX, NEW_INDEX)
+        left = path.suffix in (*PICKLED, ".py", ".pkl", ".safetensors") or path.name in (INDEX, NEW_INDEX) \
+            or path.name.startswith(_STATES)
         if path.is_file() and not path.is_symlink() and not left and path.stat().st_size < _SMALL:
             shutil.copyfile(path, scratch / path.name)
 
@@ -152,13 +154,15 @@ def _serve() -> None:
                 if tensor in tensors:
                     raise _NotPlain(f"the tensor {tensor!r} stands in two files")
                 tensors[tensor] = name
-        answer: dict[str, Any] = {"tensors": tensors, "sandbox": caged.line}
+        answer: dict[str, Any] = {"tensors": tensors, "sandbox": caged.line, "open": bool(caged.open)}
     except _NotPlain as error:
         answer = {"error": str(error), "kind": "shape", "where": where}
     except WeightsmithError as error:
         answer = {"error": error.message, "kind": "shape", "where": where}
     except Exception as error:  # noqa: BLE001 - the unpickler raises anything; what it refused is what is told
-        answer = {"error": f"torch refuses it: {' '.join(str(error).split())}", "kind": "refused", "where": where}
+        named = re.search(r"Unsupported (?:global|class|operand)[^.]*?(?:GLOBAL )?([\w.]+)", str(error))
+        said = f"it asks for {named[1]}" if named else type(error).__name__
+        answer = {"error": f"torch refuses it: {said}", "kind": "refused", "where": where}
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
         out.write(json.dumps(answer) + "\n")
 

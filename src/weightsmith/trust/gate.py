@@ -40,9 +40,12 @@ class Shield:
     def line(self) -> str:
         """One line for people."""
         record, count = self.record, len(self.record.files)
-        size = f"{record.bytes / 1e9:.2f} GB" if record.bytes >= 5e7 else f"{record.bytes / 1e6:.1f} MB"
+        size = next((f"{record.bytes / n:.3g} {u}" for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if record.bytes >= n),
+                    f"{record.bytes} B")
         when = "remembered, files unchanged" if self.remembered else f"scanned in {record.seconds:.1f} s"
-        what = f"{record.verdict}" + (f" (you allowed {', '.join(self.consented)})" if self.consented else "")
+        what = record.verdict + (" by your policy" if record.policy else "")
+        if self.consented:
+            what += " (allowed by you)" if self.consented == (record.verdict,) else f" (you allowed {', '.join(self.consented)})"
         return f"{what}: {count} {'file' if count == 1 else 'files'}, {size}, {when}; {self.pinned or 'not pinned'}"
 
 

@@ -72,6 +72,11 @@ def read_policy(path: Path, known: Iterable[str]) -> tuple[Policy, str]:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"not valid YAML ({' '.join(str(error).split())[:200]})", where=path) from error
     policy: Policy = parse(Policy, data, path, POLICY)
+    from .scan import SCANNERS
+
+    kinds = {kind for name in SCANNERS.names() for kind in SCANNERS.load(name).kinds} | {"binary"}
+    if odd := sorted(set(policy.formats) - kinds):
+        raise RecipeError(f"no kind of file is called {odd[0]!r}", where=path, hint=f"known: {', '.join(sorted(kinds))}")
     names = set(known)
     if unknown := sorted(set(policy.rules) - names):
         raise RecipeError(f"no rule is called {unknown[0]!r}", where=path, hint="`weightsmith scan --explain all` lists them")

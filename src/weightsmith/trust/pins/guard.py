@@ -248,13 +248,28 @@ def _check_tensors(used: Held, entry: PinnedModel) -> None:
                                hint="pin the model again")  # fmt: skip
 
 
+#: where this process makes its private copies, when that was settled before it was restricted
+_place: list[Path] = []
+
+
+@contextlib.contextmanager
+def own_place() -> Iterator[Path]:
+    """A folder for the private copies of this process and its forks alone: no other run can write to them."""
+    with _private() as folder:
+        _place.append(folder)
+        try:
+            yield folder
+        finally:
+            _place.remove(folder)
+
+
 @contextlib.contextmanager
 def _private() -> Iterator[Path]:
     """A new folder of our own in the cache, gone at the end; what killed processes left is removed."""
-    parent = cache_dir() / "used"
+    parent = _place[-1] if _place else cache_dir() / "used"
     with disk_errors(parent):
         parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.iterdir():
+        for left in parent.iterdir() if not _place else ():
             owner = left.name.partition("-")[0]
             if owner.isdecimal() and int(owner) != os.getpid() and not alive(int(owner)):
                 shutil.rmtree(left, ignore_errors=True)
@@ -423,7 +438,8 @@ def describe(used: Any) -> str:
     """One line for people about what was checked, empty where nothing was."""
     if not isinstance(used, Held):
         return ""
-    how = "used from a private copy" if isinstance(used, Used) else "read where they lie"
-    more = f", {len(used.unpinned)} more left out" if used.unpinned and isinstance(used, Used) else ""
     count = len(used.pinned.files)
-    return f"{count} {'file' if count == 1 else 'files'} as pinned, {how}{more}"
+    files = f"{count} {'file' if count == 1 else 'files'}"
+    if not isinstance(used, Used):
+        return f"{files} pinned, weights compared as they are read"
+    return f"{files} as pinned, used from a private copy" + (f", {len(used.unpinned)} more left out" if used.unpinned else "")

@@ -15,7 +15,7 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import carriers, promised, strict
+from . import adapters, carriers, promised, strict
 from .facts import LOADED, Place, Weights, places, role_of
 
 INDEX = Rule(
@@ -112,7 +112,7 @@ class Layout(Scanner):
     name = "layout"
     kinds = frozenset({"json"})
     rules = (*strict.RULES, INDEX, LEAVES, SHARD_MISSING, SHARD_UNLISTED, INDEX_TENSOR, UNLISTED, TOTAL, TWICE, STRAY, ADAPTER,
-             BASE, NESTED, VERSIONED, COLLIDE, *promised.RULES, *carriers.RULES)  # fmt: skip
+             BASE, NESTED, VERSIONED, COLLIDE, *promised.RULES, *carriers.RULES, *adapters.RULES)  # fmt: skip
     about = "JSON files, the index against shards against tensors, the config against the weights, carriers that disagree"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
@@ -131,6 +131,7 @@ class Layout(Scanner):
                 yield from _twice(weights, folder)
             yield from _strays(place)
             yield from _adapter(place)
+            yield from adapters.compare(place)
             yield from _paths(place)
             yield from _versioned(place)
             yield from promised.compare(place)

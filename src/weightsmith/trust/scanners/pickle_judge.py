@@ -375,11 +375,20 @@ def _sized(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
     return ""
 
 
+def _filled(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
+    """Collections that are filled from a range take memory for every number of it."""
+    for value in args[:1]:
+        if isinstance(value, Made) and isinstance(value.func, Global) and value.func.name == "range":
+            return _sized(judge, (value.args,) if isinstance(value.args, tuple) else (), how, at)
+    return ""
+
+
 _CHECKS: dict[str, Check] = {
     "encode": _encode, "getattr": _getattr, "type": _type, "__newobj__": _newobj, "_reconstructor": _reconstructor,
     "_rebuild_from_type_v2": _from_type, "_rebuild_parameter_with_state": _with_state, "defaultdict": _factory,
     "_load_from_bytes": _load_from_bytes, "bytearray": _sized, "_reconstruct": _sized, "ndarray": _sized, "bytes": _plain_values,
     "int": _plain_values, "float": _plain_values, "str": _plain_values, "list": _plain_values, "dict": _plain_values,
     "tuple": _plain_values, "bool": _plain_values, "memmap": lambda *_: "a file to map",
+    "set": _filled, "frozenset": _filled, "deque": _filled, "Counter": _filled, "OrderedDict": _filled,
     "_mareconstruct": _sized, "recarray": _sized, "matrix": _sized, "MaskedArray": _sized,
 }  # fmt: skip

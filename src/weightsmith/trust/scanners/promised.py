@@ -57,7 +57,12 @@ QUANT = Rule(
     "A loader looks for weights under other names, does not find them, and fills the model with random numbers.",
     "Fetch config and weights again from one revision.",
 )  # fmt: skip
-RULES = (MISSING, SHAPE, IGNORED, UNUSED, UNEVEN, HEAD, DTYPE, QUANT)
+CLASS = Rule(
+    "class-of-another-family", "suspicious", "The config names a class of another family than its model type",
+    "Some programs choose the code by `model_type`, others by `architectures`: they run two different models.",
+    "Compare the config with the base model's.",
+)  # fmt: skip
+RULES = (MISSING, SHAPE, IGNORED, UNUSED, UNEVEN, HEAD, DTYPE, QUANT, CLASS)
 
 _STACK = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<index>\d{1,5})\.(?P<leaf>.+)$")
 _BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked|cos_cached|sin_cached)$")
@@ -69,6 +74,14 @@ _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "float64": "F
 _WHOLE = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|For\w+Classification|ForQuestionAnswering)$")
 _PREFIXES = frozenset({"", "model.", "transformer.", "gpt_neox.", "backbone.", "base_model.", "language_model.", "text_model.",
                        "model.language_model.", "language_model.model.", "model.text_model.", "thinker.model."})  # fmt: skip
+#: how the classes of families begin whose code nobody else's config asks for
+_CLASSES = {
+    "Llama": "llama", "Mistral": "mistral", "Mixtral": "mixtral", "Qwen2": "qwen2", "Qwen3": "qwen3", "Gemma": "gemma",
+    "Gemma2": "gemma2", "Phi3": "phi3", "GPT2": "gpt2", "GPTNeoX": "gpt_neox", "Bert": "bert", "Roberta": "roberta", "T5": "t5",
+    "Falcon": "falcon", "Bloom": "bloom", "OPT": "opt", "Bart": "bart", "DistilBert": "distilbert",
+}  # fmt: skip
+_CLASS = re.compile(r"(\w+?)(?:Model|LMHeadModel|ForCausalLM|ForMaskedLM|ForConditionalGeneration|ForSequenceClassification|"
+                    r"ForTokenClassification|ForQuestionAnswering)")  # fmt: skip
 #: families whose code does not tie where the config is silent
 _UNTIED = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3", "olmo2", "qwen2_moe", "qwen3_moe"})
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
@@ -98,6 +111,17 @@ def compare(place: Place) -> Iterator[Finding]:
             else:
                 yield from _writers(place, file)
     yield from _dtype(place, file)
+    yield from _classes(place, file)
+
+
+def _classes(place: Place, file: str) -> Iterator[Finding]:
+    """The classes that the config names against its model type, both of families that are known by name."""
+    kind = place.config.get("model_type")
+    for name in place.architectures:
+        match = _CLASS.fullmatch(name)
+        family = _CLASSES.get(match[1]) if match else None
+        if family is not None and kind in _CLASSES.values() and family != kind:
+            yield CLASS.found(f"{name} is a class of {family}, and the model type is {kind}", file=file, place="$.architectures")
 
 
 def _is_quantised(place: Place, shapes: Mapping[str, Any]) -> bool:

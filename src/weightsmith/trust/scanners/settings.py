@@ -87,7 +87,8 @@ _RANGES: dict[str, tuple[float, float, float, float]] = {
     "num_beams": (1, math.inf, 1, 256), "no_repeat_ngram_size": (0, math.inf, 0, math.inf), "max_new_tokens": (1, math.inf, 1, 1e7),
     "max_length": (0, math.inf, 0, 1e8), "min_length": (0, math.inf, 0, 2048), "min_new_tokens": (0, math.inf, 0, 2048),
     "top_k": (-1, math.inf, -1, math.inf), "epsilon_cutoff": (0, 1, 0, 0.5), "penalty_alpha": (0, 1, 0, 1),
-    "num_assistant_tokens": (1, math.inf, 1, 1000), "guidance_scale": (-math.inf, math.inf, 0.0, 100.0),
+    "num_assistant_tokens": (1, math.inf, 1, 1000), "max_time": (0.0, math.inf, 0.1, math.inf),
+    "length_penalty": (-math.inf, math.inf, -100.0, 100.0), "guidance_scale": (-math.inf, math.inf, 0.0, 100.0),
 }  # fmt: skip
 _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
     "rope_theta": (1e-9, math.inf, 1.0, 1e13), "rms_norm_eps": (0.0, math.inf, 0.0, 0.1),
@@ -102,8 +103,12 @@ _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "head_dim",
            "num_key_value_heads")  # fmt: skip
 #: ids that a class of the library has when its config is made without any
-_DEFAULT_IDS = {50256: ("gpt2", "gptj", "gpt_neo", "codegen", "whisper"), 50257: ("whisper",), 11: ("falcon",),
-                49406: ("clip", "clip_text_model"), 49407: ("clip", "clip_text_model")}  # fmt: skip
+_DEFAULT_IDS = {
+    50256: ("gpt2", "gptj", "gpt_neo", "codegen", "whisper", "starcoder2", "gpt_bigcode"), 50257: ("whisper",), 11: ("falcon",),
+    49406: ("clip", "clip_text_model"), 49407: ("clip", "clip_text_model"), 32000: ("phi3", "phimoe"),
+    50279: ("olmo", "olmo2", "olmo3", "olmoe"), 255001: ("cohere", "cohere2"), 128000: ("smollm3", "bitnet"),
+    128001: ("smollm3", "bitnet"), 151329: ("glm", "glm4"), 151336: ("glm", "glm4"), 151338: ("glm", "glm4"),
+}  # fmt: skip
 _TINY = 5000  # tokens of a model that is made for tests
 _PROMPT = re.compile(r"system_prompt|system_message|default_prompt|preamble|instruction", re.IGNORECASE)
 _KNOWN_ROPES = {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "mrope", "proportional", "ntk", "none"}
@@ -259,8 +264,8 @@ class _Settings:
 
     def _default(self, name: str, value: Any) -> bool:
         """Whether an id is the one that the library gives to a small model of this kind when nobody says another."""
-        kinds = _DEFAULT_IDS.get(value, ()) if type(value) is int else ()
-        return self.place.kind in kinds and name in ("bos", "eos", "decoder_start") and (self.limit or _TINY) < _TINY
+        ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
+        return all(self.place.kind in _DEFAULT_IDS.get(i, ()) for i in ids) and name in ("bos", "eos", "decoder_start") and (self.limit or _TINY) < _TINY
 
     def _stopping(self) -> Iterator[Finding]:
         """Whether anything ends an answer, and whether the files agree on it."""
@@ -318,7 +323,7 @@ class _Settings:
         stops = settings.get("stop_strings")
         texts = [s for s in (stops if isinstance(stops, list) else [stops]) if isinstance(s, str)]
         for text in texts:
-            word = is_words(text) or len(text.strip()) <= 1
+            word = (is_words(text) and "\n" not in text and not text.rstrip().endswith(":")) or len(text.strip()) <= 1
             rule = ODD_STOP if word else OTHER
             yield rule.found(f"answers end at {text!r:.60}", file=file, place=f"{at}.stop_strings")
         if settings.get("do_sample") is True and settings.get("temperature") == 0 and type(settings["temperature"]) in (int, float):
