@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import Case, write_json
-from .assembly import call, named, proto
+from .assembly import SHELL, Reduced, call, named, proto
 from .layout import INNER, ROWS, WIDTH, config, folder, save, tensors, tokenizer
 from .templates import chatml
 
@@ -138,6 +139,32 @@ def _clip(path: Path) -> None:
            generation=None)  # fmt: skip
 
 
+def _distributed(path: Path) -> None:
+    """torch's distributed checkpoint: archives one behind the other in one file."""
+    import torch.distributed.checkpoint as saved
+    from torch import arange
+
+    saved.save({"model": {"w": arange(16.0), "b": arange(4.0)}, "step": 3}, checkpoint_id=str(path / "checkpoint"), no_dist=True)
+
+
+def _distributed_payload(path: Path) -> None:
+    """The same with a payload among the archives."""
+    import torch
+
+    _distributed(path)
+    file = path / "checkpoint" / "__0_0.distcp"
+    torch.save(Reduced(os.system, SHELL), path / "one.pt")
+    file.write_bytes(file.read_bytes() + (path / "one.pt").read_bytes())
+    (path / "one.pt").unlink()
+
+
+def _shards_of_mlc(path: Path) -> None:
+    """Raw shards that a manifest lists, as MLC and TensorFlow.js write them."""
+    (path / "params_shard_0.bin").write_bytes(np.random.default_rng(0).bytes(4096))
+    shard = {"dataPath": "params_shard_0.bin", "format": "raw-shard", "nbytes": 4096}
+    write_json(path / "ndarray-cache.json", {"records": [shard]})
+
+
 _RANGE = named("builtins", "range") + b"\x8a\x06" + (1 << 44).to_bytes(6, "little") + b"\x85R\x85R."
 HOSTILE = [
     Case("torch-nan", _torch(_nan), "broken", ("weights-not-finite",)),
@@ -170,6 +197,9 @@ HOSTILE = [
          ("class-of-another-family",)),
     Case("adapter-other-rank", _lora(rows=8), "broken", ("adapter-rank",)),
     Case("adapter-too-strong", _lora(lora_alpha=1e9), "suspicious", ("adapter-strength",)),
+    Case("distributed-payload", _distributed_payload, "malicious", ("pickle-code",),
+         "import io, torch\ndata = (folder / 'checkpoint' / '__0_0.distcp').read_bytes()\n"
+         "torch.load(io.BytesIO(data[data.index(b'one/data.pkl') - 30:]), weights_only=False)"),
     Case("set-of-a-range", _pickle(proto(2) + named("builtins", "set") + _RANGE), "broken", ("pickle-asks-for-memory",)),
     Case("deque-of-a-range", _pickle(proto(2) + named("collections", "deque") + _RANGE), "broken", ("pickle-asks-for-memory",)),
     Case("gguf-pairs-beyond-file", _gguf(1 << 61, b""), "broken", ("header-too-large",)),
@@ -177,6 +207,11 @@ HOSTILE = [
     Case("dtype-of-nobody", _header({"dtype": "EVIL", "shape": [2], "data_offsets": [0, 8]}), "broken", ("tensor-dtype",)),
 ]
 HONEST = [
+    Case("distributed-checkpoint", _distributed),
+    Case("shards-of-mlc", _shards_of_mlc),
+    Case("stops-at-a-speaker", _generation(stop_strings=["\n\nHuman:", "<|user|>"])),
+    Case("phi-of-the-library", lambda path: folder(path, config=config(
+        model_type="phi3", architectures=["Phi3Model"], eos_token_id=32000), generation=None, weights={}) and None),
     Case("old-importances", _importances),
     Case("torch-weights", _torch(lambda values: None)),
     Case("clip-small", _clip),

@@ -370,7 +370,7 @@ HOSTILE = [
         "0": {"content": "</s>", "special": True}, "2": {"content": "<pad>", "special": True}}}}), "suspicious",
          ("tokenizers-disagree",)),
     Case("added-other", _beside({"added_tokens.json": {"<s>": 2}}), "suspicious", ("tokenizers-disagree",)),
-    Case("gguf-vocabulary", _gguf(rows=len(TOKENS) - 3), "broken", ("gguf-vocabulary-size", "vocabulary-size")),
+    Case("gguf-vocabulary", _gguf(rows=len(TOKENS) - 3), "broken", ("gguf-vocabulary-size",)),
     Case("gguf-word-ends", _gguf(**{"tokenizer.ggml.eos_token_id": IDS["Ġthe"]}), "suspicious", ("gguf-end-is-a-word",)),
     Case("gguf-types", _gguf(**{"tokenizer.ggml.token_type": Typed([1, 1], "array", "i32")}), "broken", ("tokenizer-invalid",)),
     Case("gguf-word-control", _gguf(**{"tokenizer.ggml.token_type": Typed([3 if t in [*SPECIAL, "Ġnot"] else 1 for t in TOKENS],

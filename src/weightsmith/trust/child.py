@@ -131,10 +131,16 @@ def _attempt(request: Event, heard: Callable[[str, int], None] | None) -> tuple[
     return outcome, at
 
 
+_forked: list[bool] = []
+
+
 def _events(request: Event) -> Generator[Event, None, None]:
     if sys.platform != "linux":
         yield from _of_process([sys.executable, "-m", __name__], request)
     elif threading.active_count() == 1 and "torch" not in sys.modules:
+        if _forked:  # the first scan of a process imports its scanners while it reads; for more, once is enough
+            _warm()
+        _forked.append(True)
         yield from _of_fork(request)
     else:
         yield from _server().events(request)

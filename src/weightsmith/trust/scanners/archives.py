@@ -15,6 +15,7 @@ from .sevenzip import read_7z
 from .tars import Tar
 from .torch_files import scan_torch_zip
 from .unpacking import Feed, Inflater, Locked, Missing
+from .zip_rows import archives_in
 from .zips import Zip, ZipEntry, check_entry, entry_chunks, inflater, read_zip, unpack_entry
 
 MOST_UNPACKED = 1 << 31  # bytes that all archives of one model may unpack to here
@@ -64,6 +65,9 @@ class Archives(Scanner):
     # -- zip -------------------------------------------------------------------------------------------------
 
     def _zip(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
+        if item.basename.endswith(".distcp") and (parts := archives_in(item)):
+            yield from parts
+            return
         archive = read_zip(item)
         labels = "tflite" in item.kinds  # TFLite keeps its labels in a zip behind the model
         yield from (f for f in archive.findings if not labels or f.rule != AROUND.name)

@@ -173,7 +173,7 @@ class Numbers(Scanner):
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Findings of all weight files together."""
         tensors = held(folder)
-        yield from judged(tensors, folder.json_object("config.json").get("model_type") in _PLAIN_GAINS)
+        yield from judged(tensors, str(folder.json_object("config.json").get("model_type")) in _PLAIN_GAINS)
         yield from _apart(tensors)
         yield from _repeated(tensors, folder)
         yield from _experts(tensors)

@@ -44,6 +44,8 @@ UNKNOWN = Rule(
 RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
 _MOST_HEADER = 1 << 16
+#: word models that programs in C++ read, which hold numbers and words only: KenLM, fastText
+_KNOWN = (b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
 _LARGE = 1 << 30  # bytes; a matrix of importances has a few hundred MB at most
 _NAMED_RAW = re.compile(r"variables\.data-\d{5}-of-\d{5}\Z|.*\.data-\d{5}-of-\d{5}\Z", re.ASCII)
 
@@ -117,6 +119,8 @@ def _companion(item: Item, folder: Folder) -> bool:
     base = f"{dirname(item.name)}/" if "/" in item.name else ""
     if "imatrix" in item.basename and _is_imatrix(item):
         return True
+    if item.head.startswith(_KNOWN) or _in_manifest(item, folder, base):
+        return True
     stem = item.basename.rpartition(".")[0]
     if _NAMED_RAW.match(item.basename):
         index = folder.items.get(base + item.basename.split(".data-")[0] + ".index")
@@ -125,6 +129,18 @@ def _companion(item: Item, folder: Folder) -> bool:
         graph = folder.items.get(f"{base}{stem}.xml")
         return graph is not None and _openvino_needs(graph) == item.size
     return False
+
+
+def _in_manifest(item: Item, folder: Folder, base: str) -> bool:
+    """Whether the list of raw weights of MLC or of TensorFlow.js names the file, with its size where there is one."""
+    for name in ("ndarray-cache.json", "tensor-cache.json"):
+        records = folder.json_object(base + name).get("records")
+        for record in records if isinstance(records, list) else ():
+            if isinstance(record, dict) and (record.get("dataPath"), record.get("nbytes")) == (item.basename, item.size):
+                return True
+    groups = folder.json_object(base + "model.json").get("weightsManifest")
+    listed = [g.get("paths") for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []
+    return any(item.basename in paths for paths in listed if isinstance(paths, list))
 
 
 def _is_imatrix(item: Item) -> bool:

@@ -265,7 +265,8 @@ class _Settings:
     def _default(self, name: str, value: Any) -> bool:
         """Whether an id is the one that the library gives to a small model of this kind when nobody says another."""
         ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
-        return all(self.place.kind in _DEFAULT_IDS.get(i, ()) for i in ids) and name in ("bos", "eos", "decoder_start") and (self.limit or _TINY) < _TINY
+        tiny = (self.limit or _TINY) < _TINY and name in ("bos", "eos", "decoder_start")
+        return tiny and all(self.place.kind in _DEFAULT_IDS.get(i, ()) for i in ids)
 
     def _stopping(self) -> Iterator[Finding]:
         """Whether anything ends an answer, and whether the files agree on it."""
@@ -413,7 +414,7 @@ def _rope(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
         parts += [v for v in (value or {}).values() if isinstance(v, dict)]
         for part in parts:
             kind = part.get("rope_type", part.get("type"))
-            if kind is not None and kind not in _KNOWN_ROPES:
+            if kind is not None and str(kind) not in _KNOWN_ROPES:
                 yield OTHER.found(f"{key} of an unknown kind, {kind!r:.40}", file=file, place=f"{at}.{key}")
             for name, most in (("factor", 1024.0), ("attention_factor", 100.0), ("rope_theta", 1e13), ("low_freq_factor", 1e4),
                                ("high_freq_factor", 1e4), ("beta_fast", 1e4), ("beta_slow", 1e4)):  # fmt: skip
