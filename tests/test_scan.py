@@ -185,11 +185,22 @@ def test_whatever_a_scanner_does_is_a_finding_about_its_file(tmp_path: Path, how
     (tmp_path / "b.txt").write_text(how)
     (tmp_path / "c.txt").write_text("fine as well")
     found = gate.scan_path(tmp_path, "m")
-    [failed] = [f for f in found.findings if f.rule == rule]
+    failures = [f for f in found.findings if f.rule in (rule, "scanner-failed", "scanner-stopped")]
+    assert [(f.rule, f.file) for f in failures] == [(rule, "b.txt")], failures
+    failed = failures[0]
     assert failed.file == "b.txt"
     assert said in failed.message
     assert {f.file for f in found.findings if f.rule == "never"} == {"a.txt", "c.txt"}
     assert found.verdict == "could not tell"
+
+
+@pytest.mark.usefixtures("breaking")
+def test_what_the_caller_holds_is_not_counted(tmp_path: Path) -> None:
+    held = bytearray(child.MEMORY + (64 << 20))
+    held[::4096] = bytes(len(held[::4096])).replace(b"\0", b"\1")
+    (tmp_path / "a.txt").write_text("fine")
+    assert gate.scan_path(tmp_path, "m").verdict == "clean"
+    del held
 
 
 def test_a_bug_of_ours_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,13 +156,20 @@ def _restrict(request: Event) -> None:
     if sys.platform == "linux":
         import resource
 
-        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        most = MEMORY + _data()
+        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     paths = [_path(request[key]).resolve() for key in ("path", "reference") if request.get(key)]
     for path in list(paths):  # a snapshot in the hub's cache is links to its blobs
         if path.parent.name == "snapshots":
             paths.append(path.parent.parent / "blobs")
     sandbox(read=[p for p in paths if p.exists()], write=[])
+
+
+def _data() -> int:
+    """Bytes of data that this process has from whom it was forked from, which is none of the scan's."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _child(request: Event, out: int) -> None:

@@ -28,7 +28,7 @@ from .listing import UNREADABLE, shown
 from .rules import Rule
 from .values import Measured, Values, unit_of
 
-BLOCK = 1 << 21  # bytes: fewer would be handed over too often, more leave the cache
+BLOCK = 1 << 20  # bytes: two of them are in a core's second cache
 SLOTS = 4  # buffers of one file
 SMALL = 1 << 22  # bytes of a whole folder for which threads are not worth their start
 MOST_WORKERS = 16
