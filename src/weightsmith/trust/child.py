@@ -143,7 +143,12 @@ def _events(request: Event) -> Generator[Event, None, None]:
         _forked.append(True)
         yield from _of_fork(request)
     else:
-        yield from _server().events(request)
+        try:
+            server = _server()
+        except PermissionError:  # in the sandbox no program can be started: what was made there is scanned by a fork all the same
+            yield from _of_fork(request)
+            return
+        yield from server.events(request)
 
 
 # -- the child ---------------------------------------------------------------------------------------------
