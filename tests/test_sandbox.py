@@ -910,3 +910,28 @@ run(["--help"])
 print(json.dumps([m for m in sys.modules if "landlock" in m or m.startswith("weightsmith.trust")]))
 """)
     assert loaded == []
+
+
+@linux
+def test_a_model_that_was_made_inside_is_scanned_inside(tmp_path: Path) -> None:
+    """Nobody outside has seen it, and no server can be started for it: a fork reads it, threads of a library or not."""
+    import pico
+
+    pico.build("llama", tmp_path / "model")
+    (tmp_path / "tmp").mkdir()
+    code = """
+import sys
+from pathlib import Path
+from weightsmith.trust.sandbox import sandbox
+sandbox(read=[sys.argv[1]], write=[sys.argv[2]])
+import torch
+torch.ones(300, 300) @ torch.ones(300, 300)
+from weightsmith.trust import gate
+record = gate.scan_path(Path(sys.argv[1]), "m")
+sys.stdout.write(f"{record.verdict} {len(record.files)} {len(record.tensors)}")
+"""
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "model"), str(tmp_path / "tmp")], env=env,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    files = [p for p in (tmp_path / "model").iterdir() if p.is_file()]
+    assert done.stdout.split() == ["clean", str(len(files)), "21"], done.stderr
