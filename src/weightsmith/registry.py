@@ -41,17 +41,28 @@ class Registry:
         """All registered names, sorted."""
         return sorted(self._all())
 
+    def module(self, name: str) -> str:
+        """The module of the plug-in called ``name``, which is not imported for it.
+
+        Raises:
+            UnknownPlugin: no plug-in has that name.
+        """
+        return self._target(name).partition(":")[0]
+
     def load(self, name: str) -> Any:
         """Import and return the plug-in called ``name``.
 
         Raises:
             UnknownPlugin: no plug-in has that name.
         """
+        module, _, attribute = self._target(name).partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+    def _target(self, name: str) -> str:
         target = self._all().get(name)
         if target is None:
             raise UnknownPlugin(
                 f"no plug-in of kind {self.kind} is called {name!r}",
                 hint=f"known: {', '.join(self.names())}",
             )
-        module, _, attribute = target.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return target

@@ -60,6 +60,10 @@ def command(
     if json and sarif:
         raise UsageError("--json and --sarif are two forms of one thing", hint="choose one; the record holds more")
     consented = consent(allow)
+    from ..trust import ahead
+
+    if Path(models[0]).exists():
+        ahead.begin(Path(models[0]))  # while the rest is imported
     from ..jobs import scan
     from ..storage import refuse_existing, write_whole
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..found import Finding
+from . import ahead
 from .rules import Rule
 
 MEMORY = 1 << 30  # bytes of data that the process may have
@@ -64,19 +65,19 @@ def scan_events(request: Event, emit: Emit) -> None:
     def tell(name: str, done: int) -> None:
         emit({"at": shown(name), "done": done})
 
-    reference = request.get("reference")
-    scan = Scan(_path(request["path"]), skip=frozenset(request.get("skip", ())), tell=tell,
-                reference=_path(reference) if reference else None)  # fmt: skip
+    reference, path = request.get("reference"), _path(request["path"])
+    scan = Scan(path, skip=frozenset(request.get("skip", ())), tell=tell, reference=_path(reference) if reference else None,
+                apart=ahead.can_fork(), hasher=ahead.begin(path))  # fmt: skip
     for finding in scan.run():
         emit({"finding": finding.model_dump()})
     for item in scan.folder.items.values():
         emit({"file": {"name": shown(item.name), "kind": "+".join(item.kinds), "size": item.size, "sha256": item.sha256}})
     for (file, name), facts in scan.folder.tensors.items():
         emit({"tensor": {"file": shown(file), "name": name, "blake3": facts.blake3, "finite": facts.finite}})
-    used = {f: r.text.model_dump() for r in scan.rules if (f := r.name) in scan.counts}
+    used = {rule.name: rule.text.model_dump() for rule in scan.used}
     emit({"end": {"rules": used, "unchecked": scan.folder.unchecked,
                   "checked": [s.about for s in scan.scanners if s.about],
-                  "scanners": {s.name: type(s).__module__ for s in scan.scanners}}})  # fmt: skip
+                  "scanners": scan.sources}})  # fmt: skip
 
 
 def _path(name: str) -> Path:
@@ -110,7 +111,8 @@ def run_scan(request: Event, heard: Callable[[str, int], None] | None = None) ->
 def _attempt(request: Event, heard: Callable[[str, int], None] | None) -> tuple[Outcome, str]:
     """One process's events, and the file that it was at when it ended."""
     outcome, at = Outcome(), ""
-    with contextlib.closing(_events(request)) as events:
+    with contextlib.closing(_events(request)) as events, contextlib.ExitStack() as stack:
+        stack.callback(ahead.end)  # what was begun for this one is used up
         for event in events:
             if "at" in event:
                 at = event["at"] or at
@@ -137,7 +139,7 @@ _forked: list[bool] = []
 def _events(request: Event) -> Generator[Event, None, None]:
     if sys.platform != "linux":
         yield from _of_process([sys.executable, "-m", __name__], request)
-    elif threading.active_count() == 1 and "torch" not in sys.modules:
+    elif ahead.can_fork():
         if _forked:  # the first scan of a process imports its scanners while it reads; for more, once is enough
             _warm()
         _forked.append(True)
@@ -200,6 +202,7 @@ def _child(request: Event, out: int) -> None:
                 stream.flush()
 
             try:
+                gc.disable()  # it lives for a second or two, and has a limit on its memory
                 _restrict(request)
                 scan_events(request, at_once if request.get("careful") else emit)
             except MemoryError:
@@ -208,7 +211,7 @@ def _child(request: Event, out: int) -> None:
                 at_once({"bug": traceback.format_exc()})
         code = 0
     except MemoryError:
-        code = 71
+        code = ahead.OUT_OF_MEMORY
     finally:
         os._exit(code)
 
@@ -257,7 +260,7 @@ def _why(status: int, silent: bool) -> str:
     if silent:
         return _SILENT
     code = os.waitstatus_to_exitcode(status)
-    if code == 71:
+    if code == ahead.OUT_OF_MEMORY:
         return f"asked for more than {MEMORY >> 20} MiB"
     return f"was ended by signal {-code}" if code < 0 else f"ended early with code {code}"
 

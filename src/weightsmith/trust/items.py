@@ -19,12 +19,11 @@ from ..formats.gguf import GgufHeader
 from ..formats.safetensors import SafetensorsHeader
 from ..found import Finding
 from ..storage import strict_json
+from .identity import FLAGS, Identity, identity
 from .rules import Rule
 
 HEAD = 1 << 16  # bytes of either end of a file that decide what it is
 WHOLE = 1 << 26  # bytes that a scanner may take into memory at once
-_OPEN = (os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-         | getattr(os, "O_BINARY", 0))  # fmt: skip
 
 
 class FileChanged(WeightsmithError):
@@ -36,13 +35,14 @@ class Item:
     """One file, or one member of an archive (``name`` then is ``archive!member``).
 
     ``kinds`` is what its content is (:mod:`.kinds`), more than one for a file that two readers take for two things.
-    ``opener`` opens it anew at its first byte, seekable, for reading.
+    ``opener`` opens it anew at its first byte, seekable, for reading; ``listed`` is the plain file that it then is.
     """
 
     name: str
     size: int
     opener: Callable[[], BinaryIO] = field(repr=False)
     path: Path | None = None
+    listed: Identity | None = None
     outer: Item | None = field(default=None, repr=False)
     kinds: tuple[str, ...] = ()
     sha256: str | None = None
@@ -116,21 +116,17 @@ def file_item(name: str, path: Path) -> Item:
         OSError: it is not there.
     """
     info = os.stat(path)
-    listed = _identity(info)
+    listed = identity(info)
 
     def open_it() -> BinaryIO:
-        handle = os.open(real, _OPEN)
-        if _identity(os.fstat(handle)) != listed:
+        handle = os.open(real, FLAGS)
+        if identity(os.fstat(handle)) != listed:
             os.close(handle)
             raise FileChanged("changed while it was scanned", where=name)
         return os.fdopen(handle, "rb")
 
     real = path.resolve()  # the links on the way were judged when the folder was listed
-    return Item(name, info.st_size, open_it, path=path)
-
-
-def _identity(info: os.stat_result) -> tuple[int, ...]:
-    return info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns
+    return Item(name, info.st_size, open_it, path=path, listed=listed)
 
 
 @dataclass(frozen=True, slots=True)

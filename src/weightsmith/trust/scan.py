@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, LimitExceeded, WeightsmithError
 from ..found import Finding
@@ -22,6 +22,9 @@ from .kinds import kinds_of
 from .listing import RULES as LISTING_RULES
 from .listing import list_folder, shown
 from .rules import Rule
+
+if TYPE_CHECKING:
+    from .ahead import Ahead
 
 SCANNERS = Registry("scanners", {
     "archives": "weightsmith.trust.scanners.archives:Archives",
@@ -40,6 +43,13 @@ SCANNERS = Registry("scanners", {
 #: built-in scanners that don't run early
 LATE = frozenset({"archives", "layout", "numbers", "other-formats", "pickles", "plain", "reference", "remote-code", "settings",
                   "templates", "tokenizer"})  # fmt: skip
+#: built-in scanners of single files of kinds that few models have: what they look at and for; imported when there is one
+WHEN_THERE: Mapping[str, tuple[frozenset[str], str]] = {
+    "archives": (frozenset({"zip", "tar", "7z", "rar", "lz4", "gzip", "bzip2", "xz", "lzma", "zlib", "zstd"}),
+                 "Archives: names, links, sizes and both directories checked, and every member scanned like a file"),
+    "pickles": (frozenset({"pickle", "zlib"}),
+                "Pickles: every import and call of every stream, against the list of what tensors need; torch's storages"),
+}  # fmt: skip
 MOST_FINDINGS = 50  # of one rule in one scan; the rest is counted
 MOST_MEMBERS = 10_000  # of all archives of one model together
 MOST_UNPACKED = 1 << 31  # bytes of members that are analysed
@@ -68,24 +78,36 @@ Tell = Callable[[str, int], None]
 
 
 class Scan:
-    """One scan of one model; ``tell`` hears (file, bytes read so far), often enough for a watchdog."""
+    """One scan of one model; ``tell`` hears (file, bytes read so far), often enough for a watchdog.
+
+    ``apart`` and ``hasher`` are :class:`.stream.Reading`'s.
+    """
 
     def __init__(self, path: Path, *, skip: frozenset[str] = frozenset(), tell: Tell | None = None,
-                 reference: Path | None = None) -> None:  # fmt: skip
+                 reference: Path | None = None, apart: bool = False, hasher: Ahead | None = None) -> None:  # fmt: skip
         self.folder = Folder(path, single=not path.is_dir())
         self.skip, self.tell, self.reference = skip, tell or (lambda name, done: None), reference
+        self.apart, self.hasher = apart, hasher
         self.members = self.unpacked = 0
         self.counts: Counter[str] = Counter()
 
     @cached_property
     def scanners(self) -> list[Scanner]:
         """All scanners; made when they are needed, so that the bytes are read while the modules are imported."""
-        return [SCANNERS.load(name)() for name in SCANNERS.names()]
+        return [_later(name) if name in WHEN_THERE else SCANNERS.load(name)() for name in SCANNERS.names()]
 
     @property
-    def rules(self) -> list[Rule]:
-        """Every rule of this scan."""
-        return [*RULES, *(rule for scanner in self.scanners for rule in scanner.rules)]
+    def sources(self) -> dict[str, str]:
+        """The module that each scanner comes from."""
+        return {scanner.name: SCANNERS.module(scanner.name) for scanner in self.scanners}
+
+    @property
+    def used(self) -> list[Rule]:
+        """The rules of the findings so far; some are found by one scanner for another, which was not needed itself."""
+        rules = {r.name: r for r in (*RULES, *(r for s in self.scanners for r in s.rules))}
+        if not self.counts.keys() <= rules.keys():
+            rules.update((r.name, r) for name in WHEN_THERE for r in SCANNERS.load(name).rules)
+        return [rules[name] for name in self.counts if name in rules]
 
     def run(self) -> Iterator[Finding]:
         """All findings, none twice, at most :data:`MOST_FINDINGS` of one rule; the last then says how many more there are."""
@@ -116,7 +138,7 @@ class Scan:
             yield from (f for f in list_folder(self.reference, self.folder.reference) if f.severity == "unknown")
             yield from self._files(self.folder.reference, early=True, silent=True)
         yield from self._files(self.folder, early=True)
-        reading = stream.Reading(self.folder)  # goes on beside the scanners, which wait for no digest
+        reading = stream.Reading(self.folder, apart=self.apart, hasher=self.hasher)  # beside the scanners
         yield from self._files(self.folder, early=False)
         yield from self._whole(needs_bytes=False)
         yield from reading.finish(self.tell)
@@ -186,6 +208,22 @@ class Scan:
                     yield FAILED.found(f"{scanner.name}: {type(error).__name__}: {str(error)[:300]}", file=shown(name))
                     return
                 yield result
+
+
+def _later(wanted: str) -> Scanner:
+    """A scanner of :data:`WHEN_THERE` that is imported at its first file."""
+
+    class Later(Scanner):
+        name = wanted
+        kinds, about = WHEN_THERE[wanted]
+        real: Scanner | None = None
+
+        def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
+            if self.real is None:
+                self.real = SCANNERS.load(wanted)()
+            return self.real.scan_file(item, folder)
+
+    return Later()
 
 
 def _started(work: Callable[[], Iterable[Any]]) -> Generator[Any, None, None]:

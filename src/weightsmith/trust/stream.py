@@ -1,21 +1,27 @@
 """One pass over every byte of every file: SHA-256 of files, BLAKE3 and values of tensors.
 
-SHA-256 of one file can't be shared among cores and takes longer than all the rest, so the pass is built around it. Each
-worker takes whole files, the largest first; a worker that finds none left takes over the SHA-256 of a file that another
-one is reading, block by block, while that one reads on, digests tensors and looks at their values. Blocks are read into
-a few buffers that stay in the cache; nothing is mapped into memory, so that a file which shrinks is a finding and not a
-crash.
+SHA-256 of one file can't be shared among cores and takes longer than all the rest, so the pass is built around it. A
+process that began first takes it of the largest files (:mod:`.ahead`), while this pass digests their tensors and looks at
+their values. Of the other files each worker takes whole ones; a worker that finds none left takes over the SHA-256 of a
+file that another one is reading, block by block. Blocks are read into a few buffers that stay in the cache; only a fork
+maps files into memory, so that one which shrinks is a finding and not a crash.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import mmap
 import os
+import signal
 import sys
 import threading
+import time
+import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from queue import SimpleQueue
 from typing import Any
 
@@ -23,6 +29,7 @@ import numpy as np
 
 from ..found import Finding
 from ..storage import usable_cores
+from .ahead import OUT_OF_MEMORY, Ahead, keep_only
 from .items import FileChanged, Folder, Item
 from .listing import UNREADABLE, shown
 from .rules import Rule
@@ -34,6 +41,8 @@ SMALL = 1 << 22  # bytes of a whole folder for which threads are not worth their
 MOST_WORKERS = 16
 SWITCH = 2e-4  # seconds that Python code may keep the interpreter from a thread that comes back with a hashed block
 TELL = 1 << 24  # bytes after which somebody is told
+WINDOW = 1 << 25  # bytes of a file that are mapped at once
+LEAD = 1 << 31  # bytes that the values of a file may be read before its digest is taken
 
 CHANGED = Rule(
     "file-changed", "unknown", "A file changed while it was scanned",
@@ -43,6 +52,7 @@ CHANGED = Rule(
     ("https://cwe.mitre.org/data/definitions/367.html",),
 )  # fmt: skip
 
+_FACTS = [f.name for f in fields(Measured) if f.name != "head"]
 Tell = Callable[[str, int], None]
 Span = tuple[int, int, str, str, bool]  # begin and end in the file, name, dtype or ggml type, whether it is the latter
 
@@ -58,32 +68,105 @@ def read_all(folder: Folder, tell: Tell) -> Iterator[Finding]:
 class Reading:
     """A pass that goes on behind the caller's back: other work can be done between the start and :meth:`finish`.
 
-    The headers have to be in the folder when it starts. A small folder is read by :meth:`finish` itself.
+    The headers have to be in the folder when it starts. A small folder is read by :meth:`finish` itself. ``apart`` has the
+    others read by a fork, so that neither side waits for the other's interpreter; the caller must be able to fork.
+    ``hasher`` takes the digests of some of the files.
     """
 
-    def __init__(self, folder: Folder) -> None:
-        jobs = sorted((_Job(item, folder) for item in folder.items.values()), key=lambda j: -j.item.size)
-        self.folder, self.crew = folder, _Crew(jobs)
-        workers = min(MOST_WORKERS, usable_cores()) if sum(j.item.size for j in jobs) > SMALL else 1
-        self.threads = [threading.Thread(target=self.crew.work, daemon=True) for _ in range(workers)] if workers > 1 else []
+    def __init__(self, folder: Folder, *, apart: bool = False, hasher: Ahead | None = None) -> None:
+        taken = hasher.take_over() if hasher is not None else set()
+        self.jobs = [_Job(item, folder, hasher if item.listed in taken else None)
+                     for item in sorted(folder.items.values(), key=lambda i: -i.size)]  # fmt: skip
+        self.folder, self.crew, self.hasher = folder, _Crew(self.jobs), hasher
         self.interval = sys.getswitchinterval()
-        if self.threads:
-            sys.setswitchinterval(SWITCH)
-        for thread in self.threads:
-            thread.start()
+        self.threads: list[threading.Thread] = []
+        self.fork: tuple[int, int] | None = None
+        if sum(j.item.size for j in self.jobs) > SMALL:
+            if apart:
+                self.fork = self._forked()
+            elif usable_cores() > 1:
+                self._start()
+
+    def _start(self) -> None:
+        sys.setswitchinterval(SWITCH)
+        for _ in range(min(MOST_WORKERS, usable_cores())):
+            self.threads.append(threading.Thread(target=self.crew.work, daemon=True))
+            self.threads[-1].start()
+
+    def _forked(self) -> tuple[int, int]:
+        """The process that reads, and the pipe in which it tells what it found."""
+        begin, end = os.pipe()
+        child = os.fork()
+        if not child:
+            self._tell_all(end)
+        os.close(end)
+        return child, begin
+
+    def _tell_all(self, out: int) -> None:
+        """What the fork does: read, write events, never return."""
+        code = 70
+        try:
+            keep_only(out, *(self.hasher.handles if self.hasher is not None else ()))
+            with os.fdopen(out, "w", encoding="ascii", buffering=1 << 16) as stream:
+                try:
+                    self._start()
+                    for event in self._events():
+                        stream.write(json.dumps(event) + "\n")
+                        if "at" in event:
+                            stream.flush()
+                except MemoryError:
+                    raise
+                except Exception:  # noqa: BLE001 - whatever it is, it is raised where the events are read
+                    stream.write(json.dumps({"bug": traceback.format_exc()}) + "\n")
+            code = 0
+        except MemoryError:
+            code = OUT_OF_MEMORY
+        finally:
+            os._exit(code)
 
     def finish(self, tell: Tell) -> Iterator[Finding]:
-        """Wait for the end; fills the folder and yields what was found."""
+        """Wait for the end; fills the folder and yields what was found.
+
+        Raises:
+            MemoryError: the process that reads asked for too much.
+        """
         try:
-            if not self.threads:
+            if self.fork is None and not self.threads:
                 self.crew.work()
-            yield from self._events(tell)
+            for event in self._heard(*self.fork) if self.fork is not None else self._events():
+                if "at" in event:
+                    tell(event["at"], event["done"])
+                elif "cut" in event:
+                    yield from (CHANGED.found("it became shorter while it was read, or can't be read to its end",
+                                              file=shown(j.item.name)) for j in self.jobs if j.item.sha256 is None)  # fmt: skip
+                else:
+                    yield from self._take(event, tell)
             for thread in self.threads:
                 thread.join()
         finally:
             sys.setswitchinterval(self.interval)
 
-    def _events(self, tell: Tell) -> Iterator[Finding]:
+    def _heard(self, child: int, pipe: int) -> Iterator[dict[str, Any]]:
+        """What the fork tells. When it was stopped by a signal, this process ends in the same way: the parent names the file."""
+        with os.fdopen(pipe, "r", encoding="ascii") as stream:
+            for line in stream:
+                event = json.loads(line)
+                if "bug" in event:
+                    raise RuntimeError(event["bug"])
+                yield event
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if code == OUT_OF_MEMORY:
+            raise MemoryError
+        if code == -getattr(signal, "SIGBUS", 0):
+            yield {"cut": True}
+            return
+        if code < 0:
+            os.kill(os.getpid(), -code)
+        if code:
+            raise RuntimeError(f"the process that reads ended with code {code}")
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        """Where the workers are, and what each file came to, as plain data."""
         working = len(self.threads) or 1
         while working:
             event = self.crew.events.get()
@@ -92,20 +175,20 @@ class Reading:
             elif isinstance(event, BaseException):
                 raise event
             elif isinstance(event, _Job):
-                tell(event.item.name, event.item.size)
-                yield from _taken(event, self.folder)
+                yield {"job": self.jobs.index(event), **event.outcome()}
             else:
-                tell(*event)
+                yield {"at": event[0], "done": event[1]}
 
-
-def _taken(job: _Job, folder: Folder) -> Iterator[Finding]:
-    """Put what a finished job found where the scanners look for it."""
-    if job.finding is not None:
-        yield job.finding
-        return
-    job.item.sha256 = job.sha.hexdigest()
-    for name, facts in job.facts.items():
-        folder.tensors[job.item.name, name] = facts
+    def _take(self, event: dict[str, Any], tell: Tell) -> Iterator[Finding]:
+        """Put what came of a file where the scanners look for it."""
+        item = self.jobs[event["job"]].item
+        tell(item.name, item.size)
+        if event["finding"] is not None:
+            yield Finding.model_validate(event["finding"])
+            return
+        item.sha256 = event["sha256"]
+        for name, head, facts in event["facts"]:
+            self.folder.tensors[item.name, name] = Measured(**facts, head=bytes.fromhex(head))
 
 
 class _Crew:
@@ -141,7 +224,7 @@ class _Crew:
     def _needy(self) -> _Job | None:
         """The running file with the most bytes left that nobody helps with yet."""
         with self.lock:
-            alone = [j for j in self.running if not j.helped and j.item.size - j.done > BLOCK * SLOTS]
+            alone = [j for j in self.running if not j.helped and j.hasher is None and j.item.size - j.done > BLOCK * SLOTS]
             job = max(alone, key=lambda j: j.item.size - j.done, default=None)
             return job if job is not None and job.join() else None
 
@@ -149,13 +232,14 @@ class _Crew:
 class _Job:
     """One file: read by one worker, hashed by it or by another one that came to help."""
 
-    def __init__(self, item: Item, folder: Folder) -> None:
-        self.item = item
+    def __init__(self, item: Item, folder: Folder, hasher: Ahead | None = None) -> None:
+        self.item, self.hasher = item, hasher
         self.spans, self.origin = _spans(item, folder)
         self.begins = [s[0] for s in self.spans]
         self.sha = hashlib.sha256()
         self.facts: dict[str, Measured] = {}
         self.finding: Finding | None = None
+        self.digest: str | None = None
         self.done = 0
         self.helped = self.closed = False
         self.lock = threading.Lock()
@@ -199,12 +283,21 @@ class _Job:
 
     def _read(self, file: Any, events: SimpleQueue[Any]) -> None:
         before = _state(file)
-        raw, size, told = getattr(file, "raw", file), self.item.size, 0
-        slots = SLOTS if size > BLOCK * SLOTS else 1
-        for _ in range(slots):
+        raw, size = getattr(file, "raw", file), self.item.size
+        unfinished: dict[str, Values] = {}
+        if self.hasher is not None and self.origin % 8 == 0:  # whole words, so that they can be looked at where they lie
+            index = self._mapped(raw, events, unfinished)
+        else:
+            index = self._copied(raw, events, unfinished)
+        self._look(np.empty(0, np.uint8), size, index, unfinished)
+        if _state(file) != before:
+            raise FileChanged("it was written to while it was read", where=self.item.name)
+
+    def _copied(self, raw: Any, events: SimpleQueue[Any], unfinished: dict[str, Values]) -> int:
+        """Read block by block; hash it, or give it to who helps."""
+        size, index = self.item.size, 0
+        for _ in range(SLOTS if size > BLOCK * SLOTS else 1):
             self.free.put(np.empty(min(size, BLOCK) + 64, np.uint8))
-        open_values: dict[str, Values] = {}
-        index = 0
         while self.done < size:
             end = self._end(min(self.done + BLOCK, size))
             buffer = self.free.get()
@@ -213,18 +306,64 @@ class _Job:
             _fill(raw, memoryview(block), self.item)
             if self.helped:
                 self.todo.put((buffer, block))
-                index = self._look(block, end, index, open_values)
+                index = self._look(block, end, index, unfinished)
             else:
-                self.sha.update(block)
-                index = self._look(block, end, index, open_values)
+                if self.hasher is None:
+                    self.sha.update(block)
+                index = self._look(block, end, index, unfinished)
                 self.free.put(buffer)
-            self.done = end
-            if end - told >= TELL:
-                told = end
-                events.put((self.item.name, end))
-        self._look(np.empty(0, np.uint8), size, index, open_values)
-        if raw.read(1) or _state(file) != before:
-            raise FileChanged("it was written to while it was read", where=self.item.name)
+            self._on(end, events)
+        if raw.read(1):
+            raise FileChanged("it became longer while it was read", where=self.item.name)
+        return index
+
+    def _mapped(self, raw: Any, events: SimpleQueue[Any], unfinished: dict[str, Values]) -> int:
+        """Look at a file of which somebody else takes the digest, without a copy, a window at a time.
+
+        Only a fork does so: a file that shrinks, or a disk that fails, ends it by SIGBUS.
+        """
+        size, index = self.item.size, 0
+        while self.done < size:
+            base = self.done // mmap.PAGESIZE * mmap.PAGESIZE
+            stop = min(base + WINDOW, size)
+            with mmap.mmap(raw.fileno(), stop - base, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ, offset=base) as mapped:
+                whole = np.frombuffer(mapped, np.uint8)
+                while stop - self.done >= (1 if stop == size else BLOCK):  # the next window holds a cut element whole
+                    end = self._end(min(self.done + BLOCK, stop))
+                    index = self._look(whole[self.done - base : end - base], end, index, unfinished)
+                    self._on(end, events)
+                del whole
+        return index
+
+    def _on(self, end: int, events: SimpleQueue[Any]) -> None:
+        """Everything before ``end`` is done: say so now and then."""
+        tell = end // TELL > self.done // TELL
+        self.done = end
+        if tell:
+            events.put((self.item.name, end))
+            self._wait(end)
+
+    def _wait(self, end: int) -> None:
+        """Not too far in front of who takes the digest, so that what was read from the disk is still in memory for it."""
+        while self.hasher is not None and self.item.listed is not None and end - self.hasher.done(self.item.listed) > LEAD:
+            time.sleep(0.01)
+
+    def outcome(self) -> dict[str, Any]:
+        """What came of the file, as plain data."""
+        if self.finding is None and self.hasher is not None:
+            self._fetch_digest(self.hasher)
+        if self.finding is not None:
+            return {"finding": self.finding.model_dump()}
+        facts = [(name, f.head.hex(), {k: getattr(f, k) for k in _FACTS}) for name, f in self.facts.items()]
+        return {"finding": None, "sha256": self.digest or self.sha.hexdigest(), "facts": facts}
+
+    def _fetch_digest(self, hasher: Ahead) -> None:
+        """The digest that was taken beside; taken here when there is none, since who hashes may be gone."""
+        assert self.item.listed is not None
+        self.digest = hasher.digest(self.item.listed)
+        if self.digest is None:
+            self.hasher, self.spans, self.begins, self.done = None, [], [], 0
+            self.run(SimpleQueue())
 
     def _end(self, end: int) -> int:
         """The end of a block, moved back so that it does not cut an element in two."""

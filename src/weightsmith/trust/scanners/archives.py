@@ -9,6 +9,7 @@ from ...errors import FormatError, LimitExceeded
 from ...found import Finding
 from ..items import WHOLE, Folder, Item, Scanner
 from ..listing import shown
+from ..scan import WHEN_THERE
 from . import archive_rules, keras, unpacking
 from .archive_rules import AROUND, BOMB, BROKEN, ENCRYPTED, NOT_OPENED, TOO_LARGE, is_bomb
 from .sevenzip import read_7z
@@ -30,9 +31,8 @@ class Archives(Scanner):
     """Opens zip, tar, 7z and single compressed streams; rar and lz4 are told of, not opened."""
 
     name = "archives"
-    kinds = frozenset({"zip", "tar", "7z", "rar", "lz4", *_STREAMS})
     rules = (*archive_rules.RULES, *keras.RULES)
-    about = "Archives: names, links, sizes and both directories checked, and every member scanned like a file"
+    kinds, about = WHEN_THERE[name]
 
     def __init__(self) -> None:
         self.unpacked = 0

@@ -14,6 +14,7 @@ from ..items import WHOLE, Folder, Item, Scanner
 from ..kinds import kinds_of
 from ..listing import shown
 from ..rules import Rule
+from ..scan import WHEN_THERE
 from . import pickle_judge, torch_state
 from .pickle_arrays import Arrays
 from .pickle_judge import Judge
@@ -67,9 +68,8 @@ class Pickles(Scanner):
     """Pickles of every protocol, plain, of joblib, dill and cloudpickle, and torch's files that are no zip."""
 
     name = "pickles"
-    kinds = frozenset({"pickle", "zlib"})
     rules = RULES
-    about = "Pickles: every import and call of every stream, against the list of what tensors need; torch's storages"
+    kinds, about = WHEN_THERE[name]
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Findings of one file or member; members of bytes that it would unpickle in turn."""

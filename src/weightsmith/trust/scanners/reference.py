@@ -6,7 +6,6 @@ whoever compares a fine-tuned model with its base reads the list and consents. W
 
 from __future__ import annotations
 
-import difflib
 import json
 import time
 from collections import Counter
@@ -20,8 +19,7 @@ from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
 from .facts import Place, Weights, places
-from .tokens import merge_pairs
-from .vocabulary import Vocabulary, readable, vocabularies
+from .vocabulary import Vocabulary, merge_pairs, readable, vocabularies
 
 FILES = Rule(
     "reference-files", "suspicious", "Files that only one of model and reference has",
@@ -195,6 +193,8 @@ def _templates(place: Place, other: Place) -> Iterator[Finding]:
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) == theirs.get(name):
             continue
+        import difflib
+
         lines = list(difflib.unified_diff(theirs.get(name, "")[:20_000].splitlines(), ours.get(name, "")[:20_000].splitlines(),
                                           "reference", "here", lineterm="", n=0))  # fmt: skip
         what = "is not in the reference" if name not in theirs else "is missing here" if name not in ours else "differs"

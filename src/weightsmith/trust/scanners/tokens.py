@@ -6,7 +6,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from operator import add
 from typing import Any
 
 from ...errors import FormatError, LimitExceeded, WeightsmithError
@@ -25,6 +25,8 @@ from .vocabulary import (
     from_tokenizer_json,
     is_words,
     looks_special,
+    merge_halves,
+    merge_pairs,
     readable,
     sentencepiece_part,
     vocabularies,
@@ -282,21 +284,22 @@ def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     merges = model.get("merges") if isinstance(model, dict) else None
     if merges is None or vocabulary.kind != "BPE" or not isinstance(model, dict):
         return
-    pairs = merge_pairs(merges)
-    if pairs is None:
+    halves = merge_halves(merges)
+    if halves is None:
         yield MERGES.found("merges must be pairs of tokens", file=file, place="$.model.merges")
         return
     prefix = model.get("continuing_subword_prefix")
     cut = len(prefix) if isinstance(prefix, str) else 0
     known = vocabulary.ids
-    joined = [a + b[cut:] for a, b in pairs] if cut else list(map("".join, pairs))
+    left, right = halves[::2], halves[1::2]
+    joined = list(map(add, left, [b[cut:] for b in right] if cut else right))
     numbers = list(map(known.get, joined))
-    lost = set(chain.from_iterable(pairs)).difference(known)
+    lost = set(halves).difference(known)
     if None in numbers:
         lost.update(t for t in joined if t not in known)
     yield from _order(vocabulary.base, numbers, file)
     if lost:
-        at = next(i for i, (a, b) in enumerate(pairs) if a in lost or b in lost or a + b[cut:] in lost)
+        at = next(i for i, three in enumerate(zip(left, right, joined, strict=True)) if not lost.isdisjoint(three))
         yield MERGES.found(f"{len(lost)} tokens of the merges are not in the vocabulary, e.g. {min(lost)!r:.60}", file=file,
                            place=f"$.model.merges[{at}]",
                            evidence=", ".join(f"{t!r:.40}" for t in sorted(lost)[:_SHOWN]))  # fmt: skip
@@ -310,20 +313,6 @@ def _order(ids: Mapping[str, Any], numbers: list[Any], file: str) -> Iterator[Fi
         named = "; ".join(f"{readable(texts[i])!r:.40} ({i}) in the place of {readable(texts[j])!r:.40} ({j})"
                           for j, i in swapped.items() if i in texts and j in texts)  # fmt: skip
         yield EXCHANGED.found(f"{len(swapped)} tokens have exchanged ids: {named:.160}", file=file, place="vocab", evidence=named)
-
-
-def merge_pairs(merges: Any) -> list[list[str]] | None:
-    """Merges as pairs of texts, from either way of writing them; ``None`` for anything else."""
-    if not isinstance(merges, list):
-        return None
-    kinds = set(map(type, merges))
-    if kinds == {str}:
-        found = [m.split(" ") for m in merges]
-    elif kinds <= {list} and not set(map(type, chain.from_iterable(merges))) - {str}:
-        found = merges
-    else:
-        return None
-    return None if set(map(len, found)) - {2} else found
 
 
 def _modes(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Finding]:

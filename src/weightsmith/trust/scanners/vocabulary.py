@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain, repeat
 from typing import Any
 
 from ...errors import FormatError, WeightsmithError
@@ -269,3 +270,22 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
             return value, at
         shift += 7
     raise FormatError("a number has no end")
+
+
+def merge_halves(merges: Any) -> list[str] | None:
+    """The two tokens of each merge, one after the other, from either way of writing them; ``None`` for anything else."""
+    if not isinstance(merges, list):
+        return None
+    kinds = set(map(type, merges))
+    if kinds == {str}:
+        return None if set(map(str.count, merges, repeat(" "))) - {1} else " ".join(merges).split(" ")
+    if kinds <= {list} and not set(map(len, merges)) - {2}:
+        halves = list(chain.from_iterable(merges))
+        return None if set(map(type, halves)) - {str} else halves
+    return None
+
+
+def merge_pairs(merges: Any) -> list[tuple[str, str]] | None:
+    """Merges as pairs of tokens; ``None`` where :func:`merge_halves` has none."""
+    halves = merge_halves(merges)
+    return None if halves is None else list(zip(halves[::2], halves[1::2], strict=True))

@@ -1,0 +1,194 @@
+"""SHA-256 of a model's large files, taken by a process of its own that begins before all the rest.
+
+Cores can't share the SHA-256 of one file, and it takes longer than everything else that is done to the file. So it is
+begun first, while the scan is still being imported, and goes on beside it. The process reads and hashes; it parses
+nothing. It takes the largest file first, then the next one, until the scan comes and takes over what is left
+(:meth:`Ahead.take_over`). A digest holds for the file of one :func:`~.identity.identity`, before and after the reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import select
+import signal
+import stat
+import sys
+import threading
+from pathlib import Path
+
+from .identity import FLAGS, Identity, identity
+
+OUT_OF_MEMORY = 71  # exit code of a process of a scan that asked for too much
+LARGE = 1 << 25  # bytes from which a file is worth a process
+MOST = 1024  # files
+_ENTRIES = 20_000  # of a folder that are looked at
+_BLOCK = 1 << 18  # bytes: it stays in the cache between being read and being hashed
+_TELL = 1 << 26  # bytes after which it says where it is
+_TOKEN = 2  # bytes of a file's number in the pipe of what is to be done
+
+
+class Ahead:
+    """The process, seen from the scan that it works for."""
+
+    def __init__(self, root: Path, files: list[tuple[Path, Identity]]) -> None:
+        self.root, self.owner = root, os.getpid()
+        self.numbers = {known: number for number, (_, known) in enumerate(files)}
+        self._done = [0] * len(files)
+        self._digests: dict[int, str | None] = {}
+        self._left, self._lock = b"", threading.Lock()
+        self._tokens, give = os.pipe()
+        os.write(give, b"".join(n.to_bytes(_TOKEN, "little") for n in range(len(files))))
+        os.close(give)
+        self._results, out = os.pipe()
+        self.process = os.fork()
+        if not self.process:
+            keep_only(self._tokens, out)
+            _hash_all(files, self._tokens, out)
+        os.close(out)
+
+    @property
+    def handles(self) -> tuple[int, int]:
+        """The pipes that a fork has to keep to use this."""
+        return self._tokens, self._results
+
+    def take_over(self) -> set[Identity]:
+        """What it works on, or is done with; the other files are the caller's from now on."""
+        raw = b""
+        while more := os.read(self._tokens, 1 << 16):
+            raw += more
+        left = {int.from_bytes(raw[i : i + _TOKEN], "little") for i in range(0, len(raw), _TOKEN)}
+        return {known for known, number in self.numbers.items() if number not in left}
+
+    def done(self, known: Identity) -> int:
+        """Bytes of a file that are hashed, as far as it has said; the file's size once it has ended."""
+        with self._lock:
+            while select.select([self._results], [], [], 0)[0] and self._hear():
+                pass
+            number = self.numbers[known]
+            return known[2] if number in self._digests else self._done[number]
+
+    def digest(self, known: Identity) -> str | None:
+        """Wait for a file's SHA-256; ``None`` when the file was not the same all the time, or the process is gone."""
+        number = self.numbers[known]
+        with self._lock:
+            while number not in self._digests and self._hear():
+                pass
+            return self._digests.get(number)
+
+    def _hear(self) -> bool:
+        """Take in what it says next; false when it says no more."""
+        block = os.read(self._results, 1 << 16)
+        if not block:
+            self._digests = {n: self._digests.get(n) for n in self.numbers.values()}
+            return False
+        *lines, self._left = (self._left + block).split(b"\n")
+        for line in lines:
+            kind, number, value = line.decode("ascii").split(" ")
+            if kind == "at":
+                self._done[int(number)] = int(value)
+            else:
+                self._digests[int(number)] = value if kind == "is" else None
+        return True
+
+    def end(self) -> None:
+        """Stop it, if this process started it, and let go of its pipes."""
+        os.close(self._tokens)
+        os.close(self._results)
+        if os.getpid() == self.owner:
+            os.kill(self.process, signal.SIGKILL)  # not yet waited for, so the number is still its own
+            os.waitpid(self.process, 0)
+
+
+def can_fork() -> bool:
+    """Whether a fork of this process is sound: on Linux, while there is one thread and no library with threads of its own."""
+    return sys.platform == "linux" and threading.active_count() == 1 and "torch" not in sys.modules
+
+
+_current: list[Ahead] = []
+
+
+def begin(path: Path) -> Ahead | None:
+    """Begin with the large files of a model, or go on with what was begun for it; ``None`` where there are none, or no fork."""
+    path = path.absolute()
+    if _current and _current[0].root == path:
+        return _current[0]
+    end()
+    if can_fork() and (files := _large(path)):
+        _current.append(Ahead(path, files))
+        return _current[0]
+    return None
+
+
+def end() -> None:
+    """Stop what :func:`begin` began."""
+    while _current:
+        _current.pop().end()
+
+
+def _large(path: Path) -> list[tuple[Path, Identity]]:
+    """Large plain files below a path, on its own disk, the largest first; what can't be asked is the scan's to name."""
+    found: list[tuple[Path, Identity]] = []
+    with contextlib.suppress(OSError, RuntimeError):
+        disk = os.stat(path).st_dev
+        pending, seen = [path], 0
+        while pending and seen < _ENTRIES:
+            here = pending.pop()
+            for entry in os.scandir(here) if here.is_dir() else [here]:
+                seen += 1
+                info = os.stat(entry)
+                if stat.S_ISDIR(info.st_mode):
+                    if not os.path.islink(entry):
+                        pending.append(Path(entry))
+                elif (stat.S_ISREG(info.st_mode) and info.st_size >= LARGE and info.st_dev == disk
+                      and info.st_blocks * 1024 >= info.st_size):  # fmt: skip
+                    found.append((Path(entry).resolve(), identity(info)))
+    return sorted(found, key=lambda f: (-f[1][2], f[0]))[:MOST]
+
+
+def keep_only(*handles: int) -> None:
+    """Close all other handles of a fork, so that nobody waits for it who waits for the end of a pipe."""
+    low = 0
+    for handle in sorted(handles):
+        os.closerange(low, handle)
+        low = handle + 1
+    os.closerange(low, 1 << 16)
+
+
+# -- the process itself ------------------------------------------------------------------------------------
+
+
+def _hash_all(files: list[tuple[Path, Identity]], tokens: int, out: int) -> None:
+    """Hash one file after the other as long as the pipe holds their numbers; never returns."""
+    code = 70
+    try:
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            signal.signal(number, signal.SIG_DFL)
+        while token := os.read(tokens, _TOKEN):
+            at = int.from_bytes(token, "little")
+            digest = None
+            with contextlib.suppress(OSError):
+                digest = _hash(*files[at], at, out)
+            os.write(out, (f"is {at} {digest}\n" if digest else f"no {at} -\n").encode("ascii"))
+        code = 0
+    finally:  # nobody reads what it would say of an error: the scan then takes the digest itself
+        os._exit(code)
+
+
+def _hash(file: Path, known: Identity, number: int, out: int) -> str | None:
+    handle = os.open(file, FLAGS)
+    try:
+        if identity(os.fstat(handle)) != known:
+            return None
+        digest, done, told = hashlib.sha256(), 0, 0
+        buffer = memoryview(bytearray(_BLOCK))
+        while got := os.readv(handle, [buffer]):
+            digest.update(buffer[:got])
+            done += got
+            if done - told >= _TELL:
+                told = done
+                os.write(out, f"at {number} {done}\n".encode("ascii"))
+        return digest.hexdigest() if done == known[2] and identity(os.fstat(handle)) == known else None
+    finally:
+        os.close(handle)

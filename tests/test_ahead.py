@@ -1,0 +1,196 @@
+"""The digest that is begun first, and the fork that reads the rest: the same answer as one pass by one process."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from weightsmith.formats.safetensors import write_file
+from weightsmith.trust.ahead import begin, can_fork
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
+
+#: reads a folder as the scan does, twice: apart with a hasher, and in one process; small limits, so that small files do
+READ = """
+import json, os, signal, sys, time
+from pathlib import Path
+from weightsmith.trust import ahead, stream
+from weightsmith.trust.items import Folder
+from weightsmith.trust.listing import list_folder
+from weightsmith.trust.scanners.headers import Headers
+ahead.LARGE = 100_000
+ahead._BLOCK, ahead._TELL = 5000, 20_000
+stream.SMALL, stream.BLOCK, stream.TELL, stream.WINDOW, stream.LEAD = 0, 5000, 20_000, 1 << 15, 1 << 16
+
+def listed():
+    folder = Folder(root)
+    assert not list(list_folder(root, folder))
+    for item in folder.items.values():
+        for kind in item.kinds:
+            if kind in Headers.kinds:
+                list(Headers().scan_file(item, folder))
+    return folder
+
+def result(folder, found):
+    return {"found": [(f.rule, f.file) for f in found], "sha256": {n: i.sha256 for n, i in folder.items.items()},
+            "facts": sorted([n, repr(f)] for n, f in folder.tensors.items())}
+
+root = Path(sys.argv[1])
+told = []
+BEFORE
+hasher = ahead.begin(root)
+folder = listed()
+BETWEEN
+reading = stream.Reading(folder, apart=True, hasher=hasher)
+found = list(reading.finish(lambda name, done: told.append((name, done))))
+apart = result(folder, found)
+ahead.end()
+folder = listed()
+together = result(folder, list(stream.read_all(folder, lambda name, done: None)))
+print(json.dumps({"apart": apart, "together": together, "taken": len(hasher.numbers), "told": told}))
+"""
+
+
+def read(root: Path, before: str = "", between: str = "") -> dict[str, Any]:
+    """What both ways of reading find, in a process that can fork."""
+    code = READ.replace("BEFORE", before).replace("BETWEEN", between)
+    done = subprocess.run([sys.executable, "-c", code, str(root)], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two weight files with all kinds of words, one whose data begin at an odd place, and small files."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, sizes in (("one", (60_001, 7, 90_001)), ("two", (200_003, 5))):
+        entries = []
+        for at, (dtype, width) in enumerate((("BF16", 2), ("F32", 4), ("U8", 1))):
+            for number, size in enumerate(sizes):
+                raw = rng.standard_normal(size * width // 4 + 1).astype("<f4").tobytes()[: size * width]
+                entries.append((f"{name}.{at}.{number}", dtype, (size,), lambda file, raw=raw: file.write(raw)))
+        write_file(folder / f"{name}.safetensors", entries)
+    whole = (folder / "one.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    header = whole[8 : 8 + length] + b" " * 3  # data at an odd place, which the format allows
+    (folder / "odd.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + whole[8 + length :])
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "data.bin").write_bytes(os.urandom(300_000))
+    return folder
+
+
+def digests(root: Path) -> dict[str, str]:
+    return {f.name: hashlib.sha256(f.read_bytes()).hexdigest() for f in root.iterdir()}
+
+
+@pytest.mark.parametrize("between", ["", "time.sleep(0.5)"], ids=["at once", "all taken"])
+def test_both_ways_find_the_same(root: Path, between: str) -> None:
+    out = read(root, between=between)
+    assert out["taken"] == 4
+    assert out["apart"] == out["together"]
+    assert out["apart"]["sha256"] == digests(root)
+    assert len(out["apart"]["facts"]) == 24
+    assert out["apart"]["found"] == []
+    assert {name for name, _ in out["told"]} == set(digests(root))
+
+
+def test_a_hasher_that_is_gone_costs_no_digest(root: Path) -> None:
+    """Stopped at its first byte, it has taken one file and says nothing of it."""
+    stop = "ahead._hash = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
+    out = read(root, before=stop, between="time.sleep(0.5)")
+    assert out["apart"] == out["together"]
+    assert out["apart"]["sha256"] == digests(root)
+
+
+def test_a_file_that_changed_before_it_was_listed_is_hashed_again(root: Path) -> None:
+    """What was begun is not the file that the scan lists, so its digest is not taken for it."""
+    change = "(root / 'data.bin').write_bytes(b'x' * 300_000)"
+    code = f"real = ahead._large\ndef late(path):\n    found = real(path)\n    {change}\n    return found\nahead._large = late"
+    out = read(root, before=code)
+    assert out["apart"] == out["together"]
+    assert out["apart"]["sha256"]["data.bin"] == hashlib.sha256(b"x" * 300_000).hexdigest()
+
+
+def test_a_file_that_changes_while_it_is_read_is_a_finding(root: Path) -> None:
+    code = """
+real = stream._Job._on
+def on(self, end, events):
+    real(self, end, events)
+    if self.item.name == "data.bin":
+        os.utime(self.item.path)
+stream._Job._on = on
+"""
+    out = read(root, before=code, between="time.sleep(0.5)")
+    assert ["file-changed", "data.bin"] in out["apart"]["found"]
+    assert out["apart"]["sha256"]["data.bin"] is None
+
+
+def test_a_file_that_shrinks_under_the_mapping_is_a_finding_and_no_crash(root: Path) -> None:
+    code = """
+real = stream._Job._on
+def on(self, end, events):
+    if self.item.name == "two.safetensors":
+        os.truncate(self.item.path, 1000)
+    real(self, end, events)
+stream._Job._on = on
+"""
+    out = read(root, before=code, between="time.sleep(0.5)")
+    assert ["file-changed", "two.safetensors"] in out["apart"]["found"]
+    assert out["apart"]["sha256"]["two.safetensors"] is None
+
+
+def test_what_the_reading_process_raises_is_raised(root: Path) -> None:
+    code = "stream.Values.update = lambda self, block: 1 // 0"
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        read(root, before=code)
+
+
+def test_no_process_is_left_over(root: Path) -> None:
+    """Neither when the scan ends well, nor when whoever began is killed."""
+    done = subprocess.run([sys.executable, "-c", """
+import sys, time
+from pathlib import Path
+from weightsmith.trust import ahead
+ahead.LARGE, ahead._BLOCK, ahead._TELL = 100_000, 64, 1
+slow = type("Slow", (), {"update": lambda self, block: time.sleep(0.01)})
+ahead._hash.__globals__["hashlib"] = type("Slowly", (), {"sha256": slow})
+hasher = ahead.begin(Path(sys.argv[1]))
+print(hasher.process, flush=True)
+import os, signal
+os.kill(os.getpid(), signal.SIGKILL)
+""", str(root)], capture_output=True, text=True, check=False)  # fmt: skip
+    child = int(done.stdout)
+    for _ in range(100):
+        try:
+            state = Path(f"/proc/{child}/stat").read_text(encoding="ascii").split(")")[1].split()[0]
+        except FileNotFoundError:
+            return
+        if state == "Z":
+            return
+        subprocess.run(["sleep", "0.05"], check=True)
+    raise AssertionError("the hasher goes on, though nobody listens")
+
+
+def test_nothing_is_begun_where_a_fork_is_not_sound(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may hold a lock that the fork would wait for."""
+    monkeypatch.setattr("weightsmith.trust.ahead.LARGE", 1000)
+    over = threading.Event()
+    thread = threading.Thread(target=over.wait)
+    thread.start()
+    try:
+        assert not can_fork()
+        assert begin(root) is None
+    finally:
+        over.set()
+        thread.join()
