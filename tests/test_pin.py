@@ -38,6 +38,7 @@ from weightsmith.errors import (
 )
 from weightsmith.formats.safetensors import digest_and_check
 from weightsmith.found import ScannedFile
+from weightsmith.jobs.files import as_checkpoint
 from weightsmith.jobs.pin import pin
 from weightsmith.pinned import LOCK, LockRecord
 from weightsmith.storage import cache_dir, remember_sha256, stat_key
@@ -472,6 +473,28 @@ def test_a_kept_text_that_was_tampered_with_is_not_believed(model: Path) -> None
     record = pin("m", update=True)
     assert record.changes is not None
     assert "not kept" in record.changes.files[0].details[0]
+
+
+def test_with_a_lock_a_hub_name_is_the_revision_that_it_pins(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everywhere but where a new revision is asked for."""
+    at = f"org/name@{'1' * 40}"
+    asked: list[str] = []
+
+    def hub(ref: str, **_: Any) -> Any:
+        asked.append(ref)
+        checkpoint = open_checkpoint(str(model))
+        object.__setattr__(checkpoint, "source", {"kind": "hub", "repo": "org/name", "revision": "1" * 40})
+        return checkpoint
+
+    monkeypatch.setattr("weightsmith.jobs.files.open_checkpoint", hub)
+    monkeypatch.setattr("weightsmith.jobs.pin.open_checkpoint", hub)
+    pin("org/name")
+    assert set(read_lock(Path("weightsmith.lock")).record.models) == {at}
+    as_checkpoint("org/name")
+    as_checkpoint("org/other")
+    pin("org/name")
+    pin("org/name", update=True)
+    assert asked == ["org/name", at, "org/other", at, "org/name"]
 
 
 def test_a_new_revision_replaces_the_old_one_and_says_so(model: Path, tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ from weightsmith.measure.stats import wilson
 from weightsmith.measure.suites import shipped_sets
 from weightsmith.options import RunOptions
 from weightsmith.runtime import Continuation, RunningModel, answer_states, generate, load, steering
+from weightsmith.runtime.load import quick
 from weightsmith.search import closed
 from weightsmith.search.front import hypervolume
 from weightsmith.search.gradient import Descent
@@ -46,8 +47,8 @@ from weightsmith.search.run import Plan, Search
 
 REFERENCE = 0.5
 HERE = Path(__file__).parent
-#: of the 48 + 48 prompts it needs 32 + 32: 20 to train on, 12 held out
-OURS = Plan("remove", Sizes(20, 12, 8), Descent(weights=(100.0, 20.0), steps=5, more=2, batch=6, check=5, rate=0.07, turn=0.003),
+#: of the 48 + 48 prompts it needs 26 + 26: 16 to train on, 10 held out
+OURS = Plan("remove", Sizes(16, 10, 8), Descent(weights=(60.0, 20.0), steps=5, more=2, batch=6, check=5, rate=0.07, turn=0.003),
             few=True, screen=4, keep=1, factors=())  # fmt: skip
 
 
@@ -153,11 +154,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", help="what `search` itself takes by default")
     parser.add_argument("-o", "--out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = str(HERE / "refusal.yaml")
-    model = load(open_checkpoint(args.model), RunOptions(threads=args.threads, use_cache=False, seed=args.seed))
+    options = RunOptions(threads=args.threads, use_cache=False, seed=args.seed, dtype=args.dtype)
+    model = load(open_checkpoint(args.model), quick(options))
+    print(f"dtype: {model.dtype}")
     spec, folder = load_feature(recipe)
     sets = prompt_sets(spec, folder)
     judge = Judge(model, sets, args.tokens)

@@ -28,17 +28,12 @@ from .errors import NonFinite, Truncated
 from .formats.safetensors import TensorDigest, TensorSpec
 from .records import TensorRecord
 from .rewrite import Rewriting
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+from .storage import share_blocks
 
 AHEAD = 1 << 29
 BEHIND = 1 << 23  # how far a lane that is alone writes before it reads
 PASS = 1 << 20  # bytes that are read and digested at a time: they stay in the cache between the two digests
 COPY = 1 << 23  # bytes of one kernel copy
-_FICLONE = 0x40049409  # linux/fs.h: share all blocks of another file
 
 
 @dataclass(frozen=True)
@@ -252,7 +247,7 @@ class Lane:
         """Write the file; yields after each piece."""
         source = os.open(plan.base, os.O_RDONLY)
         try:
-            shared = plan.in_place and _clone(source, target)
+            shared = plan.in_place and share_blocks(source, target)
             if shared and os.fstat(target).st_size != plan.size:
                 raise Truncated("the base's file has another size than when it was opened", where=plan.base)
             _pwrite(target, plan.prefix, 0)
@@ -379,17 +374,6 @@ def rewritten(
             yield reader(start, min(region.spec.nbytes, start + PASS))
     finally:
         os.close(handle)
-
-
-def _clone(source: int, target: int) -> bool:
-    """Share all blocks of ``source`` with ``target``, where the file system can."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        return False
-    return True
 
 
 def _move(source: int, target: int, length: int, start: int, to: int, name: Path) -> int:

@@ -27,8 +27,8 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True, defer_build=True)
 
 
-def parse(model: type[Strict], data: Any, where: object, schema: str | None = None) -> Any:
-    """Validate ``data``; the first problem becomes one :class:`RecipeError` that says where it is.
+def parse(model: type[Strict], data: Any, where: object, schema: str | None = None, page: str = "docs/formats.md") -> Any:
+    """Validate ``data``; the first problem becomes one :class:`RecipeError` that says where it is, and which ``page`` helps.
 
     Raises:
         RecipeError: unknown or missing fields, wrong types, or a schema that this version does not know.
@@ -48,7 +48,7 @@ def parse(model: type[Strict], data: Any, where: object, schema: str | None = No
             first = next((e for e in found_ if e["type"] == "extra_forbidden" and e["loc"][:-1] == first["loc"][:-1]), first)
         place = ".".join(str(p) for p in first["loc"]) or "(top)"
         message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise RecipeError(f"{place}: {message}", where=where, hint="docs/formats.md lists every field") from error
+        raise RecipeError(f"{place}: {message}", where=where, hint=f"{page} lists every field") from error
 
 
 class LayerQuality(Strict):

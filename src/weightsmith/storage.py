@@ -23,7 +23,13 @@ from typing import Any, Protocol
 
 from .errors import DiskFull, FormatError, OutputExists, ResourceError, Truncated, UsageError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 BLOCK = 1 << 22
+_FICLONE = 0x40049409  # linux/fs.h: share all blocks of another file
 #: scratch names of this very process; what has its number and is not here was left by a dead one
 _LIVE: set[str] = set()
 
@@ -100,6 +106,17 @@ def read_json(path: Path) -> Any:
 def digest_of(value: Any) -> str:
     """SHA-256 of the canonical JSON of ``value``, as 64 hex digits."""
     return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def share_blocks(source: int, target: int) -> bool:
+    """Share all blocks of the open file ``source`` with ``target``, where the file system copies on write; whether it could."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        return False
+    return True
 
 
 def sha256_range(path: Path, start: int = 0, length: int | None = None) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import UsageError
 from ..options import RunOptions
 from .common import Json, Model, console, gigabytes, plain, print_json, several, with_run_options
-from .verify import At, Certificate, Identity, Ignore, Issuer, Key, TrustRoot, signers
+from .verify import with_signers
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,10 +25,12 @@ _COLOURS = {"added": "green", "removed": "red", "changed": "yellow", "another ty
 
 
 @with_run_options(model=False)
+@with_signers
 def command(
     model: Model,
     *,
     run: RunOptions,
+    signers: Any,
     lock: Annotated[Path | None, typer.Option("--lock", help="The lock to write; the nearest weightsmith.lock, or a new one "
                                               "here, by default.", metavar="FILE")] = None,
     sources: Annotated[list[str] | None, typer.Option("--from", help="Who else says digests: hub, hub:ORG/NAME@REVISION, "
@@ -38,13 +40,6 @@ def command(
                      "here for the bytes on disk.", metavar="SOURCE")] = None,
     update: Annotated[bool, typer.Option("--update", help="Show what changed, ask, and replace what is pinned.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
-    key: Key = None,
-    certificate: Certificate = None,
-    identity: Identity = None,
-    issuer: Issuer = None,
-    trust_root: TrustRoot = None,
-    at: At = None,
-    ignore: Ignore = None,
     json: Json = False,
 ) -> int:  # fmt: skip
     """Write the digests of a model's files and tensors into weightsmith.lock. Exit code 1 if sources disagree."""
@@ -62,7 +57,7 @@ def command(
         return typer.confirm("Pin this?")
 
     record = pin(model, lock=lock, sources=sources or (), trust=trust or (), update=update, consent=consent, options=run,
-                 signers=signers(key, certificate, identity, issuer, trust_root, at, ignore))  # fmt: skip
+                 signers=signers)  # fmt: skip
     if json:
         print_json(record.model_dump(by_alias=True))
     else:

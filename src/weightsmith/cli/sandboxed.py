@@ -253,6 +253,7 @@ def _settle(needs: Needs, given: dict[str, Any], options: Callable[[Any], RunOpt
     """
     from .. import hub
     from ..storage import cache_dir
+    from ..trust.pins.lock import pinned_ref
     from ..trust.sandbox import model_paths
     from .common import progress
 
@@ -261,7 +262,7 @@ def _settle(needs: Needs, given: dict[str, Any], options: Callable[[Any], RunOpt
     with progress(quiet=given["quiet"]) as tell:
         run = options(tell)
         for ref in needs.models:
-            located = hub.settle(ref, offline=run.offline, progress=run.progress)
+            located = hub.settle(pinned_ref(ref, run.lock), offline=run.offline, progress=run.progress)
             read += model_paths(located.path)
             if sound:
                 _ready(ref, run)
@@ -280,12 +281,13 @@ def _ready(ref: str, run: RunOptions) -> None:
     from dataclasses import replace
     from importlib.util import find_spec
 
-    from ..checkpoint import open_checkpoint, refuse_remote_code, runnable
+    from ..checkpoint import refuse_remote_code, runnable
+    from ..jobs.files import as_checkpoint
     from ..trust.gate import pass_gate
 
     with contextlib.suppress(ImportError):
         if find_spec("torch") is not None:
-            found = open_checkpoint(ref, offline=run.offline, progress=run.progress)
+            found = as_checkpoint(ref, run)
             refuse_remote_code(found, run)
             try:
                 pass_gate(found, replace(run, tell=None))

@@ -34,7 +34,7 @@ _INDENT = 12
 def command(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Folders, GGUF files, org/name@revision, or demo:smollm2.", metavar="MODEL…", show_default=False),
+        typer.Argument(help="Folders, GGUF files, org/name@revision, or demo:smollm2.", metavar="MODEL", show_default=False),
     ] = None,
     *,
     run: RunOptions,

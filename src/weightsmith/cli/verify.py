@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ..pinned import Check, VerificationRecord
+    from ..trust.pins.sources import Signers
 
 EXIT = {"agrees": 0, "differs": 1, "could not tell": 2}
 _SHOWN = 12
@@ -30,63 +34,67 @@ _WORDS = {
 _KINDS = {"lock": "lock", "sums": "checksums", "oms": "signature", "hub": "hub", "record": "record"}
 _FILES = {"differs": "is not what was said", "missing": "is missing", "unlisted": "is not listed"}
 
-Key = Annotated[Path | None, typer.Option("--key", help="Public key (PEM) whose signature you trust.", metavar="FILE")]
-Certificate = Annotated[
-    list[Path] | None,
-    typer.Option("--certificate", help="Root certificates (PEM) that you trust; several times if you like.", metavar="FILE"),
-]
-Identity = Annotated[str | None, typer.Option("--identity", help="Who signed without a key: an e-mail address or URI.")]
-Issuer = Annotated[str | None, typer.Option("--issuer", help="Who vouches for that identity.", metavar="URL")]
-TrustRoot = Annotated[
-    Path | None, typer.Option("--trust-root", help="Sigstore trust root instead of the shipped one.", metavar="FILE")
-]
-At = Annotated[
-    str | None, typer.Option("--at", help="Check certificates as of this day instead of today.", metavar="YYYY-MM-DD")
-]
-Ignore = Annotated[
-    list[str] | None, typer.Option("--ignore", help="A file or folder that the signer may have left out.", metavar="NAME")
-]
+_SIGNERS: dict[str, Any] = {
+    "key": Annotated[Path | None, typer.Option("--key", help="Public key (PEM) whose signature you trust.", metavar="FILE")],
+    "certificate": Annotated[list[Path] | None, typer.Option(
+        "--certificate", help="Root certificates (PEM) that you trust; several times if you like.", metavar="FILE")],
+    "identity": Annotated[str | None, typer.Option("--identity", help="Who signed without a key: an e-mail address or URI.")],
+    "issuer": Annotated[str | None, typer.Option("--issuer", help="Who vouches for that identity.", metavar="URL")],
+    "trust_root": Annotated[Path | None, typer.Option(
+        "--trust-root", help="Sigstore trust root instead of the shipped one.", metavar="FILE")],
+    "at": Annotated[str | None, typer.Option(
+        "--at", help="Check certificates as of this day instead of today.", metavar="YYYY-MM-DD")],
+    "ignore": Annotated[list[str] | None, typer.Option(
+        "--ignore", help="A file or folder that the signer may have left out.", metavar="NAME")],
+}  # fmt: skip
 
 
-def signers(
-    key: Path | None, certificate: list[Path] | None, identity: str | None, issuer: str | None, root: Path | None, at: str | None,
-    ignore: list[str] | None,
-) -> Any:  # fmt: skip
-    """Whom the options trust to sign.
+def with_signers(function: Callable[..., int]) -> Callable[..., int]:
+    """Give a command the options that say whom it trusts to sign; it receives them as one ``signers``.
 
-    Raises:
-        UsageError: a day that can't be read, or an identity without its issuer.
+    Raises (the command):
+        UsageError: a day that can't be read, an identity without its issuer, or no such file.
     """
+    own = inspect.signature(function, eval_str=True)
+    shared = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=a) for n, a in _SIGNERS.items()]
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> int:
+        given = {name: kwargs.pop(name, None) for name in _SIGNERS}
+        return function(*args, signers=_signers(given), **kwargs)
+
+    kept = [p for n, p in own.parameters.items() if n != "signers"]
+    command.__signature__ = own.replace(parameters=[*kept, *shared])  # type: ignore[attr-defined]
+    return command
+
+
+def _signers(given: dict[str, Any]) -> Signers:
     from ..trust.pins.sources import Signers
 
+    at, key, certificates, root = given["at"], given["key"], given["certificate"] or (), given["trust_root"]
     try:
         day = datetime.fromisoformat(at) if at else None
     except ValueError as error:
         raise UsageError(f"can't read the day {at!r:.40}", hint="for example --at 2026-03-31") from error
-    if bool(identity) != bool(issuer):
+    if bool(given["identity"]) != bool(given["issuer"]):
         raise UsageError("--identity and --issuer go together", hint="for example --issuer https://accounts.google.com")
-    for path in (key, *(certificate or ()), root):
+    for path in (key, *certificates, root):
         _need_file(path)
-    return Signers(key, tuple(certificate or ()), identity, issuer, root, day if day is None or day.tzinfo else
-                   day.replace(tzinfo=UTC), tuple(ignore or ()))  # fmt: skip
+    return Signers(key, tuple(certificates), given["identity"], given["issuer"], root,
+                   day if day is None or day.tzinfo else day.replace(tzinfo=UTC), tuple(given["ignore"] or ()))  # fmt: skip
 
 
 @with_run_options(model=False)
+@with_signers
 def command(
     model: Model,
     *,
     run: RunOptions,
+    signers: Any,
     lock: Annotated[Path | None, typer.Option("--lock", help="A lock instead of the nearest one.", metavar="FILE")] = None,
     sums: Annotated[Path | None, typer.Option("--sums", help="A SHA256SUMS file.", metavar="FILE")] = None,
     signature: Annotated[Path | None, typer.Option("--signature", help="A model signature (OMS).", metavar="FILE")] = None,
     hub: Annotated[str | None, typer.Option("--hub", help="Ask the hub for its digests.", metavar="ORG/NAME@REVISION")] = None,
-    key: Key = None,
-    certificate: Certificate = None,
-    identity: Identity = None,
-    issuer: Issuer = None,
-    trust_root: TrustRoot = None,
-    at: At = None,
-    ignore: Ignore = None,
     json: Json = False,
 ) -> int:
     """Check a model against a lock, checksums, a signature and the hub. Exit code 1 if any differs, 2 if none could tell."""
@@ -94,8 +102,7 @@ def command(
 
     for path in (lock, sums, signature):
         _need_file(path)
-    record = verify(model, lock=lock, sums=sums, signature=signature, hub=hub, options=run,
-                    signers=signers(key, certificate, identity, issuer, trust_root, at, ignore))  # fmt: skip
+    record = verify(model, lock=lock, sums=sums, signature=signature, hub=hub, options=run, signers=signers)
     if json:
         print_json(record.model_dump(by_alias=True))
     else:

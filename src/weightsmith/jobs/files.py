@@ -14,15 +14,15 @@ from ..hub import locate
 from ..options import RunOptions
 from ..trust.gate import pass_gate
 from ..trust.pins.guard import describe
-from ..trust.pins.lock import find_lock, held
+from ..trust.pins.lock import find_lock, held, pinned_ref
 
 
 def as_checkpoint(model: Checkpoint | str | Path, options: RunOptions | None = None) -> Checkpoint:
-    """A checkpoint as it is, or opened from a reference."""
+    """A checkpoint as it is, or opened from a reference; with a lock, ``org/name`` is the revision that it pins."""
     if isinstance(model, Checkpoint):
         return model
     options = options or RunOptions()
-    return open_checkpoint(str(model), offline=options.offline, progress=options.progress)
+    return open_checkpoint(pinned_ref(str(model), options.lock), offline=options.offline, progress=options.progress)
 
 
 def held_to_pins(checkpoint: Checkpoint, options: RunOptions, *, weights: bool = True) -> Checkpoint:
@@ -65,7 +65,8 @@ def convert(model: Checkpoint | str | Path, out: str | Path, options: RunOptions
                             hint="convert it without --frozen, then pin what came out") from None  # fmt: skip
         from ..runtime.pickled import convert_pickles  # needs torch, unlike the rest
 
-        return convert_pickles(locate(str(model), offline=options.offline).path, Path(out), options)
+        place = locate(pinned_ref(str(model), options.lock), offline=options.offline).path
+        return convert_pickles(place, Path(out), options)
     pinned = held_to_pins(opened, options)
     passed(pinned, options)
     files.convert(pinned, Path(out), progress=options.progress)

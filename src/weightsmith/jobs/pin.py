@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..checkpoint import Checkpoint
+from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import BaseChanged, DigestMismatch, UsageError
 from ..options import RunOptions
 from ..pinned import Disagreement, LockRecord, PinChanges, PinnedFile, PinnedModel, PinnedSource, PinRecord
@@ -17,7 +17,6 @@ from ..trust.pins.lock import NAME, VARIABLE, Lock, find_lock, read_lock, tensor
 from ..trust.pins.sources import Signers, find_source, unique_names
 from ..trust.pins.taken import Taken, model_files, take_all
 from ..trust.pins.vouched import Source, compare, is_fault
-from .files import as_checkpoint
 
 HERE = "here"
 WEIGHTS = "(all tensors)"
@@ -57,7 +56,7 @@ def pin(
     """
     options = options or RunOptions()
     target, held = _held(lock)
-    checkpoint = as_checkpoint(_ref(model, held, update), options)
+    checkpoint = _opened(model, held, update, options)
     files = model_files(checkpoint)
     if checkpoint.kind == "folder" and (checkpoint.path / NAME).exists():
         files.pop(NAME, None)  # a lock can't hold its own digest
@@ -116,9 +115,12 @@ def _held(lock: str | Path | None) -> tuple[Path, Lock]:
     return target, read_lock(target) if target.exists() else Lock(target, LockRecord())
 
 
-def _ref(model: Checkpoint | str | Path, held: Lock, update: bool) -> Checkpoint | str | Path:
+def _opened(model: Checkpoint | str | Path, held: Lock, update: bool, options: RunOptions) -> Checkpoint:
     """With a lock, ``org/name`` is the revision that it pins; to be updated, it is what the hub has now."""
-    return model if update or not isinstance(model, str) else held.revision_of(model)
+    if isinstance(model, Checkpoint):
+        return model
+    ref = str(model) if update else held.revision_of(str(model))
+    return open_checkpoint(ref, offline=options.offline, progress=options.progress)
 
 
 def _entry(checkpoint: Checkpoint, taken: Mapping[str, Taken]) -> PinnedModel:

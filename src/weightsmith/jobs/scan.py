@@ -9,6 +9,7 @@ from ..found import ScanRecord
 from ..hub import locate
 from ..options import RunOptions
 from ..trust.gate import all_rules, judged, scan_path
+from ..trust.pins.lock import pinned_ref
 from ..trust.policy import read_policy
 
 
@@ -27,7 +28,7 @@ def scan(
     options = options or RunOptions()
     if policy is not None:
         read_policy(Path(policy), all_rules())  # what is wrong with it is said before anything large is read
-    located = locate(str(model), offline=options.offline, progress=options.progress)
+    located = locate(pinned_ref(str(model), options.lock), offline=options.offline, progress=options.progress)
     other = locate(str(reference), offline=options.offline, progress=options.progress).path if reference else None
     for path in (located.path, *([other] if other else ())):
         if path.exists() and not (path.is_dir() or path.is_file()):

@@ -199,6 +199,7 @@ class _Run:
     ) -> None:
         from ..features.prompts import prompt_sets
         from ..features.recipe import load_feature
+        from ..runtime.load import quick
 
         self.out, self.wish, self.options, self.listener = out, wish, options, listener
         self.feature, self.model = feature, model
@@ -227,7 +228,8 @@ class _Run:
         self.earlier: list[str] = []  # notes of the run that is resumed
         self.confirmed: dict[str, MeasureRecord] = {}
         self.begun = time.perf_counter()
-        self.crew = _crew(wish.workers, options)
+        self.options = quick(options)
+        self.crew = _crew(wish.workers, self.options)
 
     def _earlier(self) -> SearchRecord | None:
         """The record of the run that is resumed.

@@ -71,7 +71,7 @@ def read_policy(path: Path, known: Iterable[str]) -> tuple[Policy, str]:
         data = yaml.safe_load(raw.decode())
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise RecipeError(f"not valid YAML ({' '.join(str(error).split())[:200]})", where=path) from error
-    policy: Policy = parse(Policy, data, path, POLICY)
+    policy: Policy = parse(Policy, data, path, POLICY, "docs/scan.md")
     from .scan import SCANNERS
 
     kinds = {kind for name in SCANNERS.names() for kind in SCANNERS.load(name).kinds} | {"binary"}

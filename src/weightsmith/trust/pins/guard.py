@@ -28,7 +28,7 @@ from ...errors import DigestMismatch, FormatError, ManifestMismatch
 from ...found import ScannedFile
 from ...hub import Progress
 from ...pinned import PinnedFile, PinnedModel
-from ...storage import alive, cache_dir, disk_errors, parallel_map, require_space, usable_cores
+from ...storage import alive, cache_dir, disk_errors, parallel_map, require_space, share_blocks, usable_cores
 from .taken import blocks, model_files, opened
 
 try:
@@ -44,7 +44,6 @@ BUFFER = 1 << 20
 SHARE = 0.7
 #: weights in other formats, which no loader of ours reads
 WEIGHTS = (*PICKLES, ".safetensors", ".gguf", ".onnx", ".onnx_data", ".h5", ".msgpack", ".ot", ".npz", ".tflite", ".nemo", ".zip")
-_FICLONE = 0x40049409
 # fcntl.h of Linux: F_ADD_SEALS; no more seals, no shrinking, no growing, no writing
 _ADD_SEALS, _SEALS = 1033, 1 | 2 | 4 | 8
 
@@ -351,7 +350,7 @@ class _Copies:
                 require_space(self.folder, info.st_size)
                 copy = os.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
                 try:
-                    if not _clone(handle, copy):
+                    if not share_blocks(handle, copy):
                         _copy(handle, copy, info.st_size)
                 finally:
                     os.close(copy)
@@ -370,17 +369,6 @@ def _blake3(handle: int, path: Path) -> str:
     for block in blocks(handle, path):
         digest.update(block)
     return str(digest.hexdigest())
-
-
-def _clone(source: int, target: int) -> bool:
-    """Share the blocks of ``source`` where the file system copies on write; whether it could."""
-    if fcntl is None:
-        return False
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        return False
-    return True
 
 
 def _copy(source: int, target: int, size: int) -> None:

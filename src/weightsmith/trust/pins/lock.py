@@ -174,6 +174,16 @@ def find_lock(start: Path | None = None, explicit: str | Path | None = None) -> 
     return None
 
 
+def pinned_ref(ref: str, lock: str | Path | None = None) -> str:
+    """``org/name`` as the one revision of it that the lock which holds here pins; any other reference as it is.
+
+    Raises:
+        UsageError, FormatError: see :func:`find_lock`.
+    """
+    held = find_lock(explicit=lock)
+    return ref if held is None else held.revision_of(ref)
+
+
 @dataclass(frozen=True, slots=True)
 class Checked:
     """What came of holding a model against its entry: verdicts on the files that are not as pinned, and their tensors."""

@@ -17,6 +17,7 @@ from ...found import Finding
 from ..items import Item
 from ..listing import shown
 from ..rules import Rule
+from .python_code import RUNNERS
 from .unpacking import Missing
 from .zips import Zip, unpack_entry
 
@@ -57,11 +58,7 @@ _OWN = re.compile(
     r"tensorflow_addons|tensorflow_text|tensorflow_probability|transformers|tf_models)(?:\.|\Z)",
     re.ASCII,
 )
-_DANGEROUS = re.compile(
-    r"(?:os|posix|nt|subprocess|sys|shutil|socket|pty|runpy|importlib|ctypes|code|pickle|marshal|webbrowser|operator|functools|"
-    r"timeit|pdb|asyncio|multiprocessing|urllib|requests|http|pip|inspect|types|io|tempfile)(?:\.|\Z)",
-    re.ASCII,
-)
+_DANGEROUS = re.compile(rf"(?:{RUNNERS})(?:\.|\Z)", re.ASCII)
 #: functions of Keras and of Python that do more than build a layer
 _TOOLS = frozenset({
     "get_file", "enable_unsafe_deserialization", "func_load", "extract_archive", "_extract_archive", "load_model",

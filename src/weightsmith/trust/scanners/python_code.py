@@ -42,6 +42,13 @@ GROUPS: dict[str, tuple[str, ...]] = {
 HOSTILE = ("starts programs", "runs code made from data")
 RISKY = (*HOSTILE, "loads native code", "uses the network", "reads pickles", "reaches into the interpreter")
 _HARMLESS = re.compile(r"subprocess\.(?:PIPE|STDOUT|DEVNULL|\w+Error|TimeoutExpired|CompletedProcess|list2cmdline)(?:\..*)?")
+#: modules whose functions run code, start programs, or reach files and network: nothing that a model's settings need; for a pattern
+RUNNERS = "|".join((
+    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "code", "codeop", "pickle",
+    "marshal", "cloudpickle", "dill", "joblib", "webbrowser", "multiprocessing", "asyncio", "urllib", "requests", "http", "ftplib",
+    "tempfile", "pathlib", "io", "functools", "operator", "types", "inspect", "timeit", "pdb", "cProfile", "profile", "trace",
+    "commands", "pip", "setuptools", "distutils", "platform", "signal", "threading",
+))  # fmt: skip
 _CAPABLE = ("os", "sys", "subprocess", "builtins", "importlib", "pty", "runpy", "shutil", "socket", "posix", "ctypes")
 _BUILTINS = frozenset(("eval", "exec", "compile", "__import__", "open", "getattr"))
 #: methods that Python calls while classes are made

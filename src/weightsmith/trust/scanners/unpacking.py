@@ -182,11 +182,11 @@ def unpack(feed: Feed, make: Callable[[], Inflater]) -> Iterator[bytes]:
     feed.back = stream.rest
 
 
-class _Part(io.RawIOBase):
-    """A part of a file as a file."""
+class _Sized(io.RawIOBase):
+    """Something of ``size`` bytes that is read from the place ``at``."""
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self.file, self.start, self.size, self.at = file, start, size, 0
+    def __init__(self, size: int) -> None:
+        self.size, self.at = size, 0
 
     def readable(self) -> bool:
         return True
@@ -197,6 +197,14 @@ class _Part(io.RawIOBase):
     def seek(self, offset: int, whence: int = 0) -> int:
         self.at = max(0, offset + (0, self.at, self.size)[whence])
         return self.at
+
+
+class _Part(_Sized):
+    """A part of a file as a file."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        super().__init__(size)
+        self.file, self.start = file, start
 
     def readinto(self, buffer: Any) -> int:
         self.file.seek(self.start + self.at)
@@ -215,23 +223,13 @@ def part(source: Open, start: int, size: int) -> Open:
     return lambda: cast(BinaryIO, io.BufferedReader(_Part(source(), start, size)))
 
 
-class _Again(io.RawIOBase):
+class _Again(_Sized):
     """Unpacked bytes as a file; seeking back unpacks from the start again, within a budget."""
 
     def __init__(self, chunks: Chunks, size: int, spent: list[int]) -> None:
-        self.make, self.size, self.spent = chunks, size, spent
-        self.at = self.real = 0
+        super().__init__(size)
+        self.make, self.spent, self.real = chunks, spent, 0
         self.chunks, self.left = chunks(), b""
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self.at = max(0, offset + (0, self.at, self.size)[whence])
-        return self.at
 
     def readinto(self, buffer: Any) -> int:
         if self.at < self.real:

@@ -14,6 +14,7 @@ from ..items import Item
 from ..kinds import as_text
 from ..listing import shown
 from ..rules import Rule
+from .python_code import RUNNERS
 
 TAG = Rule(
     "yaml-builds-objects", "malicious", "YAML that builds Python objects",
@@ -51,10 +52,7 @@ EVENTS = 400_000
 DEPTH = 200
 EXPANDED = 10_000_000  # values after all aliases are followed
 _CALLS = re.compile(
-    r"(?:builtins|__builtin__|os|posix|nt|subprocess|sys|shutil|socket|pty|runpy|importlib|ctypes|code|codeop|pickle|marshal|"
-    r"cloudpickle|dill|joblib|webbrowser|multiprocessing|asyncio|urllib|requests|http|ftplib|tempfile|pathlib|io|functools|"
-    r"operator|types|inspect|timeit|pdb|cProfile|profile|trace|commands|pip|setuptools|distutils|platform|signal|"
-    r"threading)(?:\.|\Z)"
+    rf"(?:builtins|__builtin__|{RUNNERS})(?:\.|\Z)"
     r"|.*\.(?:eval|exec|system|popen|Popen|run|check_output|check_call|call_command|spawn\w*|__import__|import_module|load_module"
     r"|exec_module|_load_unlocked|load_inline|hub\.load|cpp_extension\.\w+)\Z",
     re.ASCII,
