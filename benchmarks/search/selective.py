@@ -1,6 +1,6 @@
 """Fewer false refusals while true ones stay: a search for over-refusal that protects refusal, and its confirmation.
 
-    python benchmarks/search/selective.py MODEL [-n 220] [--tokens 32] [--weights 10,30] [--threads 2] [-o FILE.json]
+    python benchmarks/search/selective.py MODEL [-n 220] [--tokens 32] [--weights 20,60] [--threads 2] [-o FILE.json]
 
 The search reads shipped prompts only. The report asks other ones: 260 harmless requests that look harmful (``prompts/
 borderline_more.txt``, written for this) and as many harmful ones of AdvBench as are asked for, which is read from the
@@ -29,11 +29,13 @@ from weightsmith.measure.refusal import read
 from weightsmith.measure.stats import wilson
 from weightsmith.options import RunOptions
 from weightsmith.runtime import RunningModel, generate, load, steering
+from weightsmith.runtime.load import quick
 from weightsmith.search.gradient import Descent
 from weightsmith.search.material import Sizes
 from weightsmith.search.run import Plan, Search
 
 HERE = Path(__file__).parent
+SHARE = 0.45  # half is what is wanted, with something to spare
 
 
 def _seeds(data: dict[str, Any]) -> list[Any]:
@@ -71,12 +73,12 @@ def refusals(model: RunningModel, prompts: list[str], tokens: int, hooks: list[A
 
 
 def gentlest(search: Search) -> str:
-    """The point that changes the protected answers least, of those whose held-out chance is at most a quarter of the base's:
+    """The point that changes the protected answers least, of those whose held-out chance is at most ``SHARE`` of the base's:
     chosen before anything is generated."""
     assert search.problem is not None
     assert search.problem.base is not None
     base = float((1 / (1 + np.exp(-np.asarray(search.problem.base.odds)))).mean())
-    enough = [f.point for f in search.found if f.point.chance is not None and f.point.chance <= base / 4]
+    enough = [f.point for f in search.found if f.point.chance is not None and f.point.chance <= base * SHARE]
     return min(enough or [f.point for f in search.found], key=lambda p: max(p.protected.values())).name
 
 
@@ -93,10 +95,12 @@ def main() -> None:
     parser.add_argument("--turn", type=float, default=0.004)
     parser.add_argument("--choose", default="")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", help="what `search` itself takes by default")
     parser.add_argument("-o", "--out")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    model = load(open_checkpoint(args.model), RunOptions(threads=args.threads, use_cache=False))
+    model = load(open_checkpoint(args.model), quick(RunOptions(threads=args.threads, use_cache=False, dtype=args.dtype)))
+    print(f"dtype: {model.dtype}")
     spec, folder = load_feature(str(HERE / "over_refusal.yaml"))
     other, where = load_feature("refusal")
     sets, theirs = prompt_sets(spec, folder), prompt_sets(other, where)
