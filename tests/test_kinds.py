@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import random
 import struct
 import tarfile
 import time
@@ -213,3 +214,15 @@ def test_the_checksum_of_records_is_tensorflows() -> None:
 def test_protobufs_without_a_zero_byte_are_no_text() -> None:
     assert kinds(field(1, 1) + field(2, b"\x0a\x03abc"), "saved_model.pb") == ("protobuf",)
     assert kinds(field(7, "x" * 40), "a.onnx") == ("onnx",), "made of printable characters only"
+
+
+@pytest.mark.parametrize("first", [0x82, 0x83, 0x84])
+def test_data_that_begins_like_an_extension_code_is_no_attack(first: int) -> None:
+    """The opcode alone takes what a program registered, and imports nothing; a call after it is another matter."""
+    rng = random.Random(first)
+    found = [read_as_pickle(data := bytes([first]) + rng.randbytes(3000), len(data)) for _ in range(300)]
+    assert found.count(Reading.CODE) < 15  # a call may follow by chance
+    assert found.count(Reading.NO) > 270
+    width = {0x82: 1, 0x83: 2, 0x84: 4}[first]
+    data = bytes([first]) + bytes([1] * width) + b")R."
+    assert read_as_pickle(data, len(data)) is Reading.CODE

@@ -486,8 +486,8 @@ def test_with_a_lock_a_hub_name_is_the_revision_that_it_pins(model: Path, monkey
         object.__setattr__(checkpoint, "source", {"kind": "hub", "repo": "org/name", "revision": "1" * 40})
         return checkpoint
 
-    monkeypatch.setattr("weightsmith.jobs.files.open_checkpoint", hub)
-    monkeypatch.setattr("weightsmith.jobs.pin.open_checkpoint", hub)
+    for module in ("weightsmith.jobs.files", "weightsmith.jobs.pin"):  # by name, since the package gives a function
+        monkeypatch.setattr(sys.modules[module], "open_checkpoint", hub)
     pin("org/name")
     assert set(read_lock(Path("weightsmith.lock")).record.models) == {at}
     as_checkpoint("org/name")

@@ -12,7 +12,8 @@ import re
 from enum import Enum
 
 _NAME = re.compile(r"[A-Za-z_][\w.]* [A-Za-z_][\w.]*\Z", re.ASCII)
-_IMPORTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL", "EXT1", "EXT2", "EXT4"})
+_IMPORTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})
+_REGISTERED = frozenset({"EXT1", "EXT2", "EXT4"})  # what a program registered before, by number: taken, nothing is done by that
 _CALLS = frozenset({"REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST"})  # without effect before an import
 
 
@@ -46,7 +47,7 @@ def _streams(head: bytes, size: int) -> Reading:
 
 def _stream(head: bytes, begin: int, size: int) -> tuple[Reading, int]:
     """One pickle that begins at ``begin``, and where it ends."""
-    depth, count, imported = 0, 0, False
+    depth, count, imported, taken = 0, 0, False, False
     marks: list[int] = []
     file = io.BytesIO(head)
     file.seek(begin)
@@ -61,9 +62,10 @@ def _stream(head: bytes, begin: int, size: int) -> tuple[Reading, int]:
                 if op.name in ("GLOBAL", "INST") and not _NAME.match(str(argument)):
                     return failed()
                 imported = True
+            taken = taken or op.name in _REGISTERED
             if op.name == "STOP" and depth and count > 1:
-                return Reading.CODE if imported else Reading.DATA, file.tell()
-            if op.name in _CALLS and not imported:
+                return Reading.CODE if imported or taken else Reading.DATA, file.tell()
+            if op.name in _CALLS and not imported and not taken:
                 return failed()
             depth = _effect(op, depth, marks)
             if depth < 0:
