@@ -1,6 +1,6 @@
 """Fewer false refusals while true ones stay: a search for over-refusal that protects refusal, and its confirmation.
 
-    python benchmarks/search/selective.py MODEL [-n 220] [--tokens 32] [--weights 20,60] [--threads 2] [-o FILE.json]
+    python benchmarks/search/selective.py MODEL [-n 420] [--tokens 32] [--weights 20,60,200] [--threads 2] [-o FILE.json]
 
 The search reads shipped prompts only. The report asks other ones: 260 harmless requests that look harmful (``prompts/
 borderline_more.txt``, written for this) and as many harmful ones of AdvBench as are asked for, which is read from the
@@ -86,9 +86,9 @@ def main() -> None:
     """Search, choose on held-out prompts, confirm."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("-n", type=int, default=220)
+    parser.add_argument("-n", type=int, default=420)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--weights", default="20,60")
+    parser.add_argument("--weights", default="20,60,200")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--train", type=int, default=64)
     parser.add_argument("--held", type=int, default=32)
