@@ -52,6 +52,7 @@ class Point(Strict):
     interval over prompts; ``chance`` the mean chance of showing it (``None`` where the odds are per token and no chance);
     ``damage`` is KL(base ‖ edited) in nats per token over the base's own answers to neutral prompts; ``protected`` the
     same KL by protected feature. ``what`` says in a line what the edit is. ``edit`` is the Edit file, for points of the front.
+    ``looping`` is true of an addition's points from before its repetitions were unlearned, which are not offered.
     ``disagrees`` says how the confirmed figures differ from what the search saw; empty where they agree or were not taken.
     """
 
@@ -71,6 +72,7 @@ class Point(Strict):
     front: bool = False
     knee: bool = False
     start: bool = False
+    looping: bool = False
     edit: str = ""
     strengths: dict[str, dict[int, float]] = {}
     confirmed: list[Confirmed] = []

@@ -46,7 +46,7 @@ def command(
     ] = False,
     start: Annotated[int | None, typer.Option(help="First layer that may be edited; 40% of the depth by default.", min=0)] = None,
     level: Annotated[float, typer.Option(help="How far an addition goes, in terms of what the persona does.")] = 1.5,
-    rounds: Annotated[int, typer.Option(help="Rounds in which an addition unlearns its own repetitions.", min=0)] = 2,
+    rounds: Annotated[int, typer.Option(help="Rounds in which an addition unlearns its own repetitions.", min=0)] = 4,
     trials: Annotated[int, typer.Option(help="Trials of black-box search as well (extra search).", min=0)] = 0,
     sampler: Annotated[str, typer.Option(help="tpe or nsga2.")] = "tpe",
     confirm: Annotated[int, typer.Option(help="Points of the front to confirm on unseen prompts.", min=0)] = 3,

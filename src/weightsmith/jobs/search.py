@@ -77,7 +77,7 @@ class SearchOptions:
     target: float | None = None
     reference: float = 0.5
     level: float = 1.5
-    rounds: int = 2
+    rounds: int = 4
     workers: str | None = None
     force: bool = False
     resume: bool = False

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..measure.degenerate import why_degenerate
 from ..runtime import generate
 from .gradient import Descent, Snapshot, look, optimiser_for
 from .objectives import Problem
@@ -28,14 +29,16 @@ LIKELY = math.log(0.02)
 
 @dataclass(frozen=True)
 class Rounds:
-    """How often the model is asked, for how many tokens, and how many steps follow each time."""
+    """How often the model is asked at the most, for how many tokens, and how many steps follow each time; it is asked no more
+    once at most ``fluent`` of its answers are degenerate."""
 
-    rounds: int = 2
-    tokens: int = 56
-    steps: int = 6
+    rounds: int = 4
+    tokens: int = 96
+    steps: int = 8
     batch: int = 8
     prompts: int = 24
-    weight: float = 1.0
+    weight: float = 8.0
+    fluent: float = 0.05
 
 
 def repeats(answer: Seq[int], gram: int = GRAM) -> list[int]:
@@ -54,23 +57,34 @@ def unlearn(
     problem: Problem, space: Space, begin: Snapshot, how: Descent, rounds: Rounds,
     tell: Callable[[str, int, int], None] = lambda *_: None,
 ) -> list[Snapshot]:  # fmt: skip
-    """Rounds of asking and unlearning from ``begin``; one snapshot a round."""
+    """Rounds of asking and unlearning from ``begin``, whose own ``loops`` is noted; one snapshot a round, with its."""
     work, found = _Unlearning(problem, space, how, rounds, begin.weight, begin.values.copy()), list[Snapshot]()
     values, asked = work.values, [problem.effect.items[i].tree.prompt for i in problem.effect.train[: rounds.prompts]]
-    for turn in range(rounds.rounds):
+    whole, last = rounds.rounds * rounds.steps, begin
+    for turn in range(rounds.rounds + 1):
         with torch.no_grad(), space.hooked(values):
             said = generate(problem.model, asked, rounds.tokens, "reading what the edit says")
         problem.passes.ledger.generated += sum(map(len, said))
+        last.loops = float(np.mean([why_degenerate(problem.model.decode(a)) is not None for a in said]))
+        if turn == rounds.rounds or last.loops <= rounds.fluent:
+            break
         marked = [(Tree.of(p, [a]), repeats(a)) for p, a in zip(asked, said, strict=True) if a]
         rows = problem.passes.prepare([t for t, _ in marked])
         for step in range(rounds.steps):
-            tell("unlearning repetitions", turn * rounds.steps + step, rounds.rounds * rounds.steps)
+            tell("unlearning repetitions", turn * rounds.steps + step, whole)
             work.step(rows, [m for _, m in marked])
         seen = look(problem, space, values)
-        if seen is not None:
-            found.append(Snapshot(values.copy(), seen, begin.weight, begin.step, f"and round {turn + 1} of unlearning repetitions"))
-    tell("unlearning repetitions", rounds.rounds * rounds.steps, rounds.rounds * rounds.steps)
+        if seen is None:
+            break
+        last = Snapshot(values.copy(), seen, begin.weight, begin.step, f"and round {turn + 1} of unlearning repetitions")
+        found.append(last)
+    tell("unlearning repetitions", whole, whole)
     return found
+
+
+def most_fluent(snapshots: Seq[Snapshot], problem: Problem) -> Snapshot:
+    """The one whose answers are degenerate least often, to a twentieth; of equal ones that of the least loss."""
+    return min(snapshots, key=lambda s: (round(20 * (1.0 if s.loops is None else s.loops)), problem.loss_of(s.seen)))
 
 
 @dataclass(eq=False)

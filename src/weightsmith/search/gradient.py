@@ -44,13 +44,15 @@ class Descent:
 
 @dataclass(eq=False)
 class Snapshot:
-    """Values and what they did on the held-out prompts."""
+    """Values and what they did on the held-out prompts; ``loops`` is the share of the model's own answers under them that are
+    degenerate, where these were read."""
 
     values: Values
     seen: Seen
     weight: float
     step: int
     what: str = ""
+    loops: float | None = None
 
 
 @dataclass(eq=False)

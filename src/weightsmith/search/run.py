@@ -16,7 +16,7 @@ from ..measure.stats import tails
 from ..records import EditSpec
 from ..searched import Gain, Point, Stage, Stretch, Tick
 from . import closed, gradient, material
-from .fluent import Rounds, unlearn
+from .fluent import Rounds, most_fluent, unlearn
 from .front import hypervolume, knee, pareto
 from .gradient import Descent
 from .material import Aim, Material, Sizes
@@ -179,8 +179,7 @@ class Search:
         learned = bool(how.turn) or self.plan.kind == "add"
 
         def keep(snapshot: gradient.Snapshot) -> None:
-            how_much = f" {snapshot.what}" if snapshot.what else ""
-            what = f"descent, damage weighted {snapshot.weight:g}, step {snapshot.step}{how_much}"
+            what = _what(snapshot)
             try:
                 spec, direction = space.edit(snapshot.values, what, "gradient", learned=learned)
             except EditError as error:
@@ -209,11 +208,20 @@ class Search:
                                                                         self.model.options.report))  # fmt: skip
             for snapshot in told:
                 keep(snapshot)
-            top = told[-1] if told else top
+            top = most_fluent([top, *told], self.problem)
+            self._offer(top)
         if self.plan.factors:
             for weaker in self.timed("the same, weaker", lambda: gradient.scaled(self.problem, space, top, self.plan.factors)):
                 keep(weaker)
         self._gained("descents")
+
+    def _offer(self, top: gradient.Snapshot) -> None:
+        """Of the additions by descent offer this one alone, whose own answers loop least."""
+        if top.loops is not None:
+            self.notes.append(f"degenerate of the answers to the prompts trained on: {top.loops:.0%} ({_what(top)})")
+        for i, found in enumerate(self.found):
+            if found.point.stage == "gradient" and found.point.what != _what(top):
+                self.found[i] = replace(found, point=found.point.model_copy(update={"looping": True}))
 
     def _again(self, space: Space) -> list[gradient.Snapshot]:
         """The best point of the descents that an earlier run has finished, if there is one."""
@@ -285,7 +293,10 @@ class Search:
     def points(self) -> list[Point]:
         """All points, with the front, the knee and the best closed form marked."""
         pairs = self.pairs()
-        front, middle = set(pareto(pairs)), knee(pairs)
+        offered = [i for i, f in enumerate(self.found) if not f.point.looping]
+        front = {offered[k] for k in pareto([pairs[i] for i in offered])}
+        best = knee([pairs[i] for i in offered])
+        middle = None if best is None else offered[best]
         closed_forms = [i for i, f in enumerate(self.found) if f.point.stage == "closed form"]
         begin = min(closed_forms, key=lambda i: self.loss(self.found[i].seen), default=None)
         return [f.point.model_copy(update={"front": i in front, "knee": i == middle, "start": i == begin})
@@ -305,6 +316,12 @@ def refuse_empty(feature: str, problem: Problem) -> None:
             if len(places) < LEFT:
                 raise EditError(words.format(n=len(places), part=part), where=feature,
                                 hint="give longer answers (--tokens) or more prompts, or choose another feature")  # fmt: skip
+
+
+def _what(snapshot: gradient.Snapshot) -> str:
+    """What a point of a descent is, in a line."""
+    how_much = f" {snapshot.what}" if snapshot.what else ""
+    return f"descent, damage weighted {snapshot.weight:g}, step {snapshot.step}{how_much}"
 
 
 def _step_of(point: Point) -> int:
