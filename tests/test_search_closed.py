@@ -361,7 +361,7 @@ def test_unlearning_makes_repetitions_unlikely(
     assert problem.base is not None
     begin = Snapshot(values, problem.base, 0.0, 0)
     how = Descent(weights=(0.0,), turn=0.01, rate=0.0)
-    rounds = Rounds(rounds=1, tokens=40, steps=12, prompts=8, weight=30.0)
+    rounds = Rounds(rounds=1, tokens=40, steps=12, prompts=8, weight=30.0, fluent=-1.0)
     asked = [problem.effect.items[i].tree.prompt for i in problem.effect.train]
     with torch.no_grad(), space.hooked(values):
         said = generate(model, asked, rounds.tokens)
@@ -393,7 +393,7 @@ def test_no_step_is_taken_where_the_gradient_is_not_finite(
     begin = Snapshot(space.begin(0.3), problem.base, 0.1, 0)
     call, count = searching.spoiled(problem.effect_loss, set(range(1, 99)))
     monkeypatch.setattr(problem, "effect_loss", call)
-    (found,) = unlearn(problem, space, begin, Descent(turn=0.01), Rounds(1, 8, 3))
+    (found,) = unlearn(problem, space, begin, Descent(turn=0.01), Rounds(1, 8, 3, fluent=-1.0))
     assert count == [3]
     torch.testing.assert_close(found.values.vectors, begin.values.vectors)
 
@@ -408,3 +408,44 @@ def test_nothing_said_is_nothing_to_unlearn(
     monkeypatch.setattr(fluent, "generate", lambda _m, asked, *_: [[] for _ in asked])
     found = unlearn(search.problem, space, Snapshot(space.begin(0.3), search.problem.base, 0.1, 0), Descent(), Rounds(2, 8, 2))
     assert len(found) == 2
+
+
+def test_it_is_unlearned_no_longer_than_answers_loop_and_the_most_fluent_round_is_offered(
+    folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, _ = a_search(folder, model, tmp_path, "personas", "add")
+    assert search.material is not None
+    problem = search.problem
+    assert problem.base is not None
+    space = Space(model, "add", search.material.direction, search.layers, search.material.source)
+    begin = Snapshot(space.begin(0.3), problem.base, 0.1, 0)
+    asked, n = [0], min(8, len(problem.effect.train))
+
+    def looping(_text: str) -> str | None:  # of n answers each time all loop, then two, one, none
+        asked[0] += 1
+        turn, place = divmod(asked[0] - 1, n)
+        return "loop" if place < (n, 2, 1, 0)[turn] else None
+
+    monkeypatch.setattr(fluent, "why_degenerate", looping)
+    found = unlearn(problem, space, begin, Descent(turn=0.01), Rounds(9, 8, 1, prompts=8))
+    assert [begin.loops, *(s.loops for s in found)] == [1.0, 2 / n, 1 / n, 0.0]
+    assert fluent.most_fluent([begin, *found], problem) is found[-1]
+    found[0].loops = 0.0
+    losses = [problem.loss_of(s.seen) for s in (found[0], found[-1])]
+    assert fluent.most_fluent([begin, *found], problem) is (found[0] if losses[0] <= losses[1] else found[-1])
+
+
+def test_only_what_came_of_the_unlearning_is_offered(
+    folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fluent, "why_degenerate", lambda _: "loop")
+    search, _ = a_search(folder, model, tmp_path, "personas", "add")
+    search.plan = replace(search.plan, rounds=Rounds(2, 8, 1, prompts=4), factors=(0.5,))
+    search.floor()
+    search.descend()
+    points = [p for p in search.points() if p.stage == "gradient"]
+    offered = [p for p in points if not p.looping]
+    assert len(offered) == 2  # the best round, and its half
+    assert offered[1].what == f"{offered[0].what} times 0.5"
+    assert not any(p.front for p in points if p.looping)
+    assert any("degenerate of the answers" in n for n in search.notes)

@@ -83,6 +83,7 @@ def _context(record: SearchRecord, confirmed: Mapping[str, MeasureRecord]) -> di
         "rest": [search_view.row(p) for p in sorted(record.points, key=lambda p: p.damage) if not p.front],
         "zero_damage": any(p.damage <= 0 for p in record.points),
         "any_chance": any(r.chance for r in front),
+        "any_looping": any(p.looping for p in record.points),
         "any_protected": any(r.protected for r in front),
         "cannot_tell": text.CANNOT_TELL,
         **_answers(record, confirmed),
