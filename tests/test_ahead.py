@@ -150,6 +150,69 @@ stream._Job._on = on
     assert out["apart"]["sha256"]["two.safetensors"] is None
 
 
+def test_a_file_that_shrinks_between_two_windows_is_a_finding(root: Path) -> None:
+    code = """
+real = stream._Job._window
+def window(self, raw, base, stop):
+    if base and self.item.name == "two.safetensors":
+        os.truncate(self.item.path, 1000)
+    return real(self, raw, base, stop)
+stream._Job._window = window
+"""
+    out = read(root, before=code, between="time.sleep(0.5)")
+    assert ["file-changed", "two.safetensors"] in out["apart"]["found"]
+    assert out["apart"]["sha256"]["data.bin"] == digests(root)["data.bin"]
+
+
+def test_where_no_more_processes_are_to_be_had_one_reads(root: Path) -> None:
+    """Neither a fork for the digests nor one for the values: the same answer."""
+    code = "def refuse():\n    raise BlockingIOError(11, 'no')\n"
+    out = read(root, between=code + "os.fork = refuse\ntime.sleep(0.5)")
+    assert out["apart"] == out["together"]
+    assert out["apart"]["sha256"] == digests(root)
+    done = subprocess.run([sys.executable, "-c", code + """
+import os, sys
+from pathlib import Path
+from weightsmith.trust import ahead
+os.fork, ahead.LARGE = refuse, 1000
+print(ahead.begin(Path(sys.argv[1])), len(os.listdir("/proc/self/fd")), end=" ")
+print(ahead.begin(Path(sys.argv[1])), len(os.listdir("/proc/self/fd")))
+""", str(root)], capture_output=True, text=True, check=True)  # fmt: skip
+    one, handles, two, more = done.stdout.split()
+    assert (one, two, handles) == ("None", "None", more)  # and no pipe is left open
+
+
+def test_a_reader_that_is_stopped_in_the_middle_of_a_line_is_no_bug() -> None:
+    done = subprocess.run([sys.executable, "-c", """
+import os, signal
+from weightsmith.trust import stream
+begin, end = os.pipe()
+child = os.fork()
+if not child:
+    os.write(end, b'{"at": "a", "done": 1}' + bytes([10]) + b'{"job": 0, "fin')
+    os.kill(os.getpid(), signal.SIGBUS)
+os.close(end)
+print(list(stream.Reading.__new__(stream.Reading)._heard(child, begin)))
+"""], capture_output=True, text=True, check=True)  # fmt: skip
+    assert done.stdout.strip() == "[{'at': 'a', 'done': 1}, {'cut': True}]"
+
+
+def test_somebody_is_told_while_a_digest_is_waited_for(root: Path) -> None:
+    """The watchdog stops whoever is silent; a hasher may take long, and may be gone so that all is hashed anew."""
+    slow = """
+stream.PATIENCE = 0.05
+ahead._TELL = 1 << 40
+real = ahead._hash
+ahead._hash = lambda *a: (time.sleep(0.6), real(*a))[1]
+"""
+    out = read(root, before=slow)
+    assert out["apart"] == out["together"]
+    assert sum(name == "two.safetensors" for name, _ in out["told"]) > 5
+    gone = "ahead._hash = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
+    again = [done for name, done in read(root, before=gone, between="time.sleep(0.5)")["told"] if name == "two.safetensors"]
+    assert again.count(min(again)) > 1  # it is read from its beginning once more, and says so
+
+
 def test_what_the_reading_process_raises_is_raised(root: Path) -> None:
     code = "stream.Values.update = lambda self, block: 1 // 0"
     with pytest.raises(AssertionError, match="ZeroDivisionError"):

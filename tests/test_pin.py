@@ -40,6 +40,7 @@ from weightsmith.formats.safetensors import digest_and_check
 from weightsmith.found import ScannedFile
 from weightsmith.jobs.files import as_checkpoint
 from weightsmith.jobs.pin import pin
+from weightsmith.jobs.scan import scan
 from weightsmith.pinned import LOCK, LockRecord
 from weightsmith.storage import cache_dir, remember_sha256, stat_key
 from weightsmith.trust.pins import guard
@@ -473,6 +474,14 @@ def test_a_kept_text_that_was_tampered_with_is_not_believed(model: Path) -> None
     record = pin("m", update=True)
     assert record.changes is not None
     assert "not kept" in record.changes.files[0].details[0]
+
+
+def test_a_broken_lock_is_no_matter_of_a_scan_of_a_folder(model: Path) -> None:
+    """Nothing that lies beside a model may keep it from being looked at."""
+    Path("weightsmith.lock").write_text("{", encoding="utf-8")
+    assert scan(str(model)).verdict == "clean"
+    with pytest.raises(FormatError):
+        scan("org/name")
 
 
 def test_with_a_lock_a_hub_name_is_the_revision_that_it_pins(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

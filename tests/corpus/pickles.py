@@ -29,6 +29,7 @@ from .assembly import (
     SHELL,
     STACK_GLOBAL,
     STOP,
+    TUPLE,
     TUPLE1,
     TUPLE2,
     Reduced,
@@ -113,6 +114,12 @@ _FORMS = [
     evil("frame-hides", proto(4) + frame(EMPTY_DICT + STOP + b"N" * 6) + call("os", "system", text(SHELL)) + STOP,
          CODE, fires=""),
     evil("frame-lies", proto(4) + frame(call("os", "system", text(SHELL)) + STOP, 4), CODE),
+    *(evil(f"number-{name}", start + POP + named("os", "system") + MARK + f"S'{SHELL}'\n".encode() + TUPLE + REDUCE + STOP,
+           file="vocab.txt", fires="import pickle; pickle.load(open(folder / 'vocab.txt', 'rb'))")
+      for name, start in {  # numbers that the unpickler in C takes, and the library that lists opcodes does not
+          "hex": b"I0x10\n", "long-hex": b"L0x10L\n", "binary": b"I0b1\n", "octal": b"I0o7\n", "underscore": b"I0x_1\n",
+          "nul": b"I1\0xyz\n", "long-nul": b"L1\0xyz\n", "float-nul": b"F1.0\0abc\n", "put-nul": b"I1\np0\0junk\n",
+      }.items()),
     evil("persistent-id", proto(2) + text("x") + b"Q" + STOP, ("pickle-persistent-id",), fires="", verdict="suspicious"),
     evil("extension", proto(2) + b"\x82\x01" + EMPTY_TUPLE + REDUCE + STOP, COMPUTED, see="copyreg.add_extension",
          fires="import copyreg, webbrowser, os, pickle\ncopyreg.add_extension('builtins', 'list', 1)\n"

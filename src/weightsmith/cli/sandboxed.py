@@ -253,7 +253,7 @@ def _settle(needs: Needs, given: dict[str, Any], options: Callable[[Any], RunOpt
     """
     from .. import hub
     from ..storage import cache_dir
-    from ..trust.pins.lock import pinned_ref
+    from ..trust.pins.lock import VARIABLE, pinned_ref
     from ..trust.sandbox import model_paths
     from .common import progress
 
@@ -266,7 +266,7 @@ def _settle(needs: Needs, given: dict[str, Any], options: Callable[[Any], RunOpt
             read += model_paths(located.path)
             if sound:
                 _ready(ref, run)
-    read += [Path(p) for p in (given.get("policy"), given.get("lock")) if p]
+    read += [Path(p).expanduser() for p in (given.get("policy"), given.get("lock"), os.environ.get(VARIABLE)) if p]
     read += [p for p in needs.outputs if p.is_dir()]  # an empty one may stand there
     read += [p for folder in (Path.cwd(), *Path.cwd().parents) if (p := folder / "weightsmith.lock").is_file()]
     return [p for p in dict.fromkeys(read) if os.path.exists(p)]

@@ -222,13 +222,13 @@ class _Run:
         deep = self.checkpoint.architecture.n_layers
         if not 0 <= (wish.start or 0) < deep:
             raise UsageError(f"no layer is left to edit from layer {wish.start} on", hint=f"the model has layers 0 to {deep - 1}")
+        self.options = quick(options)
         self.old = self._earlier()
         self.search: Search | None = None
         self.settled = 0  # points of stages that have ended: what a resumed run need not find again
         self.earlier: list[str] = []  # notes of the run that is resumed
         self.confirmed: dict[str, MeasureRecord] = {}
         self.begun = time.perf_counter()
-        self.options = quick(options)
         self.crew = _crew(wish.workers, self.options)
 
     def _earlier(self) -> SearchRecord | None:
@@ -255,6 +255,7 @@ class _Run:
                 "reference", "level", "rounds", "force", "confirm_n", "confirm_tokens")  # fmt: skip
         found = {k: getattr(wish, k) for k in kept}
         return found | {"weights": " ".join(f"{w:g}" for w in self.plan.descent.weights), "seed": self.options.seed,
+                        "dtype": self.options.dtype or "",
                         "protect": " ".join(wish.protect)}  # fmt: skip
 
     def go(self) -> SearchRecord:
@@ -306,12 +307,14 @@ class _Run:
         state = read_json(file)
         search, old = self.search, self.old
         assert search is not None
+        # what is offered of descents that had not ended is settled anew
+        anew = {} if any(g["stage"] == "descents" for g in state["gains"]) else {"looping": False}
         for point in old.points[: int(state["settled"])]:
             kept, at = state["seen"][point.name], self.out / point.edit
             odds, damage, distance = (np.array(kept[k]) for k in ("odds", "damage", "distance"))
             seen = Seen(odds, damage, distance, {n: np.array(x) for n, x in kept["protected"].items()})
             spec = load_edit(at)
-            fresh = point.model_copy(update={"confirmed": [], "record": "", "disagrees": ""})
+            fresh = point.model_copy(update={"confirmed": [], "record": "", "disagrees": "", **anew})
             search.take_up(Found(fresh, spec, find_directions(spec, at.parent, []), seen))
         search.ended = list(state["descents"])
         search.ticks = [t for t in old.ticks if t.run in search.ended]

@@ -219,9 +219,12 @@ class Search:
         """Of the additions by descent offer this one alone, whose own answers loop least."""
         if top.loops is not None:
             self.notes.append(f"degenerate of the answers to the prompts trained on: {top.loops:.0%} ({_what(top)})")
-        for i, found in enumerate(self.found):
-            if found.point.stage == "gradient" and found.point.what != _what(top):
-                self.found[i] = replace(found, point=found.point.model_copy(update={"looping": True}))
+        ours = [i for i, f in enumerate(self.found) if f.point.stage == "gradient"]
+        if any(self.found[i].point.what == _what(top) for i in ours):  # it may be one that no Edit can hold
+            for i in ours:
+                point = self.found[i].point
+                looping = {"looping": point.what != _what(top)}
+                self.found[i] = replace(self.found[i], point=point.model_copy(update=looping))
 
     def _again(self, space: Space) -> list[gradient.Snapshot]:
         """The best point of the descents that an earlier run has finished, if there is one."""

@@ -42,9 +42,13 @@ class Ahead:
         os.write(give, b"".join(n.to_bytes(_TOKEN, "little") for n in range(len(files))))
         os.close(give)
         self._results, out = os.pipe()
-        self.process = os.fork()
+        try:
+            self.process = os.fork()
+        except OSError:
+            for handle in (self._tokens, self._results, out):
+                os.close(handle)
+            raise
         if not self.process:
-            keep_only(self._tokens, out)
             _hash_all(files, self._tokens, out)
         os.close(out)
 
@@ -64,10 +68,24 @@ class Ahead:
     def done(self, known: Identity) -> int:
         """Bytes of a file that are hashed, as far as it has said; the file's size once it has ended."""
         with self._lock:
-            while select.select([self._results], [], [], 0)[0] and self._hear():
+            while self._ready(0) and self._hear():
                 pass
             number = self.numbers[known]
             return known[2] if number in self._digests else self._done[number]
+
+    def said(self, known: Identity, seconds: float) -> bool:
+        """Wait for that long at the most; whether it is done with a file, or gone."""
+        number = self.numbers[known]
+        with self._lock:
+            if number not in self._digests and self._ready(seconds):
+                self._hear()
+            return number in self._digests
+
+    def _ready(self, seconds: float) -> bool:
+        """Whether it says something within that time; a handle's number may be any."""
+        poll = select.poll()
+        poll.register(self._results, select.POLLIN)
+        return bool(poll.poll(seconds * 1000))
 
     def digest(self, known: Identity) -> str | None:
         """Wait for a file's SHA-256; ``None`` when the file was not the same all the time, or the process is gone."""
@@ -116,9 +134,9 @@ def begin(path: Path) -> Ahead | None:
         return _current[0]
     end()
     if can_fork() and (files := _large(path)):
-        _current.append(Ahead(path, files))
-        return _current[0]
-    return None
+        with contextlib.suppress(OSError):  # no more processes are to be had
+            _current.append(Ahead(path, files))
+    return _current[0] if _current else None
 
 
 def end() -> None:
@@ -129,7 +147,7 @@ def end() -> None:
 
 def _large(path: Path) -> list[tuple[Path, Identity]]:
     """Large plain files below a path, on its own disk, the largest first; what can't be asked is the scan's to name."""
-    found: list[tuple[Path, Identity]] = []
+    found: dict[Identity, Path] = {}
     with contextlib.suppress(OSError, RuntimeError):
         disk = os.stat(path).st_dev
         pending, seen = [path], 0
@@ -137,14 +155,16 @@ def _large(path: Path) -> list[tuple[Path, Identity]]:
             here = pending.pop()
             for entry in os.scandir(here) if here.is_dir() else [here]:
                 seen += 1
+                if seen > _ENTRIES:
+                    break
                 info = os.stat(entry)
                 if stat.S_ISDIR(info.st_mode):
                     if not os.path.islink(entry):
                         pending.append(Path(entry))
                 elif (stat.S_ISREG(info.st_mode) and info.st_size >= LARGE and info.st_dev == disk
                       and info.st_blocks * 1024 >= info.st_size):  # fmt: skip
-                    found.append((Path(entry).resolve(), identity(info)))
-    return sorted(found, key=lambda f: (-f[1][2], f[0]))[:MOST]
+                    found.setdefault(identity(info), Path(entry).resolve())  # one file may have two names
+    return sorted(((file, known) for known, file in found.items()), key=lambda f: (-f[1][2], f[0]))[:MOST]
 
 
 def keep_only(*handles: int) -> None:
@@ -163,6 +183,7 @@ def _hash_all(files: list[tuple[Path, Identity]], tokens: int, out: int) -> None
     """Hash one file after the other as long as the pipe holds their numbers; never returns."""
     code = 70
     try:
+        keep_only(tokens, out)
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         while token := os.read(tokens, _TOKEN):

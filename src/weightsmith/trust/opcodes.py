@@ -9,7 +9,9 @@ from __future__ import annotations
 import io
 import pickletools
 import re
+from collections.abc import Iterator
 from enum import Enum
+from typing import Any
 
 _NAME = re.compile(r"[A-Za-z_][\w.]* [A-Za-z_][\w.]*\Z", re.ASCII)
 _IMPORTS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})
@@ -56,7 +58,7 @@ def _stream(head: bytes, begin: int, size: int) -> tuple[Reading, int]:
         return Reading.OPEN if imported else Reading.NO, file.tell()
 
     try:
-        for op, argument, _ in pickletools.genops(file):
+        for op, argument in _opcodes(file):
             count += 1
             if op.name in _IMPORTS:
                 if op.name in ("GLOBAL", "INST") and not _NAME.match(str(argument)):
@@ -80,6 +82,44 @@ def _stream(head: bytes, begin: int, size: int) -> tuple[Reading, int]:
             return Reading.OPEN, len(head)
         return failed()
     return Reading.OPEN, len(head)
+
+
+def _opcodes(file: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
+    """Opcodes with their arguments; a number that only the unpickler in C takes is a 0."""
+    at = file.tell()
+    while True:
+        try:
+            for op, argument, _ in pickletools.genops(file):
+                at = file.tell()
+                yield op, argument
+            return
+        except UnicodeDecodeError:
+            raise
+        except ValueError:
+            end = file.tell()
+            with file.getbuffer() as view:
+                if not _taken_in_c(bytes(view[at:end])):
+                    raise
+                view[at + 1 : end - 1] = b"0" * (end - at - 2)
+            file.seek(at)
+
+
+def _taken_in_c(line: bytes) -> bool:
+    """Whether an opcode with its number as text is read by the unpickler in C, where Python's ``int`` or ``float`` refuses: it
+    takes every base (not for ``g`` and ``p``), and stops at a NUL."""
+    opcode, number = line[:1], line[1:-1].partition(b"\0")[0].strip().decode("latin-1")
+    if opcode not in b"ILFgp" or not line.endswith(b"\n") or not number:
+        return False
+    if opcode == b"L" and b"\0" not in line:
+        number = number.removesuffix("L")
+    try:
+        if opcode == b"F":
+            float(number)
+        else:
+            int(number, 0 if opcode in b"IL" and not number.lstrip("+-").isdigit() else 10)
+    except ValueError:
+        return False
+    return True
 
 
 def _effect(op: pickletools.OpcodeInfo, depth: int, marks: list[int]) -> int:

@@ -42,6 +42,7 @@ MOST_WORKERS = 16
 SWITCH = 2e-4  # seconds that Python code may keep the interpreter from a thread that comes back with a hashed block
 TELL = 1 << 24  # bytes after which somebody is told
 WINDOW = 1 << 25  # bytes of a file that are mapped at once
+PATIENCE = 5.0  # seconds after which somebody is told while a digest is waited for
 LEAD = 1 << 31  # bytes that the values of a file may be read before its digest is taken
 
 CHANGED = Rule(
@@ -75,16 +76,17 @@ class Reading:
 
     def __init__(self, folder: Folder, *, apart: bool = False, hasher: Ahead | None = None) -> None:
         taken = hasher.take_over() if hasher is not None else set()
-        self.jobs = [_Job(item, folder, hasher if item.listed in taken else None)
-                     for item in sorted(folder.items.values(), key=lambda i: -i.size)]  # fmt: skip
+        self.jobs = [_Job(item, folder, hasher if item.listed in taken else None, number)
+                     for number, item in enumerate(sorted(folder.items.values(), key=lambda i: -i.size))]  # fmt: skip
         self.folder, self.crew, self.hasher = folder, _Crew(self.jobs), hasher
         self.interval = sys.getswitchinterval()
         self.threads: list[threading.Thread] = []
         self.fork: tuple[int, int] | None = None
         if sum(j.item.size for j in self.jobs) > SMALL:
             if apart:
-                self.fork = self._forked()
-            elif usable_cores() > 1:
+                with contextlib.suppress(OSError):  # no more processes are to be had: then this one reads
+                    self.fork = self._forked()
+            if self.fork is None and usable_cores() > 1:
                 self._start()
 
     def _start(self) -> None:
@@ -96,7 +98,12 @@ class Reading:
     def _forked(self) -> tuple[int, int]:
         """The process that reads, and the pipe in which it tells what it found."""
         begin, end = os.pipe()
-        child = os.fork()
+        try:
+            child = os.fork()
+        except OSError:
+            os.close(begin)
+            os.close(end)
+            raise
         if not child:
             self._tell_all(end)
         os.close(end)
@@ -109,6 +116,8 @@ class Reading:
             keep_only(out, *(self.hasher.handles if self.hasher is not None else ()))
             with os.fdopen(out, "w", encoding="ascii", buffering=1 << 16) as stream:
                 try:
+                    for job in self.jobs:
+                        job.apart = True
                     self._start()
                     for event in self._events():
                         stream.write(json.dumps(event) + "\n")
@@ -150,6 +159,8 @@ class Reading:
         """What the fork tells. When it was stopped by a signal, this process ends in the same way: the parent names the file."""
         with os.fdopen(pipe, "r", encoding="ascii") as stream:
             for line in stream:
+                if not line.endswith("\n"):  # it was stopped in the middle of a line; how, its exit status says
+                    break
                 event = json.loads(line)
                 if "bug" in event:
                     raise RuntimeError(event["bug"])
@@ -175,7 +186,7 @@ class Reading:
             elif isinstance(event, BaseException):
                 raise event
             elif isinstance(event, _Job):
-                yield {"job": self.jobs.index(event), **event.outcome()}
+                yield {"job": event.number, **event.outcome()}
             else:
                 yield {"at": event[0], "done": event[1]}
 
@@ -207,6 +218,7 @@ class _Crew:
                 job.run(self.events)
                 with self.lock:
                     self.running.remove(job)
+                job.settle(self.events)
                 self.events.put(job)
             while (job := self._needy()) is not None:
                 job.help()
@@ -232,8 +244,8 @@ class _Crew:
 class _Job:
     """One file: read by one worker, hashed by it or by another one that came to help."""
 
-    def __init__(self, item: Item, folder: Folder, hasher: Ahead | None = None) -> None:
-        self.item, self.hasher = item, hasher
+    def __init__(self, item: Item, folder: Folder, hasher: Ahead | None = None, number: int = 0) -> None:
+        self.item, self.hasher, self.number = item, hasher, number
         self.spans, self.origin = _spans(item, folder)
         self.begins = [s[0] for s in self.spans]
         self.sha = hashlib.sha256()
@@ -241,7 +253,7 @@ class _Job:
         self.finding: Finding | None = None
         self.digest: str | None = None
         self.done = 0
-        self.helped = self.closed = False
+        self.helped = self.closed = self.apart = False
         self.lock = threading.Lock()
         self.todo: SimpleQueue[Any] = SimpleQueue()
         self.free: SimpleQueue[Any] = SimpleQueue()
@@ -285,7 +297,7 @@ class _Job:
         before = _state(file)
         raw, size = getattr(file, "raw", file), self.item.size
         unfinished: dict[str, Values] = {}
-        if self.hasher is not None and self.origin % 8 == 0:  # whole words, so that they can be looked at where they lie
+        if self.apart and self.hasher is not None and self.origin % 8 == 0:  # whole words can be looked at where they lie
             index = self._mapped(raw, events, unfinished)
         else:
             index = self._copied(raw, events, unfinished)
@@ -326,7 +338,7 @@ class _Job:
         while self.done < size:
             base = self.done // mmap.PAGESIZE * mmap.PAGESIZE
             stop = min(base + WINDOW, size)
-            with mmap.mmap(raw.fileno(), stop - base, mmap.MAP_SHARED | mmap.MAP_POPULATE, mmap.PROT_READ, offset=base) as mapped:
+            with self._window(raw, base, stop) as mapped:
                 whole = np.frombuffer(mapped, np.uint8)
                 while stop - self.done >= (1 if stop == size else BLOCK):  # the next window holds a cut element whole
                     end = self._end(min(self.done + BLOCK, stop))
@@ -334,6 +346,12 @@ class _Job:
                     self._on(end, events)
                 del whole
         return index
+
+    def _window(self, raw: Any, base: int, stop: int) -> mmap.mmap:
+        try:
+            return mmap.mmap(raw.fileno(), stop - base, mmap.MAP_PRIVATE | mmap.MAP_POPULATE, mmap.PROT_READ, offset=base)
+        except ValueError as error:  # more than the file has by now
+            raise FileChanged("it became shorter while it was read", where=self.item.name) from error
 
     def _on(self, end: int, events: SimpleQueue[Any]) -> None:
         """Everything before ``end`` is done: say so now and then."""
@@ -350,20 +368,21 @@ class _Job:
 
     def outcome(self) -> dict[str, Any]:
         """What came of the file, as plain data."""
-        if self.finding is None and self.hasher is not None:
-            self._fetch_digest(self.hasher)
         if self.finding is not None:
             return {"finding": self.finding.model_dump()}
         facts = [(name, f.head.hex(), {k: getattr(f, k) for k in _FACTS}) for name, f in self.facts.items()]
         return {"finding": None, "sha256": self.digest or self.sha.hexdigest(), "facts": facts}
 
-    def _fetch_digest(self, hasher: Ahead) -> None:
-        """The digest that was taken beside; taken here when there is none, since who hashes may be gone."""
-        assert self.item.listed is not None
-        self.digest = hasher.digest(self.item.listed)
+    def settle(self, events: SimpleQueue[Any]) -> None:
+        """Wait for the digest that is taken beside; take it here when there is none, since who hashes may be gone."""
+        if self.finding is not None or self.hasher is None or self.item.listed is None:
+            return
+        while not self.hasher.said(self.item.listed, PATIENCE):
+            events.put((self.item.name, self.hasher.done(self.item.listed)))
+        self.digest = self.hasher.digest(self.item.listed)
         if self.digest is None:
             self.hasher, self.spans, self.begins, self.done = None, [], [], 0
-            self.run(SimpleQueue())
+            self.run(events)
 
     def _end(self, end: int) -> int:
         """The end of a block, moved back so that it does not cut an element in two."""

@@ -29,6 +29,7 @@ from .vouched import Digests, Said, Source, compare, digest_of_said
 NAME = "weightsmith.lock"
 VARIABLE = "WEIGHTSMITH_LOCK"
 MAX_BYTES = 256 << 20
+_REPO = re.compile(r"[^/@]+/[^/@]+")
 _ROWS = ("files", "tensors", "sources")
 
 
@@ -63,7 +64,7 @@ class Lock:
             return self.record.models[name]
         repo = name.partition("@")[0]
         others = [n for n in self.record.models if n.startswith(f"{repo}@")]
-        if others and re.fullmatch(r"[^/@]+/[^/@]+", repo):
+        if others and _REPO.fullmatch(repo):
             raise ManifestMismatch(f"the lock pins another revision than {name}: {others[0]}", where=self.path,
                                    hint=f"name that revision, or see what changed: `weightsmith pin {repo} --update`")  # fmt: skip
         return None
@@ -71,7 +72,7 @@ class Lock:
     def revision_of(self, ref: str) -> str:
         """``org/name`` as ``org/name@revision`` when the lock pins exactly one revision of it; any other reference as it is."""
         found = [n for n in self.record.models if n.startswith(f"{ref}@")]
-        return found[0] if len(found) == 1 and re.fullmatch(r"[^/@]+/[^/@]+", ref) and not Path(ref).exists() else ref
+        return found[0] if len(found) == 1 and _REPO.fullmatch(ref) and not Path(ref).exists() else ref
 
     def source(self, name: str) -> Source:
         """One entry as a source of digests, for whoever compares it with others.
@@ -180,6 +181,8 @@ def pinned_ref(ref: str, lock: str | Path | None = None) -> str:
     Raises:
         UsageError, FormatError: see :func:`find_lock`.
     """
+    if not _REPO.fullmatch(ref) or Path(ref).exists():  # a lock has nothing to say of it
+        return ref
     held = find_lock(explicit=lock)
     return ref if held is None else held.revision_of(ref)
 

@@ -395,7 +395,7 @@ def _unicode_line(m: Machine) -> None:
 
 
 def _int_line(m: Machine) -> None:
-    line = m.cursor.line().strip()
+    line = m.cursor.number()
     if line in (b"00", b"01"):
         m.stack.append(line == b"01")
         return
@@ -412,7 +412,7 @@ def _number(text: bytes) -> Value:
 
 
 def _float_line(m: Machine) -> None:
-    line = m.cursor.line()
+    line = m.cursor.number()
     m.stack.append(float(line) if len(line) <= KEPT else Opaque("a long number"))
 
 
@@ -436,14 +436,14 @@ def _long(size: int) -> Callable[[Machine], None]:
 
 
 def _put_line(m: Machine) -> None:
-    index = _number(m.cursor.line().strip())
+    index = _number(m.cursor.number())
     if not isinstance(index, int) or index < 0:
         raise PickleEnds("a memo index that is no number")
     m.memoize(index)
 
 
 def _get_line(m: Machine) -> None:
-    m.stack.append(m.memo[_number(m.cursor.line().strip())])
+    m.stack.append(m.memo[_number(m.cursor.number())])
 
 
 def _put(size: int) -> Callable[[Machine], None]:

@@ -180,6 +180,14 @@ class Cursor:
             count -= len(piece)
             yield piece
 
+    def number(self) -> bytes:
+        """A line that holds a number; the unpickler in C stops at a NUL.
+
+        Raises:
+            PickleEnds: there is no newline any more.
+        """
+        return self.line().partition(b"\0")[0].strip()
+
     def line(self, *, open_end: bool = False) -> bytes:
         """The bytes up to the next newline, without it; of a longer one the first :data:`KEPT` and a few more.
 
