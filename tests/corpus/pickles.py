@@ -120,6 +120,8 @@ _FORMS = [
           "hex": b"I0x10\n", "long-hex": b"L0x10L\n", "binary": b"I0b1\n", "octal": b"I0o7\n", "underscore": b"I0x_1\n",
           "nul": b"I1\0xyz\n", "long-nul": b"L1\0xyz\n", "float-nul": b"F1.0\0abc\n", "put-nul": b"I1\np0\0junk\n",
       }.items()),
+    evil("old-string-of-another-encoding", b"S'\xff'\n" + POP + call("os", "system", text(SHELL)) + STOP, file="vocab.txt",
+         fires="import pickle; pickle.load(open(folder / 'vocab.txt', 'rb'), encoding='latin1')"),
     evil("persistent-id", proto(2) + text("x") + b"Q" + STOP, ("pickle-persistent-id",), fires="", verdict="suspicious"),
     evil("extension", proto(2) + b"\x82\x01" + EMPTY_TUPLE + REDUCE + STOP, COMPUTED, see="copyreg.add_extension",
          fires="import copyreg, webbrowser, os, pickle\ncopyreg.add_extension('builtins', 'list', 1)\n"

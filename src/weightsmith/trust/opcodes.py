@@ -85,7 +85,8 @@ def _stream(head: bytes, begin: int, size: int) -> tuple[Reading, int]:
 
 
 def _opcodes(file: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
-    """Opcodes with their arguments; a number that only the unpickler in C takes is a 0."""
+    """Opcodes with their arguments; a number that only the unpickler in C takes is a 0, and letters of an old string that only
+    an unpickler with another encoding takes are an x."""
     at = file.tell()
     while True:
         try:
@@ -93,14 +94,16 @@ def _opcodes(file: io.BytesIO) -> Iterator[tuple[pickletools.OpcodeInfo, Any]]:
                 at = file.tell()
                 yield op, argument
             return
-        except UnicodeDecodeError:
-            raise
-        except ValueError:
-            end = file.tell()
-            with file.getbuffer() as view:
-                if not _taken_in_c(bytes(view[at:end])):
-                    raise
-                view[at + 1 : end - 1] = b"0" * (end - at - 2)
+        except ValueError as error:
+            line = file.getvalue()[at : file.tell()]
+            if isinstance(error, UnicodeDecodeError) and line[:1] == b"S":
+                mended = bytes(c if c < 0x80 else 0x78 for c in line)
+            elif not isinstance(error, UnicodeDecodeError) and _taken_in_c(line):
+                mended = line[:1] + b"0" * (len(line) - 2) + line[-1:]
+            else:
+                raise
+            file.seek(at)
+            file.write(mended)
             file.seek(at)
 
 
