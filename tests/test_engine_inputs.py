@@ -158,7 +158,7 @@ def test_however_bytes_are_moved_they_are_the_same(
 
     def change() -> None:
         if way == "cloned":
-            monkeypatch.setattr(lanes, "_clone", clone)
+            monkeypatch.setattr(lanes, "share_blocks", clone)
         elif way == "none":
             monkeypatch.delattr(os, "copy_file_range")
         elif way == "zero":  # some file systems say 0 where there is more
@@ -178,7 +178,7 @@ def test_however_bytes_are_moved_they_are_the_same(
 
 def test_a_real_clone_where_the_file_system_shares_blocks(sharded: Path, tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as a, (sharded / "config.json").open("rb") as b:
-        if not lanes._clone(b.fileno(), a.fileno()):
+        if not lanes.share_blocks(b.fileno(), a.fileno()):
             pytest.skip("this file system does not share blocks")
     assert (tmp_path / "a").read_bytes() == (sharded / "config.json").read_bytes()
 
