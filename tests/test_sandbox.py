@@ -935,3 +935,17 @@ sys.stdout.write(f"{record.verdict} {len(record.files)} {len(record.tensors)}")
                           capture_output=True, text=True, check=False)  # fmt: skip
     files = [p for p in (tmp_path / "model").iterdir() if p.is_file()]
     assert done.stdout.split() == ["clean", str(len(files)), "21"], done.stderr
+
+
+@linux
+def test_a_lock_that_the_environment_names_can_be_read_inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from weightsmith.cli.sandboxed import Needs, _settle
+    from weightsmith.options import RunOptions
+
+    lock = tmp_path / "elsewhere" / "pins.lock"
+    lock.parent.mkdir()
+    lock.write_text("{}", encoding="utf-8")
+    given = {"quiet": True}
+    assert lock not in _settle(Needs(), given, lambda _: RunOptions())
+    monkeypatch.setenv("WEIGHTSMITH_LOCK", str(lock))
+    assert lock in _settle(Needs(), given, lambda _: RunOptions())

@@ -30,6 +30,7 @@ from weightsmith.search import closed, fluent
 from weightsmith.search.fluent import Rounds, repeats, unlearn
 from weightsmith.search.front import hypervolume, knee, pareto
 from weightsmith.search.gradient import Descent, Snapshot
+from weightsmith.search.objectives import Problem
 from weightsmith.search.run import Search
 from weightsmith.search.space import Space
 
@@ -382,15 +383,19 @@ def test_unlearning_makes_repetitions_unlikely(
     assert marked[1] < 0.8 * float(others.exp().mean())
 
 
+def an_addition(folder: Path, model: RunningModel, where: Path) -> tuple[Problem, Space, Snapshot]:
+    """What unlearning begins with."""
+    search, _ = a_search(folder, model, where, "personas", "add")
+    assert search.material is not None
+    assert search.problem.base is not None
+    space = Space(model, "add", search.material.direction, search.layers, search.material.source)
+    return search.problem, space, Snapshot(space.begin(0.3), search.problem.base, 0.1, 0)
+
+
 def test_no_step_is_taken_where_the_gradient_is_not_finite(
     folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search, _ = a_search(folder, model, tmp_path, "personas", "add")
-    assert search.material is not None
-    problem = search.problem
-    assert problem.base is not None
-    space = Space(model, "add", search.material.direction, search.layers, search.material.source)
-    begin = Snapshot(space.begin(0.3), problem.base, 0.1, 0)
+    problem, space, begin = an_addition(folder, model, tmp_path)
     call, count = searching.spoiled(problem.effect_loss, set(range(1, 99)))
     monkeypatch.setattr(problem, "effect_loss", call)
     (found,) = unlearn(problem, space, begin, Descent(turn=0.01), Rounds(1, 8, 3, fluent=-1.0))
@@ -401,24 +406,16 @@ def test_no_step_is_taken_where_the_gradient_is_not_finite(
 def test_nothing_said_is_nothing_to_unlearn(
     folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search, _ = a_search(folder, model, tmp_path, "personas", "add")
-    assert search.material is not None
-    assert search.problem.base is not None
-    space = Space(model, "add", search.material.direction, search.layers, search.material.source)
+    problem, space, begin = an_addition(folder, model, tmp_path)
     monkeypatch.setattr(fluent, "generate", lambda _m, asked, *_: [[] for _ in asked])
-    found = unlearn(search.problem, space, Snapshot(space.begin(0.3), search.problem.base, 0.1, 0), Descent(), Rounds(2, 8, 2))
+    found = unlearn(problem, space, begin, Descent(), Rounds(2, 8, 2))
     assert len(found) == 2
 
 
 def test_it_is_unlearned_no_longer_than_answers_loop_and_the_most_fluent_round_is_offered(
     folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search, _ = a_search(folder, model, tmp_path, "personas", "add")
-    assert search.material is not None
-    problem = search.problem
-    assert problem.base is not None
-    space = Space(model, "add", search.material.direction, search.layers, search.material.source)
-    begin = Snapshot(space.begin(0.3), problem.base, 0.1, 0)
+    problem, space, begin = an_addition(folder, model, tmp_path)
     asked, n = [0], min(8, len(problem.effect.train))
 
     def looping(_text: str) -> str | None:  # of n answers each time all loop, then two, one, none
@@ -449,3 +446,12 @@ def test_only_what_came_of_the_unlearning_is_offered(
     assert offered[1].what == f"{offered[0].what} times 0.5"
     assert not any(p.front for p in points if p.looping)
     assert any("degenerate of the answers" in n for n in search.notes)
+    # a run that is gone on with may find another round the best: what is offered is settled anew
+    once = next(f for f in search.found if f.point.what == next(p.what for p in points if p.looping))
+    step = int(once.point.what.split("step ")[1].split()[0])
+    assert once.point.weight is not None
+    what = once.point.what.partition(f"step {step}")[2].strip()
+    search._offer(Snapshot(None, once.seen, once.point.weight, step, what))  # type: ignore[arg-type]
+    assert [p.what for p in search.points() if p.stage == "gradient" and not p.looping] == [once.point.what]
+    search._offer(Snapshot(None, once.seen, 77.0, 1))  # type: ignore[arg-type]  # one that no Edit could hold changes nothing
+    assert [p.what for p in search.points() if p.stage == "gradient" and not p.looping] == [once.point.what]

@@ -3,16 +3,18 @@
     python benchmarks/search/compare.py MODEL [--trials 24] [--points 4] [--tokens 128] [--threads 2] [-o FILE.json]
 
 (a) :class:`weightsmith.search.run.Search`: closed forms by single layer, a sweep of two descents. (b) :mod:`baseline`: TPE
-over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All read the
-same 48 + 48 prompts. The clock of each runs from the loaded model to its front; then the front's points (at most
+over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All are given
+the same 48 + 48 prompts; ours, and the closed forms on its material, need 26 + 26 of them, a size that was chosen on the
+search's own held-out figures. The clock of each runs from the loaded model to its front; then the front's points (at most
 ``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read by the refusal scorer;
 damage is KL(base ‖ edited) over the tokens of the base's own answers to 24 harmless ones; over-refusal is read on 24 harmless
 requests that look harmful. The hypervolume's box ends at the base's own rate of refusals and at a KL of 0.5.
 
-Prediction. The baseline generates trials × 48 × 32 tokens and passes as many prompts; with 0.5 G parameters at 2 FLOP each
-that is 37 TFLOP of decoding and 5 of prompts for 24 trials, at 60 to 100 GFLOP/s seven to twelve minutes. Ours answers 96
-prompts once (12 tokens: 1.2 TFLOP, and 1.5 of prompts), and makes about ten steps over 8 + 8 prompts of which 60% of the
-layers are passed, forward and backward (0.3 TFLOP each): a tenth of it.
+Prediction, before the first run. The baseline generates trials × 48 × 32 tokens and passes as many prompts; with 0.5 G
+parameters at 2 FLOP each that is 37 TFLOP of decoding and 5 of prompts for 24 trials, at 60 to 100 GFLOP/s seven to twelve
+minutes. Ours answers 96 prompts once (12 tokens: 1.2 TFLOP, and 1.5 of prompts), and makes about ten steps over 8 + 8 prompts
+of which 60% of the layers are passed, forward and backward (0.3 TFLOP each): a tenth of it. That came out at 0.18; with 52
+prompts, 8 tokens and seven steps over 6 + 6 prompts, as it is now, at 0.095 (docs/search.md).
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import signal
 import stat
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from .identity import FLAGS, Identity, identity
@@ -143,6 +144,15 @@ def end() -> None:
     """Stop what :func:`begin` began."""
     while _current:
         _current.pop().end()
+
+
+@contextlib.contextmanager
+def used_up() -> Iterator[None]:
+    """For one scan: what was begun for it is no good for another."""
+    try:
+        yield
+    finally:
+        end()
 
 
 def _large(path: Path) -> list[tuple[Path, Identity]]:

@@ -111,8 +111,7 @@ def run_scan(request: Event, heard: Callable[[str, int], None] | None = None) ->
 def _attempt(request: Event, heard: Callable[[str, int], None] | None) -> tuple[Outcome, str]:
     """One process's events, and the file that it was at when it ended."""
     outcome, at = Outcome(), ""
-    with contextlib.closing(_events(request)) as events, contextlib.ExitStack() as stack:
-        stack.callback(ahead.end)  # what was begun for this one is used up
+    with contextlib.closing(_events(request)) as events, ahead.used_up():
         for event in events:
             if "at" in event:
                 at = event["at"] or at
