@@ -554,7 +554,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param != "small":
         monkeypatch.setattr(guard, "LARGE", 1)
     if request.param == "disk":
-        monkeypatch.setattr(guard, "_free_memory", lambda: 0)
+        monkeypatch.setattr(guard, "free_memory", lambda: 0)
     return str(request.param)
 
 

@@ -656,7 +656,11 @@ def _state(pid: int) -> str:
                                               (signal.SIGINT, "both"), (signal.SIGTERM, "both")])  # fmt: skip
 def test_signals_reach_the_command(tmp_path: Path, number: int, whom: str) -> None:
     """Sent to the command by its number, or to both as a terminal does; each is heard once."""
-    run = toy(tmp_path / "out", 4.0, start_new_session=True)
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, and what is ignored is inherited
+    try:
+        run = toy(tmp_path / "out", 4.0, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGHUP, before)
     limit = time.monotonic() + 20
     while not (tmp_path / "out/file.json").exists() and time.monotonic() < limit:
         time.sleep(0.01)

@@ -31,7 +31,7 @@ from weightsmith.jobs.search_target import main_score
 from weightsmith.report import search_view
 from weightsmith.runtime import RunningModel, load, steering
 from weightsmith.search import fluent
-from weightsmith.search.passes import Ledger
+from weightsmith.search.ledger import Ledger
 from weightsmith.searched import SEARCH, Point
 
 confirming = importlib.import_module("weightsmith.jobs.search_confirm")

@@ -13,7 +13,8 @@ import pico
 from trees import FAMILIES, STATES, Load, cases, grown, loader, nodes, tokens, unchanged, worst
 from weightsmith.errors import OutOfMemory, RecipeError
 from weightsmith.runtime import RunningModel
-from weightsmith.search.passes import Ledger, Passes, Tree
+from weightsmith.search.ledger import Ledger
+from weightsmith.search.passes import Passes, Tree
 
 #: what a window or a chunk of 16 tokens cuts
 WINDOWED = {"gemma2", "gemma3", "gpt_oss", "olmo3", "exaone4", "gemma4", "gemma4_unified", "gemma4_moe", "gemma4_shared",

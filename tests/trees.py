@@ -19,6 +19,7 @@ from weightsmith.search.passes import Passes, Rows, Tree
 #: shapes that no family's plain pico model has: windows and chunks that some prompts exceed and some don't, queries scaled by
 #: position, a layer's keys read by one that is not the next
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama_deep": ("llama", {"num_hidden_layers": 12}),
     "mistral_window": ("mistral", {"sliding_window": 16}),
     "qwen2_window": ("qwen2", {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1}),
     "phi3_window": ("phi3", {"sliding_window": 16}),

@@ -13,7 +13,8 @@ class RunOptions:
     """Device, dtype, batch and cache.
 
     ``device`` and ``dtype`` are torch names, or ``None`` to choose the fastest that is exact enough; ``batch_tokens``
-    bounds the padded tokens of one forward pass; ``progress`` is called with (step, done, total).
+    bounds the padded tokens of one forward pass, ``memory`` the bytes that a search takes on its device, model included;
+    ``progress`` is called with (step, done, total).
     ``ignore_remote_code`` loads a model that asks for its own code with the library's built-in class instead;
     ``dequantize`` works on the bf16 model that a quantised checkpoint stands for.
     ``allow`` holds ``suspicious`` when such a verdict was consented to, ``policy`` is a file that changes verdicts; ``lock``
@@ -28,6 +29,7 @@ class RunOptions:
     batch_size: int = 32
     offline: bool = False
     use_cache: bool = True
+    memory: int | None = None
     seed: int = 0
     ignore_remote_code: bool = False
     dequantize: bool = False

@@ -175,6 +175,20 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def free_memory() -> int:
+    """Bytes of memory that can be had without swapping: what the system says, and the limit of our control group; 0 where
+    it does not say."""
+    free = 0
+    with contextlib.suppress(OSError, ValueError, IndexError, StopIteration):
+        row = next(r for r in Path("/proc/meminfo").read_text().splitlines() if r.startswith("MemAvailable:"))
+        free = int(row.split()[1]) << 10
+    with contextlib.suppress(OSError, ValueError):
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return free
+
+
 def cache_dir() -> Path:
     """Root of the cache: ``$WEIGHTSMITH_CACHE``, else the platform's user cache folder."""
     if override := os.environ.get("WEIGHTSMITH_CACHE"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,6 +57,9 @@ def command(
         str | None,
         typer.Option(help="Descents and confirmations on workers: a number, ray, or ray:HOST:PORT (extra ray)."),
     ] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Most that the descents take on their device, model included: 6GB. Else 80% of what is free.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts' order and of trials.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Search a feature that can't be separated, too.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
@@ -70,11 +74,11 @@ def command(
         raise UsageError("--remove and --add can't be given together", hint="search once for each")
     listener = Listener() if json else Listener(tick=_tick, point=_point, say=_say)
     record = search(
-        model, feature, out, options=replace(run, seed=seed), listener=listener, kind="add" if add else "remove",
-        protect=tuple(protect or ()), target=target, prompts=prompts, held=held, tokens=tokens, weights=_weights(weights),
-        steps=steps, directions=directions, oblique=oblique, start=start, level=level, rounds=rounds, trials=trials,
-        sampler=sampler, confirm=confirm,
-        confirm_n=confirm_n, confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume,
+        model, feature, out, options=replace(run, seed=seed, memory=_bytes(memory)), listener=listener,
+        kind="add" if add else "remove", protect=tuple(protect or ()), target=target, prompts=prompts, held=held,
+        tokens=tokens, weights=_weights(weights), steps=steps, directions=directions, oblique=oblique, start=start,
+        level=level, rounds=rounds, trials=trials, sampler=sampler, confirm=confirm, confirm_n=confirm_n,
+        confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume,
     )  # fmt: skip
     if json:
         print_json(record.model_dump(by_alias=True))
@@ -89,6 +93,16 @@ def _weights(text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"can't read the weights {text!r}", hint="for example 100,30,8") from error
+
+
+def _bytes(text: str | None) -> int | None:
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
+    if found is None or float(found[1]) <= 0:
+        raise UsageError(f"can't read the amount of memory {text!r}", hint="for example 6GB, 800MB or 12GiB")
+    step = 1024 if found[3] else 1000
+    return int(float(found[1]) * step ** " KMGT".index(found[2].upper() or " "))
 
 
 def _say(text: str) -> None:

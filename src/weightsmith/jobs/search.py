@@ -296,8 +296,8 @@ class _Run:
 
     def _take_up(self) -> None:
         """What the stages of an interrupted run that had ended gave; what came after them is found anew."""
+        from ..search.ledger import Ledger
         from ..search.objectives import Seen
-        from ..search.passes import Ledger
         from ..search.run import Found
         from .edit import find_directions, load_edit
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -27,6 +27,9 @@ from ..errors import OutOfMemory, RecipeError
 from ..runtime.forward import batches, check_length, out_of_memory, shared_prefix, slides
 from ..runtime.generate import _counts_slots
 from ..runtime.slots import plain, unwindowed
+from .blocks import can_recompute, recomputing, standing_in
+from .ledger import Ledger
+from .memory import Bound
 
 if TYPE_CHECKING:
     from ..runtime import RunningModel
@@ -88,40 +91,6 @@ class Tree:
 
 
 @dataclass
-class Ledger:
-    """What was computed, and what it would have cost without the savings; tokens count without padding.
-
-    ``layers`` is in token × layers; ``prefixes``, ``below``, ``branches`` and ``unread`` are what was not passed thanks to
-    each saving, in the same unit.
-    """
-
-    passed: int = 0
-    backward: int = 0
-    generated: int = 0
-    layers: int = 0
-    heads: int = 0
-    prefixes: int = 0
-    below: int = 0
-    branches: int = 0
-    unread: int = 0
-    heads_unread: int = 0
-
-    def add(self, other: Ledger) -> None:
-        """Add another's counts."""
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-    def factors(self) -> dict[str, float]:
-        """How many times dearer the same passes would have been without each saving."""
-        out = {}
-        whole = max(1, self.layers)
-        for name in ("prefixes", "below", "branches", "unread"):
-            out[name] = 1 + getattr(self, name) / whole
-        out["heads"] = 1 + self.heads_unread / max(1, self.heads)
-        return out
-
-
-@dataclass
 class _Row:
     """One row of a batch: the ids that are passed after the prefix, the index of each one's predecessor among them (−1:
     the token before), and for each state that is wanted (node, place)."""
@@ -156,6 +125,10 @@ class Rows:
         """Tokens that are passed of tree i, without the prefix."""
         return sum(len(r.ids) for r in self.rows[i])
 
+    def padded(self, pick: Seq[int]) -> list[int]:
+        """Tokens of each tree, its rows padded to the longest of them."""
+        return [max(len(r.ids) for r in self.rows[i]) * len(self.rows[i]) for i in pick]
+
 
 Done = TypeVar("Done")
 Use = Callable[[list[int], list[torch.Tensor]], "torch.Tensor | None"]
@@ -169,6 +142,8 @@ class Passes:
         self.model, self.start = model, _needed(model, start)
         self.ledger = ledger or Ledger()
         self.micro = min(model.options.batch_tokens, 1024)  # tokens whose graph stands in memory at once
+        self.bound = Bound.of(model)
+        self.recompute = False  # what happens within blocks is computed twice, whatever the bound says
         self._tuples = False
 
     def prepare(self, trees: Seq[Tree]) -> Rows:
@@ -221,7 +196,7 @@ class Passes:
                 for b, (i, k) in enumerate(batch):
                     rows.hidden[i][k] = out[b, : len(rows.rows[i][k].ids)].clone()
 
-            self._micro(rows, range(len(rows)), run)
+            self._micro(rows, range(len(rows)), run, self.micro)
         finally:
             for handle in handles:
                 handle.remove()
@@ -260,9 +235,13 @@ class Passes:
             except (RuntimeError, MemoryError) as error:  # what an allocator raises differs from device to device
                 if not out_of_memory(error):
                     raise
-                if self.micro <= 1:
+                if self.micro <= 1 and (self.recompute or not torch.is_grad_enabled() or not can_recompute(self.model)):
                     raise OutOfMemory("one row alone does not fit in memory",
                                       hint="free some memory, or use a narrower --dtype") from error  # fmt: skip
+            if self.micro <= 1:
+                self.recompute = True
+                self.model.note("one row did not fit in memory with what its blocks keep: that is computed twice")
+                continue
             self.model.note(f"{self.micro} tokens at once did not fit in memory: it went on with {self.micro // 2}")
             self.micro //= 2  # outside of the handler, which would keep the failed pass alive
 
@@ -270,15 +249,14 @@ class Passes:
         self, rows: Rows, pick: Seq[int], use: Use, params: Seq[torch.Tensor]
     ) -> tuple[float, list[torch.Tensor]]:
         total, sums = 0.0, [torch.zeros_like(p) for p in params]
+        room, recompute = self._room(rows, pick, use) if params else (self.micro, False)
         cache = self._prefix(rows)
         made, leaves = _cut(cache, self.start)
         owed = [torch.zeros_like(x) for x in leaves]
 
         def run(batch: list[tuple[int, int]]) -> None:
             nonlocal total
-            out = self._call(rows, batch, None if cache is None else _spread(cache, len(batch)), skip=True)
-            which = list(dict.fromkeys(i for i, _ in batch))
-            loss = use(which, [_gather(rows, batch, i, out.last_hidden_state) for i in which])
+            loss = self._loss(rows, batch, cache, use)
             if loss is None:
                 return
             total += float(loss.detach())
@@ -288,7 +266,9 @@ class Passes:
                     if more is not None:
                         into += more
 
-        self._micro(rows, pick, run)
+        edited = self.model.blocks[self.start :]
+        with recomputing(edited, self.start) if recompute else contextlib.nullcontext():
+            self._micro(rows, pick, run, room)
         if made:
             back = torch.autograd.grad(made, list(params), owed, allow_unused=True)
             for into, more in zip(sums, back, strict=True):
@@ -297,6 +277,36 @@ class Passes:
         n = sum(rows.size(i) for i in pick)
         self._count_pass(rows, pick, n, bool(params))
         return total, sums
+
+    def _loss(
+        self, rows: Rows, batch: list[tuple[int, int]], cache: Any, use: Use, passed: Callable[[], None] = lambda: None
+    ) -> torch.Tensor | None:
+        """What ``use`` makes of some rows; ``passed`` is called when the blocks are done."""
+        out = self._call(rows, batch, None if cache is None else _spread(cache, len(batch)), skip=True)
+        passed()
+        which = list(dict.fromkeys(i for i, _ in batch))
+        return use(which, [_gather(rows, batch, i, out.last_hidden_state) for i in which])
+
+    def _room(self, rows: Rows, pick: Seq[int], use: Use) -> tuple[int, bool]:
+        """Tokens at once with which a pass with gradients keeps to the bound, and whether blocks are computed twice.
+
+        Raises:
+            OutOfMemory: one tree alone does not keep to it.
+        """
+        sizes = rows.padded(pick)
+        layers = len(self.model.blocks) - self.start
+        if not sizes or not self.bound.near(self.model, min(self.micro, sum(sizes)) + len(rows.prefix), layers):
+            return self.micro, self.recompute
+        if not self.bound.token:
+            least = min(range(len(pick)), key=sizes.__getitem__)
+            batch = [(pick[least], k) for k in range(len(rows.rows[pick[least]]))]
+            with torch.no_grad():
+                cache = self._prefix(rows)
+            with self.bound.counting(self.model) as kept:
+                self._loss(rows, batch, cache, use, kept.through)
+            self.bound.learn(kept, sizes[least])
+        room, recompute = self.bound.settle(self.model, layers, len(rows.prefix), max(sizes), self.micro)
+        return room, recompute or self.recompute
 
     def _prefix(self, rows: Rows) -> Any:
         """The cache of the prefix under the hooks that are in place, ``None`` without a prefix."""
@@ -329,25 +339,14 @@ class Passes:
         with self._resumed(hidden):
             return self.model.stack(input_ids=ids, use_cache=cache is not None, **told)
 
-    @contextlib.contextmanager
-    def _resumed(self, hidden: torch.Tensor | None) -> Iterator[None]:
+    def _resumed(self, hidden: torch.Tensor | None) -> contextlib.AbstractContextManager[None]:
         """Blocks below ``start`` are not run: what comes out of them is ``hidden``."""
         if hidden is None:
-            yield
-            return
-        output = (hidden,) if self._tuples else hidden
-        skipped = self.model.blocks[: self.start]
-        for block in skipped:
-            block.forward = lambda *_a, **_k: output
-        try:
-            yield
-        finally:
-            for block in skipped:
-                del block.forward  # the class's own is behind it
+            return contextlib.nullcontext()
+        return standing_in(self.model.blocks[: self.start], (hidden,) if self._tuples else hidden)
 
-    def _micro(self, rows: Rows, pick: Seq[int], run: Callable[[list[tuple[int, int]]], None]) -> None:
-        sizes = [max(len(r.ids) for r in rows.rows[i]) * len(rows.rows[i]) for i in pick]
-        for batch in batches(sizes, self.micro, 1 << 10):
+    def _micro(self, rows: Rows, pick: Seq[int], run: Callable[[list[tuple[int, int]]], None], room: int) -> None:
+        for batch in batches(rows.padded(pick), room, 1 << 10):
             run([(pick[b], k) for b in batch for k in range(len(rows.rows[pick[b]]))])
 
     # -- counting ------------------------------------------------------------------------------------------------

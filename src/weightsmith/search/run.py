@@ -19,9 +19,10 @@ from . import closed, gradient, material
 from .fluent import Rounds, most_fluent, unlearn
 from .front import hypervolume, knee, pareto
 from .gradient import Descent
+from .ledger import Ledger
 from .material import Aim, Material, Sizes
 from .objectives import Problem, Seen
-from .passes import Ledger, Passes
+from .passes import Passes
 from .space import Kind, Space, Values, strengths_of
 
 if TYPE_CHECKING:

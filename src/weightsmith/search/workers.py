@@ -24,8 +24,9 @@ from ..measure import workers
 from ..searched import Tick
 from . import gradient
 from .gradient import Descent, Snapshot, Sweep
+from .ledger import Ledger
 from .objectives import Group, Item, Problem, Seen
-from .passes import Ledger, Passes
+from .passes import Passes
 from .space import Kind, Space, Values
 
 if TYPE_CHECKING:

@@ -28,7 +28,16 @@ from ...errors import DigestMismatch, FormatError, ManifestMismatch
 from ...found import ScannedFile
 from ...hub import Progress
 from ...pinned import PinnedFile, PinnedModel
-from ...storage import alive, cache_dir, disk_errors, parallel_map, require_space, share_blocks, usable_cores
+from ...storage import (
+    alive,
+    cache_dir,
+    disk_errors,
+    free_memory,
+    parallel_map,
+    require_space,
+    share_blocks,
+    usable_cores,
+)
 from .taken import blocks, model_files, opened
 
 try:
@@ -219,7 +228,7 @@ def used_bytes(
     wanted, unpinned = _wanted(checkpoint, entry, frozen)
     with _private() as folder:
         large = sum(entry.files[n].size for n in wanted if entry.files[n].size >= LARGE)
-        copies = _Copies(folder, checkpoint.path, in_memory=large <= SHARE * _free_memory())
+        copies = _Copies(folder, checkpoint.path, in_memory=large <= SHARE * free_memory())
         try:
             copies.make(wanted, entry.files, progress)
             name = next(iter(wanted)) if checkpoint.kind == "gguf" else ""
@@ -392,19 +401,6 @@ def _copy(source: int, target: int, size: int) -> None:
 
     os.ftruncate(target, size)
     parallel_map(piece, range(0, size, PIECE))
-
-
-def _free_memory() -> int:
-    """Bytes of memory that can be had without swapping: what the system says, and the limit of our control group."""
-    free = 0
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        row = next(r for r in Path("/proc/meminfo").read_text().splitlines() if r.startswith("MemAvailable:"))
-        free = int(row.split()[1]) << 10
-    with contextlib.suppress(OSError, ValueError):
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return free
 
 
 def lasting(checkpoint: Checkpoint) -> Checkpoint:
