@@ -58,10 +58,10 @@ def weighed(model: RunningModel, trees: list[Tree]) -> Any:
     shares = weights(trees)
 
     def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor:
-        total = states[0].new_zeros(())
+        total = model.logits(states[0]).new_zeros(())
         for i, s in zip(which, states, strict=True):
             logprobs = torch.log_softmax(model.logits(s), -1)
-            total = total + (shares[i] * logprobs[list(trees[i].reads), list(trees[i].tokens)]).sum()
+            total = total + (shares[i].to(total.device) * logprobs[list(trees[i].reads), list(trees[i].tokens)]).sum()
         return total
 
     return use

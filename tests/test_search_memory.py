@@ -110,12 +110,14 @@ def test_less_memory_leads_to_the_same_with_less(running: Load, monkeypatch: pyt
     free = tight(model, 1e18)
     plain, most = a_pass(free, model, "long")
     assert not seen  # far from the bound nothing is counted
+    assert free.bound is not None
     assert free.bound.token == 0
-    for share in (0.8, 0.25):
-        own = tight(model, share * most / SPARE)
+    for limit in (0.5 * most, 0.25 * most / SPARE):
+        own = tight(model, limit)
         found, took = a_pass(own, model, "long")
         assert agree(found, plain)
-        assert took <= share * most
+        assert took <= SPARE * limit
+        assert took < most
     assert [again for _, again in seen] == [False, True]
 
 
@@ -144,9 +146,12 @@ def test_a_model_larger_than_the_bound_is_said(running: Load) -> None:
     model = running("llama")
     little = dataclasses.replace(model, options=dataclasses.replace(model.options, memory=1000))
     with pytest.raises(OutOfMemory, match="the loaded model takes"):
-        Passes(little)
+        a_pass(Passes(little), little)
     plenty = dataclasses.replace(model, options=dataclasses.replace(model.options, memory=1 << 60))
-    assert Passes(plenty).bound.given
+    own = Passes(plenty)
+    a_pass(own, plenty)
+    assert own.bound is not None
+    assert own.bound.given
 
 
 def test_an_allocation_that_fails_for_one_row_is_tried_with_blocks_computed_twice(

@@ -34,7 +34,8 @@ _RUN: dict[str, Any] = {
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="No progress on standard error.")],
 }
 _MODEL_RUN: dict[str, Any] = {
-    "device": Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the fastest there is by default.")],
+    "device": Annotated[str | None, typer.Option(
+        help="cpu, cuda, cuda:1, mps; the fastest there is by default. Several spread the model over them: cuda:0,cuda:1.")],
     "dtype": Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16; chosen for the device by default.")
     ],

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ..checkpoint import Checkpoint, open_checkpoint
 from ..errors import DigestMismatch, MissingExtra, ResourceError, UsageError, WeightsmithError
 from ..options import RunOptions
+from ..runtime.spread import device_names
 from ..storage import digest_of, usable_cores
 from .asks import Ask, Decoding
 from .store import Said, companions_digest
@@ -116,10 +117,15 @@ class Actors:
             have = self.ray.cluster_resources()
             on_gpu = not (self.options.device or "cuda").startswith("cpu")
             gpus = int(have.get("GPU", 0)) if on_gpu else 0
+            each = max(1, len(device_names(self.options.device)))  # a model that is spread takes several
+            if gpus and gpus < each:
+                raise UsageError(f"a worker needs {each} GPUs, and the cluster has {gpus}", hint="name fewer with --device")
             # more actors than there is room for would wait for ever, and their questions with them
-            count = min(self.count, gpus or max(1, int(have.get("CPU", 1))))
+            count = min(self.count, gpus // each if gpus else max(1, int(have.get("CPU", 1))))
             options = self.options if gpus else replace(self.options, threads=self.options.threads or self.share)
-            made = self.ray.remote(self.kind).options(num_cpus=0 if gpus else 1, num_gpus=1 if gpus else 0)
+            if gpus and each > 1:  # an actor sees its own GPUs only, and counts them from 0
+                options = replace(options, device=",".join(f"cuda:{k}" for k in range(each)))
+            made = self.ray.remote(self.kind).options(num_cpus=0 if gpus else 1, num_gpus=each if gpus else 0)
             self._actors = [made.remote(absolute(ref), digest, options) for _ in range(count)]
         return self._actors
 

@@ -92,7 +92,7 @@ def _gate(gate: Gate, handle: Steering, model: RunningModel) -> Any:
 
     def look(_module: Any, _inputs: Any, output: Any) -> None:
         stream = output[0] if isinstance(output, tuple) else output
-        along = stream.float() @ unit
+        along = stream.float() @ unit.to(stream.device)
         handle.open[_key(gate)] = along < gate.threshold if gate.below else along > gate.threshold
 
     return look
@@ -103,18 +103,18 @@ def _hook(operation: Hook, handle: Steering, model: RunningModel) -> Any:
         factor = handle.factor(y)
         if operation.gate is None:
             return factor
-        is_open = handle.open[_key(operation.gate)].to(torch.float32)
+        is_open = handle.open[_key(operation.gate)].to(y.device, torch.float32)
         return is_open.reshape(*y.shape[:-1], 1) * factor
 
     if isinstance(operation, AddOutput):
         vector = _tensor(operation.vector, model, operation.module)
-        return lambda _m, _i, output: _changed(output, lambda y: (y.float() + strength(y) * vector).to(y.dtype))
+        return lambda _m, _i, output: _changed(output, lambda y: (y.float() + strength(y) * vector.to(y.device)).to(y.dtype))
     write = _tensor(operation.write, model, operation.module)
     read = _tensor(operation.read, model, operation.module)
 
     def linear(y: torch.Tensor) -> torch.Tensor:
         wide = y.float()
-        return (wide + strength(y) * ((wide @ read) @ write.T)).to(y.dtype)
+        return (wide + strength(y) * ((wide @ read.to(y.device)) @ write.to(y.device).T)).to(y.dtype)
 
     assert isinstance(operation, LinearOutput)
     return lambda _m, _i, output: _changed(output, linear)

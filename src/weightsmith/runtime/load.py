@@ -27,6 +27,7 @@ from ..trust.gate import Shield, pass_gate
 from ..trust.pins.guard import Used, describe, lasting
 from ..trust.pins.lock import find_lock, guarded
 from .head import Head
+from .spread import device_names, layout, need_accelerate
 
 if TYPE_CHECKING:
     import torch
@@ -52,17 +53,22 @@ def need_torch() -> None:
 
 
 def choose_device(wish: str | None) -> str:
-    """The device asked for, or CUDA, then MPS, then CPU, whichever is there first."""
+    """The device asked for (the first of several), or the fastest one there is.
+
+    Raises:
+        UnsupportedModel: a device that can't be used here.
+    """
     import torch
 
-    if wish:
+    for name in (wished := device_names(wish)):
         try:
-            if torch.device(wish).type == "meta":
+            if torch.device(name).type == "meta":
                 raise RuntimeError("holds no values")
-            torch.empty(1, device=wish)
+            torch.empty(1, device=name)
         except (RuntimeError, AssertionError, NotImplementedError) as error:
-            raise UnsupportedModel(f"the device {wish!r} can't be used here", hint="leave --device out") from error
-        return wish
+            raise UnsupportedModel(f"the device {name!r} can't be used here", hint="leave --device out") from error
+    if wished:
+        return wished[0]
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -119,6 +125,7 @@ class RunningModel:
     today: datetime | None = TODAY
     steered: list[Any] = field(default_factory=list, repr=False)  # the hooks that are in place
     shield: Shield | None = None
+    devices: tuple[str, ...] = ()  # all that its layers lie on, where they are several
 
     @property
     def architecture(self) -> Architecture:
@@ -156,8 +163,9 @@ class RunningModel:
         import torch
         import transformers
 
-        return {"device": self.device, "dtype": str(self.dtype).removeprefix("torch."), "torch": torch.__version__,
-                "transformers": transformers.__version__, "threads": str(torch.get_num_threads())}  # fmt: skip
+        return {"device": ",".join(self.devices) or self.device, "dtype": str(self.dtype).removeprefix("torch."),
+                "torch": torch.__version__, "transformers": transformers.__version__,
+                "threads": str(torch.get_num_threads())}  # fmt: skip
 
     @property
     def has_template(self) -> bool:
@@ -276,10 +284,11 @@ def _load(checkpoint: Checkpoint, options: RunOptions, shield: Shield) -> Runnin
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     dtype = choose_dtype(device, options.dtype)
-    model, tokenizer = _build(checkpoint, device, dtype)
+    devices = names if len(names := device_names(options.device)) > 1 else []
+    model, tokenizer = _build(checkpoint, devices or [device], dtype)
     running = RunningModel(checkpoint, model, tokenizer, device, dtype, identity(checkpoint, digest),
                            _memory_prefix(checkpoint.architecture, model, checkpoint.path), options,
-                           shield=shield)  # fmt: skip
+                           shield=shield, devices=tuple(devices))  # fmt: skip
     if not running.has_template:
         running.note("the model has no chat template: prompts are given as plain text")
     return running
@@ -305,20 +314,25 @@ def identity(checkpoint: Checkpoint, digest: str | None = None) -> ModelIdentity
                          n_layers=arch.n_layers, d_model=arch.d_model)  # fmt: skip
 
 
-def _build(checkpoint: Checkpoint, device: str, dtype: torch.dtype) -> tuple[nn.Module, Any]:
+def _build(checkpoint: Checkpoint, devices: list[str], dtype: torch.dtype) -> tuple[nn.Module, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    path = str(checkpoint.path)
+    path, told = str(checkpoint.path), dict[str, Any]()
+    if len(devices) > 1:
+        need_accelerate()
+        arch = checkpoint.architecture
+        told = {"device_map": layout(checkpoint.path, arch.family.block, arch.n_layers, devices)}
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, local_files_only=True)
         model, info = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=False, local_files_only=True, use_safetensors=True,
-            output_loading_info=True,
+            output_loading_info=True, **told,
         )  # fmt: skip
-        model = model.to(device).eval()
+        model = model.eval() if told else model.to(devices[0]).eval()
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(f"the model does not fit on {device}", where=path, hint="try --dtype bfloat16") from error
+        raise OutOfMemory(f"the model does not fit on {', '.join(devices)}", where=path,
+                          hint="try --dtype bfloat16, or several devices: --device cuda:0,cuda:1") from error  # fmt: skip
     except WeightsmithError:
         raise
     except Exception as error:  # on a stranger's config and tokenizer the library raises anything at all

@@ -124,8 +124,9 @@ class _Unlearning:
         """The loss of the marked tokens, a mean over ``count`` answers."""
 
         def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor | None:
-            total = states[0].new_zeros(())
-            for i, logprobs in zip(which, self.problem.logprobs(states), strict=True):
+            found = self.problem.logprobs(states)
+            total = found[0].new_zeros(())
+            for i, logprobs in zip(which, found, strict=True):
                 tree = rows.trees[i]
                 node = logprobs[list(tree.reads), list(tree.tokens)][marked[i]]
                 # what is unlikely already has nothing to unlearn, and its gradient would drown in numbers too small to be

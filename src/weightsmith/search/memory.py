@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ..runtime import RunningModel
 
 SHARE = 0.8  # of what is free, where no bound was given: others want memory too
-SPARE = 1.5  # what a pass takes at its height, for each byte that it keeps: gradients, and what one block needs meanwhile
+SPARE = 2.0  # what a pass takes at its height, for each byte that it keeps: 1.6 in tensors, and what allocators hold back
 FEW = 128  # fewer tokens at once than these waste more than computing activations twice
 
 
@@ -68,19 +68,21 @@ class Bound:
 
     @classmethod
     def of(cls, model: RunningModel) -> Bound:
-        """From the model's options, else from what is free on its device.
+        """From the model's options, else from what is free on its device; of several, on the one that has least. To be asked
+        for when the model has run: a processor reads weights from their file when they are first used.
 
         Raises:
             OutOfMemory: what is there already is more than the options allow.
         """
-        wish = model.options.memory
+        wish, on = model.options.memory, model.devices or (model.device,)
         if wish is None:
-            return cls(SHARE * free_on(model.device) / SPARE, False)
-        left = wish - in_use(model.device)
-        if left <= 0:
-            raise OutOfMemory(f"the loaded model takes {_size(in_use(model.device))}, and --memory allows {_size(wish)}",
+            return cls(SHARE * min(free_on(d) for d in on) / SPARE, False)
+        weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.model.parameters()}
+        there = max([*(in_use(d) for d in on), sum(weights.values()) / len(on)])
+        if wish <= there:
+            raise OutOfMemory(f"the loaded model takes {_size(there)}, and --memory allows {_size(wish)}",
                               hint="allow more, or use a narrower --dtype")  # fmt: skip
-        return cls(left / SPARE, True)
+        return cls((wish - there) / SPARE, True)
 
     def near(self, model: RunningModel, tokens: int, layers: int) -> bool:
         """Whether ``tokens`` passed at once through ``layers`` edited blocks could come near the bound."""
@@ -92,8 +94,7 @@ class Bound:
     @contextlib.contextmanager
     def counting(self, model: RunningModel) -> Iterator[Kept]:
         """Count what is kept of the pass within."""
-        weights = frozenset(p.untyped_storage().data_ptr() for p in model.model.parameters())
-        kept = Kept(weights)
+        kept = Kept(frozenset(p.untyped_storage().data_ptr() for p in model.model.parameters()))
         with torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor):
             yield kept
 

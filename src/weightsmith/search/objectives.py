@@ -163,8 +163,9 @@ class Problem:
         group = self.effect
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> torch.Tensor:
-            total = states[0].new_zeros(())
-            for i, logprobs in zip(chosen, self.logprobs(states), strict=True):
+            found = self.logprobs(states)
+            total = found[0].new_zeros(())
+            for i, logprobs in zip(chosen, found, strict=True):
                 item = group.items[i]
                 if self.loss == "distil":
                     total = total + distance(item, logprobs, group.target(self.model, i))
@@ -180,8 +181,9 @@ class Problem:
         """Mean KL from the teacher over some items, times ``weight``, and its gradients."""
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> torch.Tensor:
-            total = states[0].new_zeros(())
-            for i, logprobs in zip(chosen, self.logprobs(states), strict=True):
+            found = self.logprobs(states)
+            total = found[0].new_zeros(())
+            for i, logprobs in zip(chosen, found, strict=True):
                 total = total + distance(group.items[i], logprobs, group.target(self.model, i))
             return total * (weight / len(which))
 

@@ -142,7 +142,7 @@ class Passes:
         self.model, self.start = model, _needed(model, start)
         self.ledger = ledger or Ledger()
         self.micro = min(model.options.batch_tokens, 1024)  # tokens whose graph stands in memory at once
-        self.bound = Bound.of(model)
+        self.bound: Bound | None = None  # known when a pass with gradients is first asked for
         self.recompute = False  # what happens within blocks is computed twice, whatever the bound says
         self._tuples = False
 
@@ -295,17 +295,18 @@ class Passes:
         """
         sizes = rows.padded(pick)
         layers = len(self.model.blocks) - self.start
-        if not sizes or not self.bound.near(self.model, min(self.micro, sum(sizes)) + len(rows.prefix), layers):
+        bound = self.bound = self.bound or Bound.of(self.model)
+        if not sizes or not bound.near(self.model, min(self.micro, sum(sizes)) + len(rows.prefix), layers):
             return self.micro, self.recompute
-        if not self.bound.token:
+        if not bound.token:
             least = min(range(len(pick)), key=sizes.__getitem__)
             batch = [(pick[least], k) for k in range(len(rows.rows[pick[least]]))]
             with torch.no_grad():
                 cache = self._prefix(rows)
-            with self.bound.counting(self.model) as kept:
+            with bound.counting(self.model) as kept:
                 self._loss(rows, batch, cache, use, kept.through)
-            self.bound.learn(kept, sizes[least])
-        room, recompute = self.bound.settle(self.model, layers, len(rows.prefix), max(sizes), self.micro)
+            bound.learn(kept, sizes[least])
+        room, recompute = bound.settle(self.model, layers, len(rows.prefix), max(sizes), self.micro)
         return room, recompute or self.recompute
 
     def _prefix(self, rows: Rows) -> Any:

@@ -125,7 +125,7 @@ class Space:
 
             def constant(y: torch.Tensor) -> torch.Tensor:
                 vector = values.strengths[site.layer, 0] * norm * values.vectors[site.layer]
-                return (y.float() + vector).to(y.dtype)
+                return (y.float() + vector.to(y.device)).to(y.dtype)
 
             return lambda _m, _i, output: _changed(output, constant)
 
@@ -134,8 +134,8 @@ class Space:
             unit = unit if site.gain is None else unit * site.gain
             unit = unit / unit.norm()
             reader = unit if values.readers is None else values.readers[site.layer] / values.readers[site.layer].norm()
-            wide = y.float()
-            taken = values.strengths[site.layer, site.role] * (wide @ reader)
+            wide, unit, reader = y.float(), unit.to(y.device), reader.to(y.device)  # a layer may lie on a device of its own
+            taken = values.strengths[site.layer, site.role].to(y.device) * (wide @ reader)
             found: torch.Tensor = (wide - taken[..., None] * unit).to(y.dtype)
             return found
 

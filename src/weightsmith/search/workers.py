@@ -143,8 +143,8 @@ class Crew(workers.Actors):
     kept = "what has ended is kept: --resume goes on from there"
 
     def match(self, model: RunningModel) -> None:
-        """Workers compute on the kind of device, and in the dtype, of the driver's own model."""
-        device, dtype = model.device.split(":")[0], str(model.dtype).removeprefix("torch.")
+        """Workers compute on the kind of device, on as many of them, and in the dtype, of the driver's own model."""
+        device, dtype = ",".join(model.devices) or model.device.split(":")[0], str(model.dtype).removeprefix("torch.")
         self.options = replace(self.options, device=device, dtype=dtype)
 
     def twice(self, what: Callable[[Any], str], ended: Callable[[], int], count: int) -> Callable[[Any], None]:
