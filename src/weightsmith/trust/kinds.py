@@ -57,6 +57,7 @@ PICKLE_NAMES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".
                 ".model", ".sav", ".mdl", ".th", ".t7", ".pt2", ".ptl", ".pdparams", ".pdopt", ".pdmodel")  # fmt: skip
 _WEAK = frozenset({"media", "image", "bzip2", "lzma", "arrow", "coreml-weights", "leveldb"})  # known by few bytes of the beginning
 _CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+ASCII = bytes(range(128))
 _EOCD_AREA = (1 << 16) + 22  # bytes at the end in which readers look for a zip's last record
 
 
@@ -208,8 +209,8 @@ def _tar_checksum(head: bytes) -> bool:
     if not field or not re.fullmatch(rb"[0-7]{1,7}", field) or not head[0]:
         return False
     rest = head[:148] + head[156:512]
-    total = sum(rest) + 8 * 32
-    return int(field, 8) in (total, total - 256 * sum(b > 127 for b in rest))  # some programs add signed bytes
+    off = sum(rest) + 8 * 32 - int(field, 8)
+    return not off or off == 256 * len(rest.translate(None, ASCII))  # some programs add signed bytes
 
 
 def _text_kind(item: Item, head: bytes) -> str:

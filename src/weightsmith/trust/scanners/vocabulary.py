@@ -171,12 +171,13 @@ def vocabularies(place: Place) -> Iterator[Vocabulary]:
         yield Vocabulary(place.prefix + "vocab.json", "vocab", base)
     if (text := place.folder.items.get(place.prefix + "vocab.txt")) is not None and "text" in text.kinds and text.size < 1 << 25:
         try:
-            lines = text.text().split("\n")
+            lines = text.text().replace("\r\n", "\n").removesuffix("\r").split("\n")
         except WeightsmithError:
             lines = []
         if lines:
-            words = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-            yield Vocabulary(place.prefix + "vocab.txt", "wordpiece", {w: i for i, w in enumerate(words)}, listed=len(words))
+            words = lines[:-1] if lines[-1] == "" else lines
+            yield Vocabulary(place.prefix + "vocab.txt", "wordpiece", dict(zip(words, range(len(words)), strict=True)),
+                             listed=len(words))  # fmt: skip
 
 
 def from_tokenizer_json(data: Mapping[str, Any], source: str) -> Vocabulary | None:
