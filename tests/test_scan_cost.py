@@ -20,7 +20,17 @@ from weightsmith.found import ScanRecord
 from weightsmith.trust import gate
 from weightsmith.trust.items import Folder, Item
 from weightsmith.trust.listing import list_folder
-from weightsmith.trust.scanners import facts, keras, pickle_judge, promised, python_code, remote, remote_keys
+from weightsmith.trust.scanners import (
+    facts,
+    keras,
+    other_formats,
+    pickle_judge,
+    promised,
+    python_code,
+    remote,
+    remote_keys,
+    template_run,
+)
 from weightsmith.trust.scanners.pickle_judge import Judge
 from weightsmith.trust.scanners.pickle_machine import Machine
 from weightsmith.trust.scanners.pickle_values import Cursor
@@ -53,6 +63,14 @@ def listed(path: Path) -> Folder:
     folder = Folder(path)
     assert not list(list_folder(path, folder))
     return folder
+
+
+def test_the_limits_are_those_that_the_page_states() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "scan.md").read_text().split("| what | at most | rule |")[1].split("\n\n")[0]
+    stated = [int(line.split("|")[2].replace(",", "")) for line in page.splitlines()[2:]]
+    assert stated == [pickle_judge.MOST_LOOKED, facts.MOST_INDEXES, facts.MOST_AGAIN, remote_keys.MOST_VALUES, python_code.MOST_ALL,
+                      remote.MOST_CELLS, other_formats.MOST_ARRAYS, template_run.NODES]  # fmt: skip
+    assert {line.split("|")[3].strip() for line in page.splitlines()[2:]} <= gate.all_rules().keys()
 
 
 # -- pickles --------------------------------------------------------------------------------------------------------
@@ -244,9 +262,7 @@ def test_lists_of_raw_weights_are_read_once(tmp_path: Path, monkeypatch: pytest.
     asked = []
     real = Folder.json_object
     monkeypatch.setattr(Folder, "json_object", lambda self, name: asked.append(name) or real(self, name))
-    from weightsmith.trust.scanners.other_formats import OtherFormats
-
-    assert not list(OtherFormats().scan_folder(listed(tmp_path)))
+    assert not list(other_formats.OtherFormats().scan_folder(listed(tmp_path)))
     assert asked.count("ndarray-cache.json") == 1
 
 

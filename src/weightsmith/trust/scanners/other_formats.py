@@ -43,7 +43,7 @@ UNKNOWN = Rule(
 )  # fmt: skip
 RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
-_MOST_ARRAYS = 1000
+MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
 #: word models that programs in C++ read, which hold numbers and words only: KenLM, fastText
 _KNOWN = (b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
@@ -199,8 +199,8 @@ def _numpy(item: Item) -> Iterator[Finding | Item]:
     name, at, count = shown(item.name), 0, 0
     with item.open() as file:
         while at < item.size:
-            if count == _MOST_ARRAYS:
-                raise LimitExceeded(f"more than {_MOST_ARRAYS} arrays, one behind the other")
+            if count == MOST_ARRAYS:
+                raise LimitExceeded(f"more than {MOST_ARRAYS} arrays, one behind the other")
             file.seek(at)
             try:
                 header, start = _array_header(file.read(_MOST_HEADER + 12))
