@@ -200,7 +200,8 @@ class Reading:
             return
         item.sha256 = event["sha256"]
         for name, head, facts in event["facts"]:
-            self.folder.tensors[item.name, name] = Measured(*facts, head=bytes.fromhex(head))
+            values: list[Any] = [*facts, bytes.fromhex(head)]  # in the order of the fields
+            self.folder.tensors[item.name, name] = Measured(*values)
 
 
 class _Crew:
