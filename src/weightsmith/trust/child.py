@@ -33,6 +33,7 @@ from .rules import Rule
 
 MEMORY = 1 << 30  # bytes of data that the process may have
 SILENCE = 60.0  # seconds in which it must say where it is
+BATCH = 500  # files or tensors that one event tells of
 ATTEMPTS = 4  # files that may stop it before the scan is given up
 
 CRASHED = Rule(
@@ -70,10 +71,13 @@ def scan_events(request: Event, emit: Emit) -> None:
                 apart=ahead.can_fork(), hasher=ahead.begin(path))  # fmt: skip
     for finding in scan.run():
         emit({"finding": finding.model_dump()})
-    for item in scan.folder.items.values():
-        emit({"file": {"name": shown(item.name), "kind": "+".join(item.kinds), "size": item.size, "sha256": item.sha256}})
-    for (file, name), facts in scan.folder.tensors.items():
-        emit({"tensor": {"file": shown(file), "name": name, "blake3": facts.blake3, "finite": facts.finite}})
+    files = [{"name": shown(item.name), "kind": "+".join(item.kinds), "size": item.size, "sha256": item.sha256}
+             for item in scan.folder.items.values()]  # fmt: skip
+    tensors = [{"file": shown(file), "name": name, "blake3": facts.blake3, "finite": facts.finite}
+               for (file, name), facts in scan.folder.tensors.items()]  # fmt: skip
+    for kind, told in (("files", files), ("tensors", tensors)):
+        for at in range(0, len(told), BATCH):
+            emit({kind: told[at : at + BATCH]})
     used = {rule.name: rule.text.model_dump() for rule in scan.used}
     emit({"end": {"rules": used, "unchecked": scan.folder.unchecked,
                   "checked": [s.about for s in scan.scanners if s.about],
@@ -119,10 +123,10 @@ def _attempt(request: Event, heard: Callable[[str, int], None] | None) -> tuple[
                     heard(event["at"], event["done"])
             elif "finding" in event:
                 outcome.findings.append(Finding.model_validate(event["finding"]))
-            elif "file" in event:
-                outcome.files.append(event["file"])
-            elif "tensor" in event:
-                outcome.tensors.append(event["tensor"])
+            elif "files" in event:
+                outcome.files += event["files"]
+            elif "tensors" in event:
+                outcome.tensors += event["tensors"]
             elif "end" in event:
                 outcome.end = event["end"]
             elif "bug" in event:

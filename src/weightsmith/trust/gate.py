@@ -55,6 +55,8 @@ def scan_path(path: Path, ref: str, reference: Path | None = None, progress: Pro
     Raises:
         UsageError: nothing there.
     """
+    from pydantic import TypeAdapter
+
     from .child import run_scan
 
     started = time.perf_counter()
@@ -66,20 +68,25 @@ def scan_path(path: Path, ref: str, reference: Path | None = None, progress: Pro
     total = max(1, _size(path)) if progress else 1
     done: dict[str, int] = {}
 
+    read = 0
+
     def heard(name: str, count: int) -> None:
-        done[name] = max(done.get(name, 0), count)
+        nonlocal read
+        if (more := count - done.get(name, 0)) > 0:
+            done[name] = count
+            read += more
         if progress:
-            progress("scanning", min(sum(done.values()), total - 1), total)
+            progress("scanning", min(read, total - 1), total)
 
     outcome = run_scan(request, heard if progress else None)
     if progress:
         progress("scanning", total, total)
-    files = [ScannedFile.model_validate(f) for f in outcome.files]
+    files = TypeAdapter(list[ScannedFile]).validate_python(outcome.files)
     return ScanRecord(
         schema_id=SCAN, version=__version__, model=ref, path=os.fsencode(path).decode("utf-8", "backslashreplace"),
         verdict=verdict_of(outcome.findings), findings=worst_first(outcome.findings),
         rules={n: RuleText.model_validate(t) for n, t in outcome.end.get("rules", {}).items()}, files=files,
-        tensors=[ScannedTensor.model_validate(t) for t in outcome.tensors],
+        tensors=TypeAdapter(list[ScannedTensor]).validate_python(outcome.tensors),
         checked=outcome.end.get("checked", []), unchecked=outcome.end.get("unchecked", []),
         scanners=outcome.end.get("scanners", {}), seconds=time.perf_counter() - started, bytes=sum(f.size for f in files),
     )  # fmt: skip

@@ -82,7 +82,7 @@ class Item:
             file.seek(max(0, self.size - HEAD))
             return file.read(HEAD)
 
-    @property
+    @cached_property
     def basename(self) -> str:
         """The last part of its name."""
         return self.name.rsplit("!", 1)[-1].rsplit("/", 1)[-1]
@@ -109,8 +109,8 @@ class Item:
         return Item(f"{self.name}!{name}", len(data), lambda: io.BytesIO(data), outer=self)
 
 
-def file_item(name: str, path: Path) -> Item:
-    """An item for a plain file, bound to what it is now.
+def file_item(name: str, path: Path, real: str | None = None) -> Item:
+    """An item for a plain file, bound to what it is now; ``real`` is its path without links, where that is known.
 
     Raises:
         OSError: it is not there.
@@ -119,13 +119,13 @@ def file_item(name: str, path: Path) -> Item:
     listed = identity(info)
 
     def open_it() -> BinaryIO:
-        handle = os.open(real, FLAGS)
+        handle = os.open(opened, FLAGS)
         if identity(os.fstat(handle)) != listed:
             os.close(handle)
             raise FileChanged("changed while it was scanned", where=name)
         return os.fdopen(handle, "rb")
 
-    real = path.resolve()  # the links on the way were judged when the folder was listed
+    opened = real or str(path.resolve())  # the links on the way were judged when the folder was listed
     return Item(name, info.st_size, open_it, path=path, listed=listed)
 
 

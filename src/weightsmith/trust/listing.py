@@ -77,25 +77,29 @@ def list_folder(path: Path, folder: Folder) -> Iterator[Finding]:
         if (info.st_dev, info.st_ino) in seen:
             continue
         seen.add((info.st_dev, info.st_ino))
+        real = str(here.resolve())
         for entry in entries:
             name = prefix + entry.name
             if len(folder.items) >= MOST_FILES or depth > MOST_DEPTH:
                 yield TOO_MANY.found(f"stopped at {shown(name)!r}")
                 return
-            yield from _entry(Path(entry.path), name, path, folder, pending, depth)
+            yield from _entry(Path(entry.path), name, os.path.join(real, entry.name), path, folder, pending, depth)
 
 
 def _entry(
-    file: Path, name: str, root: Path, folder: Folder, pending: list[tuple[Path, str, int]], depth: int
+    file: Path, name: str, real: str, root: Path, folder: Folder, pending: list[tuple[Path, str, int]], depth: int
 ) -> Iterator[Finding]:
-    """One directory entry: a folder is put on the list, a plain file becomes an item, a link is judged first."""
+    """One directory entry: a folder is put on the list, a plain file becomes an item, a link is judged first.
+
+    ``real`` is its path in a folder without links on the way, so that not every file's has to be asked for.
+    """
     if name != shown(name):
         yield ODD_NAME.found("the name holds characters that a terminal would act on, or bytes that are not text",
                              file=shown(name))  # fmt: skip
     try:
         mode = os.lstat(file).st_mode
         if stat.S_ISLNK(mode):
-            mode = os.stat(file).st_mode
+            mode, real = os.stat(file).st_mode, ""
             if not stays_inside(file, root):
                 yield LINK.found(f"leads to {shown(os.readlink(file))!r}; it was not followed", file=shown(name))
                 return
@@ -107,14 +111,14 @@ def _entry(
     if stat.S_ISDIR(mode):
         pending.append((file, name + "/", depth + 1))
     elif stat.S_ISREG(mode):
-        yield from _add(name, file, folder)
+        yield from _add(name, file, folder, real)
     else:
         yield SPECIAL.found(f"a {_special(mode)}; it was not opened", file=shown(name))
 
 
-def _add(name: str, path: Path, folder: Folder) -> Iterator[Finding]:
+def _add(name: str, path: Path, folder: Folder, real: str = "") -> Iterator[Finding]:
     try:
-        item = file_item(name, path)
+        item = file_item(name, path, real or None)
         blocks = getattr(os.stat(path), "st_blocks", None)
         if blocks is not None and item.size > SPARSE and blocks * 512 * 8 < item.size:
             yield HOLES.found(f"{item.size} bytes of which {blocks * 512} are on the disk", file=shown(name))
@@ -147,5 +151,7 @@ def _special(mode: int) -> str:
 
 def shown(name: str) -> str:
     """A file name as text that can be printed and written: stray bytes and control characters become escapes."""
+    if name.isascii() and name.isprintable():
+        return name  # nearly every one of many thousands
     text = os.fsencode(name).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" if ord(c) < 256 else f"\\u{ord(c):04x}" for c in text)

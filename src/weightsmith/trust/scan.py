@@ -96,6 +96,11 @@ class Scan:
         """All scanners; made when they are needed, so that the bytes are read while the modules are imported."""
         return [_later(name) if name in WHEN_THERE else SCANNERS.load(name)() for name in SCANNERS.names()]
 
+    @cached_property
+    def _known(self) -> frozenset[str]:
+        """Kinds that some scanner looks at."""
+        return frozenset().union(*(s.kinds for s in self.scanners))
+
     @property
     def sources(self) -> dict[str, str]:
         """The module that each scanner comes from."""
@@ -160,12 +165,12 @@ class Scan:
             yield from (f for f in found if not silent)
 
     def _item(self, item: Item, folder: Folder, scanners: list[Scanner], known: frozenset[str] | None) -> Iterator[Finding]:
-        if known is not None and not known & set(item.kinds):
+        if known is not None and known.isdisjoint(item.kinds):
             kind = ", ".join(item.kinds)
             yield NOT_ANALYSED.found(f"its content is {kind or 'unknown'}, which no scanner reads",
                                      file=shown(item.name), evidence=item.head[:32].hex(" "))  # fmt: skip
         for scanner in scanners:
-            if not scanner.kinds & set(item.kinds):
+            if scanner.kinds.isdisjoint(item.kinds):
                 continue
             for result in self._guarded(scanner, item.name, partial(scanner.scan_file, item, folder)):
                 if isinstance(result, Finding):
@@ -186,8 +191,7 @@ class Scan:
         except Exception as error:  # noqa: BLE001 - a member that is unpacked as it is read raises what its archive makes it
             yield FAILED.found(f"it can't be unpacked: {type(error).__name__}: {str(error)[:200]}", file=shown(item.name))
             return
-        known = frozenset().union(*(s.kinds for s in self.scanners))
-        yield from self._item(item, folder, self.scanners, known)
+        yield from self._item(item, folder, self.scanners, self._known)
 
     def _guarded(self, scanner: Scanner, name: str, work: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         """What a scanner yields; what it raises becomes a finding, and so does an item it can't take in."""

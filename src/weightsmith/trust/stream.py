@@ -22,6 +22,7 @@ import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any
 
@@ -53,7 +54,7 @@ CHANGED = Rule(
     ("https://cwe.mitre.org/data/definitions/367.html",),
 )  # fmt: skip
 
-_FACTS = [f.name for f in fields(Measured) if f.name != "head"]
+_FACTS = attrgetter(*(f.name for f in fields(Measured)[:-1]))  # all but the first bytes, which travel as text
 Tell = Callable[[str, int], None]
 Span = tuple[int, int, str, str, bool]  # begin and end in the file, name, dtype or ggml type, whether it is the latter
 
@@ -199,7 +200,8 @@ class Reading:
             return
         item.sha256 = event["sha256"]
         for name, head, facts in event["facts"]:
-            self.folder.tensors[item.name, name] = Measured(**facts, head=bytes.fromhex(head))
+            values: list[Any] = [*facts, bytes.fromhex(head)]  # in the order of the fields
+            self.folder.tensors[item.name, name] = Measured(*values)
 
 
 class _Crew:
@@ -370,7 +372,7 @@ class _Job:
         """What came of the file, as plain data."""
         if self.finding is not None:
             return {"finding": self.finding.model_dump()}
-        facts = [(name, f.head.hex(), {k: getattr(f, k) for k in _FACTS}) for name, f in self.facts.items()]
+        facts = [(name, f.head.hex(), _FACTS(f)) for name, f in self.facts.items()]
         return {"finding": None, "sha256": self.digest or self.sha.hexdigest(), "facts": facts}
 
     def settle(self, events: SimpleQueue[Any]) -> None:

@@ -62,6 +62,7 @@ _FLOATS: Mapping[str, _Float] = {
     "F8_E4M3FNUZ": _Float("u1", "i1", 0x7F, 0x80), "F8_E5M2FNUZ": _Float("u1", "i1", 0x7F, 0x80),
     "F8_E8M0": _Float("u1", "u1", 0xFF, 0xFF),
 }  # fmt: skip
+_AS_FLOAT = {"F64": "<f8", "F32": "<f4", "F16": "<f2"}
 _INTEGERS = {"I8": "i1", "U8": "u1", "BOOL": "u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4",
              "I64": "<i8", "U64": "<u8"}  # fmt: skip
 
@@ -111,7 +112,7 @@ class Values:
             self._sample(words, self.form)
         else:
             numbers = block.view(_INTEGERS.get(self.dtype, "u1"))
-            low, high = int(numbers.min()), int(numbers.max())
+            low, high = int(np.minimum.reduce(numbers)), int(np.maximum.reduce(numbers))
             self._extremes(low, high)
             blank = low == high == 0
         self.blank += block.size * blank
@@ -135,7 +136,8 @@ class Values:
 
     def _words(self, words: Array, form: _Float) -> bool:
         """Take in words of a float; whether all of them are zero."""
-        low, high, most = int(words.min()), int(words.max()), int(words.view(form.signed).max())
+        low, high = int(np.minimum.reduce(words)), int(np.maximum.reduce(words))
+        most = int(np.maximum.reduce(words.view(form.signed)))
         self._extremes(low, high)
         top = max(high & form.mask, most & form.mask)
         self.top = max(self.top, top)
@@ -147,13 +149,13 @@ class Values:
         """Add the squares of some values, as long as all are finite."""
         if self.top >= form.beyond:
             return
-        some = words[:: max(1, words.size // SAMPLE)]
+        some = words[:: max(1, words.size // SAMPLE)] if words.size > SAMPLE else words
         if self.dtype == "BF16":
             values = (some.astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
         elif self.dtype in float8.DECODED:
             values = float8.decode(some, self.dtype).astype(np.float64)
         else:
-            values = some.view(f"<f{some.itemsize}").astype(np.float64)
+            values = some.view(_AS_FLOAT[self.dtype]).astype(np.float64)
             if self.dtype == "F64":
                 values = np.clip(values, -1e150, 1e150)  # their squares have to stay finite
         self.squares += float(values @ values)

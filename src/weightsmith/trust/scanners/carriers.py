@@ -7,7 +7,8 @@ folder run two models.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 from ...formats.gguf import GgufHeader
@@ -61,13 +62,14 @@ _NO_MODEL = re.compile(r"mmproj|draft|mtp|lora|adapter|vocab|imatrix|clip|eagle"
 def compare(place: Place) -> Iterator[Finding]:
     """Findings about one directory."""
     loaded = place.loaded
+    ours = _Names(loaded.tensors if loaded is not None else ())
     for weights in place.weights:
         if loaded is None or weights is loaded or not weights.tensors:
             continue
         base = weights.name.removeprefix(place.prefix)
         role = role_of(base)
         if base in LOADED or role == "variant":
-            yield from _same(place, loaded, weights, role == "variant")
+            yield from _same(place, loaded, ours, weights, role == "variant")
         elif role == "consolidated":
             yield from _original(place, loaded, weights)
     yield from _params(place)
@@ -87,14 +89,29 @@ def _plain(name: str) -> str:
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 
-def _same(place: Place, loaded: Weights, other: Weights, variant: bool) -> Iterator[Finding]:
+class _Names:
+    """Names of one carrier's tensors as they are compared, made once for all carriers that it is compared with."""
+
+    def __init__(self, tensors: Iterable[str]) -> None:
+        self.plain = {_plain(n): n for n in tensors}
+
+    @cached_property
+    def shortest(self) -> int:
+        """Letters of the shortest one."""
+        return min(map(len, self.plain), default=0)
+
+    @cached_property
+    def cut(self) -> dict[str, str]:
+        """Names without their first part."""
+        return {n.partition(".")[2]: full for n, full in self.plain.items()}
+
+
+def _same(place: Place, loaded: Weights, known: _Names, other: Weights, variant: bool) -> Iterator[Finding]:
     """Two carriers of the same tensors under the same names."""
-    ours = {_plain(n): n for n in loaded.tensors}
-    theirs = {_plain(n): n for n in other.tensors}
+    names = _Names(other.tensors)
+    ours, theirs = known.plain, names.plain
     if not ours.keys() & theirs.keys():  # one of them with the prefix of a head's class
-        shorter, longer = sorted((ours, theirs), key=lambda names: min(map(len, names), default=0))
-        cut = {n.partition(".")[2]: full for n, full in longer.items()}
-        ours, theirs = (shorter, cut) if shorter is ours else (cut, shorter)
+        ours, theirs = (ours, names.cut) if known.shortest <= names.shortest else (known.cut, theirs)
     both = ours.keys() & theirs.keys()
     facts, where = [], shown(other.files[0])
     for name in both:
@@ -105,11 +122,12 @@ def _same(place: Place, loaded: Weights, other: Weights, variant: bool) -> Itera
             facts.append(f"{name}: {list(one[1])} and {list(two[1])}")
         elif values:
             facts.append(f"{name}: other values")
-    lone = [n for n in ours.keys() ^ theirs.keys() if not _BUFFERS.search(n)] if loaded.complete and other.complete else []
+    whole = loaded.complete and other.complete and not variant
+    lone = [n for n in ours.keys() ^ theirs.keys() if not _BUFFERS.search(n)] if whole else []
     if facts:
         yield WEIGHTS.found(f"{len(facts)} tensors differ between {loaded.name!r} and {other.name!r}, e.g. {facts[0]}", file=where,
                             evidence="; ".join(sorted(facts)[:10]))  # fmt: skip
-    if lone and not variant:
+    if lone:
         yield WEIGHTS.found(f"{len(lone)} tensors are in one of {loaded.name!r} and {other.name!r} only, e.g. {sorted(lone)[0]!r}",
                             file=where, evidence=", ".join(sorted(lone)[:20]))  # fmt: skip
 

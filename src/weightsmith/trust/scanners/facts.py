@@ -10,6 +10,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...architecture import Family, family_of, text_config
+from ...errors import LimitExceeded
 from ..items import Folder
 
 Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
@@ -18,10 +19,13 @@ Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 LOADED = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
           "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
           "diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json")  # fmt: skip
+MOST_INDEXES = 100  # index files of one directory
+MOST_AGAIN = 1 << 20  # tensors of files that more than one index lists, which are gathered for each
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 _STATE = re.compile(r"^(optimizer|scheduler|rng_state|training_args|scaler|random_states|sampler|dataloader|zero_pp|"
                     r"bf16_zero|mp_rank|tokenizer|vocab|imatrix|scales)", re.IGNORECASE)  # fmt: skip
 _SHARD = re.compile(r"^(?P<stem>.+?)-\d{1,6}-of-(?P<count>\d{1,6})(?P<ext>\.\w+)$")
+PART = re.compile(r"(.+?)-\d+-of-\d+(\.\w+)$")
 ASIDE = re.compile(r"vision|visual|audio|image|speech|(^|\.)mtp\.|draft|talker|code_predictor", re.IGNORECASE)
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
                "shared.weight", "embedding.weight", "embeddings.weight")  # fmt: skip
@@ -51,6 +55,15 @@ class Place:
     prefix: str
     names: list[str]
     weights: list[Weights] = field(default_factory=list)
+
+    @cached_property
+    def shards(self) -> dict[tuple[str, str], list[str]]:
+        """Files that are called parts of something, by what they are parts of and their ending."""
+        found: dict[tuple[str, str], list[str]] = {}
+        for name in self.names:
+            if match := PART.match(name):
+                found.setdefault((match[1], match[2]), []).append(name)
+        return found
 
     @cached_property
     def config(self) -> dict[str, Any]:
@@ -142,32 +155,53 @@ def tensors_of(folder: Folder, name: str) -> dict[str, Tensor] | None:
     return folder.declared.get(name)
 
 
-_known: WeakKeyDictionary[Folder, list[Place]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[Folder, list[Place] | LimitExceeded] = WeakKeyDictionary()
 
 
 def places(folder: Folder) -> list[Place]:
-    """Every directory with weights or a config, the folder itself first; worked out once all files were seen."""
+    """Every directory with weights or a config, the folder itself first; worked out once all files were seen.
+
+    Raises:
+        LimitExceeded: more index files in one directory, or more tensors that several of them list, than any model has.
+    """
     if folder not in _known:
-        by_prefix: dict[str, list[str]] = {}
-        for name in folder.items:
-            head, slash, base = name.rpartition("/")
-            by_prefix.setdefault(head + slash, []).append(base)
-        found = [Place(folder, prefix, names) for prefix, names in sorted(by_prefix.items())
-                 if prefix == "" or "config.json" in names or any(n.endswith((".safetensors", ".index.json")) for n in names)
-                 or any(prefix + n in folder.declared for n in names)]  # fmt: skip
-        for place in found:
-            place.weights = _weights(place)
-        _known[folder] = found
-    return _known[folder]
+        try:
+            _known[folder] = _places(folder)
+        except LimitExceeded as error:
+            _known[folder] = error
+    found = _known[folder]
+    if isinstance(found, LimitExceeded):
+        raise found
+    return found
+
+
+def _places(folder: Folder) -> list[Place]:
+    by_prefix: dict[str, list[str]] = {}
+    for name in folder.items:
+        head, slash, base = name.rpartition("/")
+        by_prefix.setdefault(head + slash, []).append(base)
+    found = [Place(folder, prefix, names) for prefix, names in sorted(by_prefix.items())
+             if prefix == "" or "config.json" in names or any(n.endswith((".safetensors", ".index.json")) for n in names)
+             or any(prefix + n in folder.declared for n in names)]  # fmt: skip
+    for place in found:
+        place.weights = _weights(place)
+    return found
 
 
 def _weights(place: Place) -> list[Weights]:
     """The sets of weight files in a directory: those of each index, shards without an index, single files."""
     taken: set[str] = set()
     found: list[Weights] = []
-    for index in sorted(n for n in place.names if n.endswith(".index.json")):
+    indexes = sorted(n for n in place.names if n.endswith(".index.json"))
+    if len(indexes) > MOST_INDEXES:
+        raise LimitExceeded(f"{len(indexes)} index files in one directory; at most {MOST_INDEXES} are compared")
+    again = 0
+    for index in indexes:
         mapped = place.json(index).get("weight_map")
         files = sorted({v for v in mapped.values() if isinstance(v, str)}) if isinstance(mapped, dict) else []
+        again += sum(_count(place.folder, place.prefix + f) for f in files if f in taken)
+        if again > MOST_AGAIN:
+            raise LimitExceeded(f"index files that list {again} tensors once more; at most {MOST_AGAIN} are compared")
         found.append(_gathered(place, index, files))
         taken.update(files)
     groups: dict[str, list[str]] = {}
@@ -180,6 +214,12 @@ def _weights(place: Place) -> list[Weights]:
         groups.setdefault(f"{shard['stem']}{shard['ext']} in {shard['count']} parts" if shard else name, []).append(name)
     found += [_gathered(place, name, sorted(files)) for name, files in groups.items()]
     return found
+
+
+def _count(folder: Folder, name: str) -> int:
+    """How many tensors one file has."""
+    header = folder.headers.get(name) or folder.ggufs.get(name)
+    return len(header.tensors) if header is not None else len(folder.declared.get(name, ()))
 
 
 def _gathered(place: Place, name: str, files: list[str]) -> Weights:

@@ -154,9 +154,19 @@ def scan_config(value: Any, file: str) -> Iterator[Finding]:
         if isinstance(node, dict):
             if "class_name" in node or "registered_name" in node or node.get("type") == "Lambda":
                 yield from _object(node, file, place)
-            pending += [(f"{place}.{str(k)[:60]}", v) for k, v in node.items() if isinstance(v, dict | list)]
+            pending += [(f"{place}.{str(k)[:60]}"[:200], v) for k, v in node.items() if isinstance(v, dict | list)]
         else:
-            pending += [(f"{place}[{i}]", v) for i, v in enumerate(node) if isinstance(v, dict | list)]
+            pending += [(f"{place}[{i}]"[:200], v) for i, v in enumerate(node) if isinstance(v, dict | list)]
+
+
+def _excerpt(value: Any, most: int = 400) -> str:
+    """The beginning of a value as JSON; no more of it is written than that, since values lie inside values."""
+    text = ""
+    for part in json.JSONEncoder().iterencode(value):
+        text += part[:most]
+        if len(text) >= most:
+            break
+    return text[:most]
 
 
 def _object(node: dict[str, Any], file: str, place: str) -> Iterator[Finding]:
@@ -167,18 +177,18 @@ def _object(node: dict[str, Any], file: str, place: str) -> Iterator[Finding]:
         danger = sorted({w.decode() for w in _WORDS.findall(code)}) if code else []
         held = f"{len(code)} bytes of marshalled code" if code else "a function by name"
         yield LAMBDA.found(f"{name} with {held}" + (f" that uses {', '.join(danger)}" if danger else ""), file=file, place=place,
-                           evidence=_words(code) if code else json.dumps(config)[:300],
+                           evidence=_words(code) if code else _excerpt(config),
                            severity="malicious" if danger else None)  # fmt: skip
     called = [w for w in (name, registered, config) if isinstance(w, str)]
     tools = sorted({w.rpartition(".")[2].rpartition(">")[2] for w in called} & _TOOLS)
     if isinstance(module, str) and module and (bad := _module(module, name)) is not None:
         yield MODULE.found(f"{module}.{name}" + (f" ({config[:100]})" if isinstance(config, str) else ""), file=file, place=place,
-                           evidence=json.dumps(node)[:400], severity=bad)  # fmt: skip
+                           evidence=_excerpt(node), severity=bad)  # fmt: skip
     elif tools:
-        yield MODULE.found(f"it calls {', '.join(tools)}", file=file, place=place, evidence=json.dumps(node)[:400],
+        yield MODULE.found(f"it calls {', '.join(tools)}", file=file, place=place, evidence=_excerpt(node),
                            severity="malicious")  # fmt: skip
     if name in _READERS:
-        yield LAMBDA.found(f"{name}, {_READERS[name]}", file=file, place=place, evidence=json.dumps(config)[:400])
+        yield LAMBDA.found(f"{name}, {_READERS[name]}", file=file, place=place, evidence=_excerpt(config))
     function = config.get("function") if isinstance(config, dict) else None
     if name == "TFOpLambda" and isinstance(function, str) and _FILES.search(function):
         yield LAMBDA.found(f"TFOpLambda that calls {function[:100]}", file=file, place=place, severity="malicious")

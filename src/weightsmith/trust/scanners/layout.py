@@ -16,7 +16,7 @@ from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
 from . import adapters, carriers, promised, strict
-from .facts import LOADED, Place, Weights, places, role_of
+from .facts import LOADED, PART, Place, Weights, places, role_of
 
 INDEX = Rule(
     "index-invalid", "broken", "A weight index that is no index",
@@ -195,11 +195,11 @@ def _index_rest(
     place: Place, base: str, mapped: dict[str, str], weights: Weights, name: str, data: dict[str, Any]
 ) -> Iterator[Finding]:
     """Shards beside the index that it does not name, and the total size."""
-    stems = {(m[1], m[2]) for f in mapped.values() if (m := re.match(r"(.+?)-\d+-of-\d+(\.\w+)$", f))}
-    for file in place.names:
-        match = re.match(r"(.+?)-\d+-of-\d+(\.\w+)$", file)
-        if match and (match[1], match[2]) in stems and file not in set(mapped.values()):
-            yield SHARD_UNLISTED.found(f"{file!r} is not in {base}", file=shown(place.prefix + file))
+    listed = dict.fromkeys(mapped.values())
+    for stem in dict.fromkeys((m[1], m[2]) for f in listed if (m := PART.match(f))):
+        for file in place.shards.get(stem, ()):
+            if file not in listed:
+                yield SHARD_UNLISTED.found(f"{file!r} is not in {base}", file=shown(place.prefix + file))
     metadata = data.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     specs = [t for f in weights.files if f in place.folder.headers for t in place.folder.headers[f].tensors]
@@ -311,9 +311,9 @@ def _strings(value: Any) -> Iterator[tuple[str, str, str]]:
             yield at, key, here
         elif isinstance(here, dict):
             if key not in ("id2label", "label2id", "added_tokens_decoder", "task_specific_params"):
-                pending += [(f"{at}.{str(k)[:60]}", str(k), v) for k, v in here.items()]
+                pending += [(f"{at}.{str(k)[:60]}"[:200], str(k), v) for k, v in here.items()]
         elif isinstance(here, list):
-            pending += [(f"{at}[{i}]", key, v) for i, v in enumerate(here[:2000])]
+            pending += [(f"{at}[{i}]"[:200], key, v) for i, v in enumerate(here[:2000])]
 
 
 def _collisions(folder: Folder) -> Iterator[Finding]:

@@ -131,13 +131,7 @@ class Held:
     dtype: str
     shape: tuple[int, ...]
     facts: TensorFacts
-
-    @property
-    def matrix(self) -> bool:
-        """Whether it is a weight matrix by its name and shape."""
-        size = math.prod(self.shape)
-        spread = sum(d > 1 for d in self.shape) >= 2 or (self.dtype == "U8" and size >= 4096)  # packed 4-bit is one column
-        return spread and size >= 16 and bool(_MATRIX.search(self.name)) and not _ADAPTER.search(self.name)
+    matrix: bool  # whether it is a weight matrix by its name and shape
 
     @property
     def rms(self) -> float | None:
@@ -179,6 +173,14 @@ class Numbers(Scanner):
         yield from _experts(tensors)
 
 
+def _is_matrix(name: str, dtype: str, shape: tuple[int, ...]) -> bool:
+    size = math.prod(shape)
+    if size < 16:
+        return False
+    spread = len(shape) - shape.count(1) >= 2 or (dtype == "U8" and size >= 4096)  # packed 4-bit is one column
+    return spread and bool(_MATRIX.search(name)) and not _ADAPTER.search(name)
+
+
 def held(folder: Folder) -> list[Held]:
     """All tensors whose bytes were read."""
     found = []
@@ -189,7 +191,7 @@ def held(folder: Folder) -> list[Held]:
     for file, name, dtype, shape in specs:
         facts = folder.tensors.get((file, name))
         if facts is not None:
-            found.append(Held(shown(file), name, dtype, shape, facts))
+            found.append(Held(shown(file), name, dtype, shape, facts, _is_matrix(name, dtype, shape)))
     return found
 
 

@@ -43,6 +43,7 @@ UNKNOWN = Rule(
 )  # fmt: skip
 RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
+MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
 #: word models that programs in C++ read, which hold numbers and words only: KenLM, fastText
 _KNOWN = (b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
@@ -82,10 +83,11 @@ class OtherFormats(Scanner):
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Binary files that nothing in the folder refers to, and Keras models that lie unpacked in it."""
+        known: dict[str, set[tuple[str, int]]] = {}
         for item in folder.items.values():
             if "json" in item.kinds and b"class_name" in item.head and item.size <= keras.MOST_CONFIG:
                 yield from keras.scan_config(folder.json_object(item.name), shown(item.name))
-            if "binary" in item.kinds and item.name not in self.referenced and not _companion(item, folder):
+            if "binary" in item.kinds and item.name not in self.referenced and not _companion(item, folder, known):
                 yield _unknown(item)
 
     def _protobuf(self, item: Item, folder: Folder) -> Iterator[Finding]:
@@ -114,12 +116,12 @@ def _unknown(item: Item) -> Finding:
     return UNKNOWN.found("binary data of unknown kind", file=shown(item.name), evidence=item.head[:32].hex(" "))
 
 
-def _companion(item: Item, folder: Folder) -> bool:
+def _companion(item: Item, folder: Folder, known: dict[str, set[tuple[str, int]]]) -> bool:
     """Whether another file of the folder describes these raw bytes."""
     base = f"{dirname(item.name)}/" if "/" in item.name else ""
     if "imatrix" in item.basename and _is_imatrix(item):
         return True
-    if item.head.startswith(_KNOWN) or _in_manifest(item, folder, base):
+    if item.head.startswith(_KNOWN) or _in_manifest(item, folder, base, known):
         return True
     stem = item.basename.rpartition(".")[0]
     if _NAMED_RAW.match(item.basename):
@@ -131,16 +133,27 @@ def _companion(item: Item, folder: Folder) -> bool:
     return False
 
 
-def _in_manifest(item: Item, folder: Folder, base: str) -> bool:
+def _in_manifest(item: Item, folder: Folder, base: str, known: dict[str, set[tuple[str, int]]]) -> bool:
     """Whether the list of raw weights of MLC or of TensorFlow.js names the file, with its size where there is one."""
+    if base not in known:
+        known[base] = _manifest(folder, base)
+    return (item.basename, item.size) in known[base] or (item.basename, -1) in known[base]
+
+
+def _manifest(folder: Folder, base: str) -> set[tuple[str, int]]:
+    """The names in the lists of one directory, each with its size, or with -1 where there is none."""
+    found: set[tuple[str, int]] = set()
     for name in ("ndarray-cache.json", "tensor-cache.json"):
         records = folder.json_object(base + name).get("records")
         for record in records if isinstance(records, list) else ():
-            if isinstance(record, dict) and (record.get("dataPath"), record.get("nbytes")) == (item.basename, item.size):
-                return True
+            path, size = (record.get("dataPath"), record.get("nbytes")) if isinstance(record, dict) else (None, None)
+            if isinstance(path, str) and isinstance(size, int) and size >= 0:
+                found.add((path, size))
     groups = folder.json_object(base + "model.json").get("weightsManifest")
-    listed = [g.get("paths") for g in groups if isinstance(g, dict)] if isinstance(groups, list) else []
-    return any(item.basename in paths for paths in listed if isinstance(paths, list))
+    for group in groups if isinstance(groups, list) else ():
+        paths = group.get("paths") if isinstance(group, dict) else None
+        found.update((path, -1) for path in (paths if isinstance(paths, list) else ()) if isinstance(path, str))
+    return found
 
 
 def _is_imatrix(item: Item) -> bool:
@@ -185,7 +198,9 @@ def _numpy(item: Item) -> Iterator[Finding | Item]:
     """Every array in a file, one behind the other."""
     name, at, count = shown(item.name), 0, 0
     with item.open() as file:
-        while at < item.size and count < 1000:
+        while at < item.size:
+            if count == MOST_ARRAYS:
+                raise LimitExceeded(f"more than {MOST_ARRAYS} arrays, one behind the other")
             file.seek(at)
             try:
                 header, start = _array_header(file.read(_MOST_HEADER + 12))

@@ -75,6 +75,7 @@ RULES = (CODE, UNLISTED_CALL, UNLISTED_NAME, COMPUTED, REWRITES, SETTINGS, WHOLE
 
 MOST_NESTED = 10_000
 MOST_NESTED_BYTES = 1 << 26  # of byte strings that only look like a pickle
+MOST_LOOKED = 3_000_000  # arguments, sizes and keys of states that are looked at; one long tuple can be handed to a million calls
 MUCH = 1 << 32  # elements that are asked for without being there
 _ENCODINGS = {"latin1", "latin-1", "latin_1", "iso-8859-1", "utf-8", "utf8", "ascii"}
 _STATE_KEYS = {"__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__", "__dict__"}
@@ -109,6 +110,8 @@ class Judge(Witness):
         self.nested: list[tuple[Value, int, bool]] = []
         self.tensors: list[tuple[str, tuple[Value, ...]]] = []
         self._unpickled: set[int] = set()
+        self._harmless: set[tuple[Global, str]] = set()  # calls without arguments that were judged before
+        self._looked = 0
         self._bytes = 0
         self._counts: dict[str, int] = {}
 
@@ -121,6 +124,8 @@ class Judge(Witness):
         self._add(COMPUTED, f"an import that the stream does not name: {what}", at)
 
     def called(self, func: Value, args: Value, how: str, at: int) -> None:
+        if args == () and (func, how) in self._harmless:
+            return
         if isinstance(func, Pers) and isinstance(func.pid, tuple):  # old files: an id that holds a class stands for it
             func = next((part for part in func.pid if isinstance(part, Global)), func)
         if not isinstance(func, Global):
@@ -139,10 +144,13 @@ class Judge(Witness):
                 use.shown = f"{how} {rendered(Made(func, args, how))}"
             return
         values = args if isinstance(args, tuple) else (args,)
+        self._look(len(values))
         for value in values:
             if isinstance(value, Global) and self._standing(value) == "unlisted":
                 self._hands(func, value, args, at)
         reason = self._refused(func, values, how, at)
+        if not values and not reason:
+            self._harmless.add((func, how))
         if reason and self._room(UNLISTED_CALL):
             self._add(UNLISTED_CALL, f"{func} is called with {reason}", at, f"{how} {rendered(Made(func, args, how))}")
 
@@ -162,7 +170,7 @@ class Judge(Witness):
     def supplied(self, pid: Value, at: int) -> None:
         if self.ids:
             self.pids.append(pid)
-        else:
+        elif self._room(FOREIGN_ID):
             self._add(FOREIGN_ID, "a persistent id where none belongs", at, rendered(pid))
 
     def seen(self, value: bytes | Long, at: int) -> None:
@@ -173,6 +181,16 @@ class Judge(Witness):
 
     # -- rules --------------------------------------------------------------------------------------------
 
+    def _look(self, count: int) -> None:
+        """So many more values are looked at.
+
+        Raises:
+            LimitExceeded: more than :data:`MOST_LOOKED` in all.
+        """
+        self._looked += count
+        if self._looked > MOST_LOOKED:
+            raise LimitExceeded(f"calls and states of more than {MOST_LOOKED} values")
+
     def _standing(self, name: Global) -> str:
         if self.script and name.module.startswith("__torch__"):
             return "needed"
@@ -182,6 +200,7 @@ class Judge(Witness):
         """Special attributes among those that a state sets."""
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
             for key in keys_of(part):
+                self._look(1)
                 if isinstance(key, (Made, Opaque, Long)):
                     self._add(REWRITES, "sets an attribute whose name is made while it is read", at)
                 elif isinstance(key, str) and len(key) > 4 and key[:2] == key[-2:] == "__" and key not in _STATE_KEYS:
@@ -366,6 +385,7 @@ def _sized(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
     """Shapes and sizes that are not backed by bytes of the file."""
     total = 1
     for value in args[:3]:
+        judge._look(len(value) if isinstance(value, tuple) else 1)
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, int) and not isinstance(number, bool):
                 total *= max(1, min(abs(number), MUCH))

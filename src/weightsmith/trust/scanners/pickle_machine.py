@@ -7,13 +7,12 @@ imports, calls and rewrites is told to a :class:`Witness` at once, so that it is
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ...errors import LimitExceeded
-from .pickle_values import KEPT, Cursor, Global, Held, Long, Made, Opaque, Pers, PickleEnds, Value
+from .pickle_values import KEPT, Cursor, Global, Held, Long, Made, Opaque, Pers, PickleEnds, Value, unescaped
 
 MOST_OPCODES = 12_000_000
 MOST_TEXT = 1 << 27  # bytes of strings that are kept; after that only short ones are
@@ -322,7 +321,11 @@ def _newobj(m: Machine) -> None:
 def _newobj_ex(m: Machine) -> None:
     named, args, func = m.stack.pop(), m.stack.pop(), m.stack.pop()
     more = tuple(named.items) if isinstance(named, Held) else (named,)
-    m.call(func, (*args, *more) if isinstance(args, tuple) else (args, *more), "NEWOBJ_EX")
+    every = (*args, *more) if isinstance(args, tuple) else (args, *more)
+    m.objects += len(every)  # a copy each time, of what may be one long tuple
+    if m.objects > MOST_OBJECTS:
+        raise LimitExceeded(f"a pickle of more than {MOST_OBJECTS} objects")
+    m.call(func, every, "NEWOBJ_EX")
 
 
 def _build(m: Machine) -> None:
@@ -363,20 +366,6 @@ def _old_text(raw: bytes) -> str:
     return raw.decode("latin-1")
 
 
-_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|\n|.)", re.DOTALL)
-_PLAIN = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\n": b"", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v",
-          b"\\": b"\\", b"'": b"'", b'"': b'"'}  # fmt: skip
-
-
-def _unescaped(found: re.Match[bytes]) -> bytes:
-    what = found[1]
-    if what[:1] == b"x" and len(what) == 3:
-        return bytes([int(what[1:], 16)])
-    if what[0] in b"01234567":
-        return bytes([int(what, 8) & 0xFF])
-    return _PLAIN.get(what, found[0])
-
-
 def _quoted(m: Machine) -> None:
     line = m.line()
     if line is None:
@@ -386,7 +375,7 @@ def _quoted(m: Machine) -> None:
         line = line.rstrip(bytes(range(33)))  # one reader takes blanks after the quote
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise PickleEnds("a string without its quotes")
-    m.stack.append(_old_text(_ESCAPE.sub(_unescaped, line[1:-1])))
+    m.stack.append(_old_text(unescaped(line[1:-1])))
 
 
 def _unicode_line(m: Machine) -> None:

@@ -6,6 +6,7 @@ before anything is kept, and long strings are skipped: only their place and firs
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
@@ -257,3 +258,22 @@ def rendered(value: Value, room: int = 120, depth: int = 3) -> str:
 def _joined(values: list[Value], room: int, depth: int) -> str:
     shown = ", ".join(rendered(v, room, depth - 1) for v in values[:6])
     return (shown + ", …" if len(values) > 6 else shown)[: room * 2]
+
+
+_ESCAPE = re.compile(rb"\\(x[0-9a-fA-F]{2}|[0-7]{1,3}|\n|.)", re.DOTALL)
+_PLAIN = {b"n": b"\n", b"t": b"\t", b"r": b"\r", b"\n": b"", b"a": b"\a", b"b": b"\b", b"f": b"\f", b"v": b"\v",
+          b"\\": b"\\", b"'": b"'", b'"': b'"'}  # fmt: skip
+
+
+def _unescaped(found: re.Match[bytes]) -> bytes:
+    what = found[1]
+    if what[:1] == b"x" and len(what) == 3:
+        return bytes([int(what[1:], 16)])
+    if what[0] in b"01234567":
+        return bytes([int(what, 8) & 0xFF])
+    return _PLAIN.get(what, found[0])
+
+
+def unescaped(text: bytes) -> bytes:
+    """An old string's bytes, its escapes resolved."""
+    return _ESCAPE.sub(_unescaped, text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from ...errors import WeightsmithError
@@ -87,6 +87,8 @@ _UNTIED = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "phi3", "o
 _CAUSAL = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration)$")
 #: the only widths that a shape letter stands for, see :mod:`..formats.gguf_config`
 _LETTERS = "DFGHKPQ"
+_GAPS = 40  # missing layers that are listed
+_KINDS = 64  # different sets of tensors, most common first, with which a layer is compared
 
 
 def compare(place: Place) -> Iterator[Finding]:
@@ -176,10 +178,10 @@ def _counted(place: Place, shapes: Mapping[str, tuple[int, ...]], file: str) -> 
     stacks = {s: layers for s, layers in _stacks(shapes).items() if not ASIDE.search(s)}
     for stack, layers in stacks.items():
         top = max(layers)
-        gaps = [i for i in range(min(top, 4096)) if i not in layers]
+        gaps = _gaps(layers)
         if gaps and len(layers) > 1 and min(len(v) for v in layers.values()) >= 4:
             yield MISSING.found(f"{stack}.{gaps[0]} is not there, {stack}.{top} is", file=file,
-                                evidence=f"missing: {', '.join(map(str, gaps[:40]))}")  # fmt: skip
+                                evidence=f"missing: {', '.join(map(str, gaps))}")  # fmt: skip
     main = _main(place, stacks)
     if main is None:
         return
@@ -196,6 +198,18 @@ def _counted(place: Place, shapes: Mapping[str, tuple[int, ...]], file: str) -> 
         yield MISSING.found(f"the config counts {count} layers, the weights hold {top} ({stack})", file=file, place=f"$.{key}")
     elif top - drafts > count:
         yield IGNORED.found(f"the config counts {count} layers, the weights hold {top} ({stack})", file=file, place=f"$.{key}")
+
+
+def _gaps(layers: Iterable[int]) -> list[int]:
+    """The first layers that are not there, of the first 4,096; in as many steps as there are layers, whatever their numbers."""
+    found: list[int] = []
+    expected = 0
+    for index in sorted(layers):
+        found += range(expected, min(index, 4096, expected + _GAPS - len(found)))
+        if len(found) >= _GAPS:
+            break
+        expected = index + 1
+    return found
 
 
 def _is_draft(leaves: Mapping[str, Any]) -> bool:
@@ -222,26 +236,29 @@ def _even(shapes: Mapping[str, tuple[int, ...]], place: Place, file: str, packed
         sets = Counter(frozenset(leaves) for leaves in layers.values())
         if len(layers) < 4 or min(len(v) for v in layers.values()) < 4:
             continue
-        common = [s for s, n in sets.items() if n > 1]
+        common = [s for s, n in sets.most_common(_KINDS) if n > 1]
+        top = max(layers)
         for i, leaves in layers.items():
             here = frozenset(leaves)
-            nearest = min((c for c in common if here < c), key=len, default=None)
-            if sets[here] == 1 and nearest is not None and 0 < i < max(layers):
+            nearest = min((c for c in common if here < c), key=len, default=None) if sets[here] == 1 and 0 < i < top else None
+            if nearest is not None:
                 lost = sorted(nearest - here)
                 yield UNEVEN.found(f"{stack}.{i} lacks {lost[0]!r}, which {sets[nearest]} other layers have", file=file,
                                    place=f"{stack}.{i}", evidence=", ".join(lost[:12]))  # fmt: skip
         if packed:
             continue
         by_leaf: dict[str, Counter[tuple[int, ...]]] = defaultdict(Counter)
-        for leaves in layers.values():
+        first: dict[tuple[str, tuple[int, ...]], int] = {}
+        for i, leaves in layers.items():
             for leaf, shape in leaves.items():
                 by_leaf[leaf][shape] += 1
+                first.setdefault((leaf, shape), i)
         for leaf, counted in by_leaf.items():
             if len(counted) == 2 and min(counted.values()) == 1 and sum(counted.values()) >= 4:
                 odd = next(s for s, n in counted.items() if n == 1)
-                i = next(i for i, leaves in layers.items() if leaves.get(leaf) == odd)
+                i = first[leaf, odd]
                 usual = counted.most_common(1)[0][0]
-                if 0 < i < max(layers):
+                if 0 < i < top:
                     yield UNEVEN.found(f"{stack}.{i}.{leaf} has shape {list(odd)}, the others {list(usual)}", file=file,
                                        place=f"{stack}.{i}.{leaf}")  # fmt: skip
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 LARGEST = 600_000  # bytes of a file that is parsed
-MOST_NODES = 200_000
+MOST_NODES = 200_000  # of the syntax of one file
+MOST_ALL = 500_000  # of all files of a model
+_MOST_LINKS = 8  # calls of a chain whose names are put together
 
 #: what a call does -> the calls, as dotted names; a trailing dot means everything below
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -125,15 +127,19 @@ def _installs(call: Call) -> bool:
     return call.name.endswith(" pip")
 
 
-def read_code(data: bytes) -> Code:
-    """Read one file's bytes."""
+def read_code(data: bytes, left: list[int] | None = None) -> Code:
+    """Read one file's bytes; ``left[0]`` counts down the nodes of syntax that are read of several files together."""
     code = Code()
+    left = [MOST_NODES] if left is None else left
     cookie = _COOKIE.search(b"\n".join(data.split(b"\n", 2)[:2]))
     if cookie is not None and cookie.group(1).decode("ascii", "replace").lower() not in _PLAIN:
         said = cookie.group(1).decode("ascii", "replace")
         code.odd.append((1, f"is written in the encoding {said!r}, so that it reads as something else"))
     if len(data) > LARGEST:
         code.error = f"{len(data)} bytes; at most {LARGEST} are parsed"
+        return code
+    if left[0] <= 0:
+        code.error = f"more syntax than is read: the files before it have {MOST_ALL} nodes"
         return code
     try:
         with warnings.catch_warnings():
@@ -142,34 +148,73 @@ def read_code(data: bytes) -> Code:
     except (SyntaxError, ValueError, RecursionError, MemoryError, LookupError) as error:
         code.error = f"{type(error).__name__}: {str(error)[:160]}"
         return code
-    _Reader(code).read(tree)
+    _Reader(code, left).read(tree)
     return code
+
+
+_NO_NODES = frozenset(("ctx", "op", "ops", "id", "attr", "kind", "type_comment"))  # fields without a node that does anything
+
+
+#: types of nodes, apart, since there are hundreds of thousands of nodes to be told apart
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+_BODIES = (*_FUNCTIONS, ast.Lambda)
+_DECORATED = (*_FUNCTIONS, ast.ClassDef)
+_NAMING = (ast.Attribute, ast.Name, ast.Subscript)
+_BINDING = frozenset((ast.Import, ast.ImportFrom, ast.Assign))
+_LOOKED_AT = frozenset((ast.Call, *_NAMING, ast.Constant))
+
+
+_FIELDS: dict[str, tuple[str, ...]] = {}  # of each type of node, those that may hold nodes
+
+
+def _children(node: ast.AST) -> list[ast.AST]:
+    """The nodes right below one, without those that only say how it is meant."""
+    found: list[ast.AST] = []
+    kind = type(node).__name__
+    if kind not in _FIELDS:
+        _FIELDS[kind] = tuple(name for name in node._fields if name not in _NO_NODES)
+    for name in _FIELDS[kind]:
+        value = getattr(node, name, None)
+        if isinstance(value, ast.AST):
+            found.append(value)
+        elif isinstance(value, list):
+            found += [inner for inner in value if isinstance(inner, ast.AST)]
+    return found
 
 
 class _Reader:
     """Walks one tree without recursion."""
 
-    def __init__(self, code: Code) -> None:
-        self.code = code
+    def __init__(self, code: Code, left: list[int]) -> None:
+        self.code, self.left = code, left
+        self.children: dict[int, list[ast.AST]] = {}
         self.names: dict[str, str] = {}
-        self.stars: list[str] = []
+        self.stars: dict[str, None] = {}  # modules all of whose names are imported, and could be ones that a group lists
+        self.starred: dict[str, str] = {}
+        self.depth = 0
+        self.walked = 0
         self.called: set[int] = set()
 
     def read(self, tree: ast.Module) -> None:
         """Fill the code's lists."""
-        nodes = []
-        for count, node in enumerate(ast.walk(tree)):
-            if count > MOST_NODES:
+        nodes: list[ast.AST] = [tree]
+        for node in nodes:  # which grows meanwhile: breadth first
+            below = self.children[id(node)] = _children(node)
+            nodes += below
+            if len(nodes) > min(MOST_NODES, self.left[0]):
                 self.code.error = "more syntax than is read"
+                self.left[0] -= len(nodes)
                 return
-            nodes.append(node)
+        self.left[0] -= len(nodes)
         for node in nodes:
-            self._bind(node)
-            if isinstance(node, ast.Call):
+            if type(node) in _BINDING:
+                self._bind(node)
+            elif isinstance(node, ast.Call):
                 self.called.add(id(node.func))
-        first = self._at_import(tree)
+        first = self._at_import(tree, nodes)
         for node in nodes:
-            self._look(node, id(node) in first)
+            if type(node) in _LOOKED_AT:
+                self._look(node, id(node) in first)
         self.code.imports = sorted(dict.fromkeys(self.code.imports))
 
     def _bind(self, node: ast.AST) -> None:
@@ -184,7 +229,8 @@ class _Reader:
                 return
             self.code.imports.append(module.split(".")[0])
             for alias in node.names:
-                self.stars += [module] if alias.name == "*" else []
+                if alias.name == "*" and _may_list(module):
+                    self.stars[module] = None
                 self.names[alias.asname or alias.name] = f"{module}.{alias.name}"
         elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             name = self.dotted(node.value)
@@ -212,7 +258,7 @@ class _Reader:
                 elif called in ("__import__", "import_module") and node.args and (text := _text(node.args[0])):
                     return ".".join([text, *reversed(parts)])
                 else:
-                    return "().".join([self.dotted(node.func), ".".join(reversed(parts))]) if parts else ""
+                    return "().".join([self._of_call(node), ".".join(reversed(parts))]) if parts else ""
             elif isinstance(node, ast.Subscript) and (text := _text(node.slice)):
                 parts.append(text)
                 node = node.value
@@ -221,21 +267,31 @@ class _Reader:
             if len(parts) > 40:
                 return ""
 
+    def _of_call(self, node: ast.Call) -> str:
+        """What is called, by name; of a chain of calls the last few, since each of its links is asked for."""
+        if self.depth > _MOST_LINKS:
+            return ""
+        self.depth += 1
+        try:
+            return self.dotted(node.func)
+        finally:
+            self.depth -= 1
+
     def _name(self, name: str) -> str:
         """What a bare name stands for; names that were not imported and are not built in get a mark."""
         if name in self.names:
             return self.names[name]
-        for module in self.stars:
-            if _group(f"{module}.{name}"):
-                return f"{module}.{name}"
-        return name if name in _BUILTINS else f"?{name}"
+        if name not in self.starred:
+            full = next((f"{module}.{name}" for module in self.stars if _group(f"{module}.{name}")), "")
+            self.starred[name] = full or (name if name in _BUILTINS else f"?{name}")
+        return self.starred[name]
 
-    def _at_import(self, tree: ast.Module) -> set[int]:
+    def _at_import(self, tree: ast.Module, nodes: list[ast.AST]) -> set[int]:
         """The nodes that run when the file is imported: everything outside functions, and functions called from there."""
         functions: dict[str, ast.AST] = {}
         making: list[ast.AST] = []
-        for node in ast.walk(tree):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        for node in nodes:
+            if isinstance(node, _FUNCTIONS):
                 functions[node.name] = node
             elif isinstance(node, ast.ClassDef):
                 meta = any(isinstance(base, ast.Name) and base.id == "type" for base in node.bases)
@@ -252,14 +308,17 @@ class _Reader:
         while pending:
             node = pending.pop()
             found.add(id(node))
-            children: list[ast.AST] = list(ast.iter_child_nodes(node))
+            children = self.children[id(node)]
             if isinstance(node, ast.If) and _main(node.test):
                 children = list(node.orelse)
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and id(node) not in entered:
+            if isinstance(node, _BODIES) and id(node) not in entered:
                 body = {id(child) for child in (node.body if isinstance(node.body, list) else [node.body])}
                 children = [child for child in children if id(child) not in body]
             pending += children
-            names = [node.func] if isinstance(node, ast.Call) else getattr(node, "decorator_list", [])
+            if isinstance(node, ast.Call):
+                names = [node.func]
+            else:
+                names = node.decorator_list if isinstance(node, _DECORATED) else []
             for called in names:
                 name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
                 target = functions.get(name)
@@ -275,7 +334,7 @@ class _Reader:
         if isinstance(node, ast.Call):
             name = self.dotted(node.func)
             self._called(node, name, first)
-        elif isinstance(node, ast.Attribute | ast.Name | ast.Subscript) and id(node) not in self.called:
+        elif isinstance(node, _NAMING) and id(node) not in self.called:
             name = self.dotted(node) if isinstance(node.ctx, ast.Load) else ""
             if name in ("os.environ", "os.environb"):
                 self.code.calls.append(Call(node.lineno, "os.environ", "reads the environment", first))
@@ -285,7 +344,7 @@ class _Reader:
             text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
             if not re.search(r"\s", text[:2000]):
                 self.code.odd.append((node.lineno, f"holds a blob of {len(text)} characters"))
-        if isinstance(node, ast.Attribute | ast.Constant):
+        if isinstance(node, (ast.Attribute, ast.Constant)):
             name = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node.value, str) else ""
             if len(name) < 40 and _GADGETS.fullmatch(name):
                 self.code.odd.append((getattr(node, "lineno", 0), f"reaches for {name}"))
@@ -296,6 +355,17 @@ class _Reader:
         if name in ("__import__", "importlib.import_module"):
             return not (node.args and _text(node.args[0]))
         return name == "getattr" and len(node.args) > 1 and not _text(node.args[1]) and self.dotted(node.args[0]) in _CAPABLE
+
+    def _below(self, node: ast.Call) -> Iterator[ast.AST]:
+        """The nodes of a call. Calls lie in calls, so what is looked at again and again is counted."""
+        nodes: list[ast.AST] = [node]
+        for below in nodes:
+            nodes += self.children[id(below)]
+            self.walked += 1
+            if self.walked > MOST_NODES:
+                self.code.error = "more syntax than is read: calls inside calls that run code"
+                return
+            yield below
 
     def _called(self, node: ast.Call, name: str, first: bool) -> None:
         group = _group(name)
@@ -310,10 +380,10 @@ class _Reader:
             self.code.odd.append((node.lineno, "calls something by a name that is put together"))
         if not group:
             return
-        if group == "starts programs" and _pip(node):
+        if group == "starts programs" and _pip(self._below(node)):
             name += " pip"
         if group == "runs code made from data":
-            inner = {_group(self.dotted(n.func)) for n in ast.walk(node) if isinstance(n, ast.Call)}
+            inner = {_group(self.dotted(n.func)) for n in self._below(node) if isinstance(n, ast.Call)}
             if "decodes data" in inner or "uses the network" in inner:
                 self.code.odd.append((node.lineno, f"runs decoded or fetched data as code ({name})"))
         self.code.calls.append(Call(node.lineno, name, group, first))
@@ -343,11 +413,18 @@ def _mode(node: ast.Call) -> bool:
     return any(set(_text(mode)) & set("wax+") for mode in modes)
 
 
-def _pip(node: ast.Call) -> bool:
-    """Whether a program that is started is pip, installing by name."""
-    words = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+def _pip(nodes: Iterable[ast.AST]) -> bool:
+    """Whether a program that is started is pip, installing by name; ``nodes`` are those of the call."""
+    words = [n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     text = " ".join(words)
     return bool(re.search(r"\bpip3?\b.*\binstall\b", text)) and not re.search(r"https?:|git\+|[;&|`$]|--(?:extra-)?index", text)
+
+
+def _may_list(module: str) -> bool:
+    """Whether a group could list a name of this module."""
+    begin = f"{module}."
+    return any(call.startswith(begin) or (call[-1] in ".*" and begin.startswith(call.rstrip("*")))
+               for calls in GROUPS.values() for call in calls)  # fmt: skip
 
 
 @lru_cache(4096)

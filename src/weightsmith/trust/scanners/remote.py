@@ -11,10 +11,11 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from . import remote_rules as rules
-from .python_code import LARGEST, Code, notebook_code, read_code
+from .python_code import LARGEST, MOST_ALL, Code, notebook_code, read_code
 from .remote_keys import Ask, Pairs, asks, parsed, yaml_asks
 
 LARGEST_JSON = 1 << 20
+MOST_CELLS = 10_000  # of a notebook
 LARGEST_CONFIG = 1 << 24  # bytes of a file that loaders read as a configuration
 _CONFIGS = re.compile(r".*config\.json|modules\.json|model_index\.json|params\.json|adapter_model\.json")
 _NOT_CONFIGS = re.compile(r"tokenizer\.json|vocab\.json|added_tokens\.json|.*\.index\.json|trainer_state\.json"
@@ -56,7 +57,8 @@ class RemoteCode(Scanner):
                     wanted.setdefault(_beside(item, file), item.name)
                 finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
                 yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
-        codes = {item.name: read_code(_bytes(item))
+        left = [MOST_ALL]
+        codes = {item.name: read_code(_bytes(item), left)
                  for item in folder.items.values() if _is_python(item)}  # fmt: skip
         _follow(wanted, codes)
         for item in folder.items.values():
@@ -173,9 +175,12 @@ def _notebook(item: Item) -> Iterator[Finding]:
     if not isinstance(cells, list):
         yield rules.UNREAD.found("no notebook that can be read", file=shown(item.name))
         return
-    count, said = 0, ""
+    count, size, said = 0, 0, ""
     for source, shell in notebook_code([dict(c) if isinstance(c, Pairs) else c for c in cells]):
-        count += 1
+        count, size = count + 1, size + len(source)
+        if count > MOST_CELLS or size > LARGEST:
+            yield rules.UNREAD.found(f"more than {MOST_CELLS} cells or {LARGEST} letters of code", file=shown(item.name))
+            break
         code = read_code(source.encode())
         piped = [line for line in shell if _PIPED.search(line)]
         decoded = [what for _, what in code.odd if what.startswith("runs decoded")]

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from ...errors import LimitExceeded
 from ..rules import Rule
 from . import remote_rules as rules
 
@@ -92,6 +94,7 @@ def asks(name: str, value: Any) -> Iterator[Ask]:
         yield from _components(value)
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
     count = 0
+    left = [MOST_VALUES]
     while pending and count < MOST_VALUES:
         count += 1
         path, key, here = pending.pop()
@@ -99,17 +102,24 @@ def asks(name: str, value: Any) -> Iterator[Ask]:
             pending += [(f"{path}.{k}"[:200], str(k), v) for k, v in reversed(here) if k not in _ARCHIVES]
         elif isinstance(here, list):
             pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(here[:5000])]
-        yield from _by_key(base, path, key, here)
+        yield from _by_key(base, path, key, here, left)
         if isinstance(here, str):
             yield from _by_shape(base, path, key, here)
 
 
-def _strings(value: Any) -> list[str]:
-    """Every string in a value."""
+def _strings(value: Any, left: list[int]) -> list[str]:
+    """The strings in a value, the outer ones first; ``left[0]`` counts down the values that may be looked at for one file.
+
+    Raises:
+        LimitExceeded: no more are left.
+    """
     found: list[str] = []
-    pending = [value]
+    pending = deque([value])
     while pending and len(found) < 200:
-        here = pending.pop(0)
+        left[0] -= 1
+        if left[0] < 0:
+            raise LimitExceeded(f"more than {MOST_VALUES} values below keys that name code")
+        here = pending.popleft()
         if isinstance(here, str):
             found.append(here)
         elif isinstance(here, Pairs):
@@ -119,12 +129,13 @@ def _strings(value: Any) -> list[str]:
     return found
 
 
-def _by_key(base: str, path: str, key: str, value: Any) -> Iterator[Ask]:
+def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iterator[Ask]:
     if key in ("auto_map", "custom_pipelines", "custom_generate") and value and "[" not in path.rsplit(".", 1)[-1]:
-        names = [text for text in _strings(value) if "." in text or "--" in text or "/" in text]
+        texts = _strings(value, left)
+        names = [text for text in texts if "." in text or "--" in text or "/" in text]
         elsewhere = [text for text in names if "--" in text or (key == "custom_generate" and "/" in text)]
         files = tuple(text.split("--")[-1].split(".")[0] + ".py" for text in names)
-        shown = ", ".join(_strings(value)[:6])
+        shown = ", ".join(texts[:6])
         if elsewhere:
             yield Ask(rules.ELSEWHERE, path, f"{key} names code of another repository: {elsewhere[0]}", shown)
         if names != elsewhere or not names:
@@ -138,7 +149,7 @@ def _by_key(base: str, path: str, key: str, value: Any) -> Iterator[Ask]:
     elif isinstance(value, str) and _IMPLEMENTATION.fullmatch(key.lower()) and (at := _REPOSITORY.fullmatch(_PAGED.sub("", value))):
         yield Ask(rules.KERNEL, path, f"{key} names the repository {at.group()[:160]}", value[:200])
     elif isinstance(value, Pairs | list) and re.search(r"kernel|attn_implementation|_implementation", key):
-        for text in _strings(value):
+        for text in _strings(value, left):
             if _REPOSITORY.fullmatch(_PAGED.sub("", text)):
                 yield Ask(rules.KERNEL, path, f"{key} names the repository {text[:160]}", text[:200])
     elif key == "_attn_implementation_internal" and isinstance(value, str) and not re.fullmatch(r"[a-z0-9_]+", value):

@@ -198,7 +198,7 @@ class _Settings:
                 yield from self._about(key, ids, file, at)
 
     def _about(self, key: str, ids: list[int], file: str, at: str) -> Iterator[Finding]:
-        plain = [i for i in ids if not self._marker(i)]
+        plain = {i for i in ids if not self._marker(i)}
         if key in ("suppress_tokens", "bad_words_ids") and self.ends and self.ends <= set(ids):
             yield NO_STOP.found(f"{key} forbids the token that ends an answer", file=file, place=f"{at}.{key}")
         texts = [self._text(i) for i in ids]
@@ -206,7 +206,7 @@ class _Settings:
         worded = [t for i, t in zip(ids, texts, strict=True)
                   if i in plain and re.search(r"[^\W\d_]{2}", t) and not t.startswith("id ")]  # fmt: skip
         if transcribes and (self.vocabulary is None or len(worded) * 4 <= len(ids)):
-            plain = []
+            plain = set()
         rule = STEERS if plain or not ids or (key == "force_words_ids" and not transcribes) else NOTED
         yield rule.found(f"{key} is about {len(ids)} tokens, e.g. {', '.join(repr(t) for t in (worded or texts)[:6])}", file=file,
                          place=f"{at}.{key}", evidence=", ".join(repr(t) for t in [*worded, *texts][:60]))  # fmt: skip

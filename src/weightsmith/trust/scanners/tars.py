@@ -11,6 +11,7 @@ from typing import BinaryIO
 from ...errors import FormatError, LimitExceeded
 from ...found import Finding
 from ..items import Item
+from ..kinds import ASCII
 from ..listing import shown
 from ..rules import Rule
 from .archive_rules import AMBIGUOUS, AROUND, BROKEN, LINK, NOT_OPENED, check_link, check_name
@@ -175,8 +176,8 @@ def _checksum(block: bytes) -> bool:
     if not re.fullmatch(rb"[0-7]{1,7}", told):
         return False
     rest = block[:148] + block[156:]
-    total = sum(rest) + 8 * 32
-    return int(told, 8) in (total, total - 256 * sum(b > 127 for b in rest))  # some programs add signed bytes
+    off = sum(rest) + 8 * 32 - int(told, 8)
+    return not off or off == 256 * len(rest.translate(None, ASCII))  # some programs add signed bytes
 
 
 def _number(raw: bytes) -> int:

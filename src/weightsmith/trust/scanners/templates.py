@@ -214,14 +214,15 @@ def _tried(carrier: Carrier, specials: dict[str, str]) -> Tried:
         found.append((rules.UNTRIED, f"not rendered: {error}", "", visible(carrier.text[:200]), None))
         return tried
     found += [_of_trace(trace) for trace in dict.fromkeys(code_traces(tree, program.env))]
-    for line, text in literals(tree):
+    written = list(dict.fromkeys(literals(tree)))
+    for line, text in written:
         found += [_of_trace(trace) for trace in text_traces(text, line)]
     if any(rule is rules.CODE for rule, *_ in found) or not carrier.chat:
         return tried
     behaviour = tried.behaviour = Behaviour(program, specials)
     seen = list(behaviour.trial())
     found += [kept for one in seen if (kept := _of_seen(one)) is not None]
-    found += _of_behaviour(behaviour, {text for _, text in literals(tree)})
+    found += _of_behaviour(behaviour, {text for _, text in written})
     return tried
 
 

@@ -219,8 +219,9 @@ def _beyond(vocabulary: Vocabulary, ids: list[int], rows: int | None, file: str)
     if rows is None or vocabulary.kind == "gguf":
         return
     if ids and max(ids) >= rows:
-        over = [t for t, i in vocabulary.base.items() if i >= rows and t not in {a.text for a in vocabulary.added}]
+        known = {a.text for a in vocabulary.added}
         shared = [t for t, i in vocabulary.base.items() if i >= rows]
+        over = [t for t in shared if t not in known]
         if over:
             unused = vocabulary.types and all(vocabulary.types[vocabulary.base[t]] != NORMAL for t in over)
             yield BEYOND.found(f"{len(over)} tokens have ids beyond the {rows} embeddings, e.g. {over[0]!r:.60}", file=file,

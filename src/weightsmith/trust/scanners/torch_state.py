@@ -118,10 +118,11 @@ class State:
         for name, args in judge.tensors:
             self._tensor(Made(Global("torch._utils", name), args, "REDUCE"))
 
-    def _say(self, rule: Rule, message: str, evidence: str = "") -> None:
+    def _say(self, rule: Rule, message: str, evidence: Value = None) -> None:
         self._said[rule.name] = self._said.get(rule.name, 0) + 1
         if self._said[rule.name] <= _MOST_SAID:
-            self.findings.append(rule.found(message, file=self.file, evidence=evidence))
+            shown = "" if evidence is None else rendered(evidence)
+            self.findings.append(rule.found(message, file=self.file, evidence=shown))
 
     def _storage(self, pid: Value) -> None:
         parts = pid if isinstance(pid, tuple) else ()
@@ -129,7 +130,7 @@ class State:
             return  # a class with its source, as torch 0.x wrote it; its name is judged like any other
         known = _STORAGES.get(parts[1].name) if len(parts) in (5, 6) and isinstance(parts[1], Global) else None
         if known is None or parts[0] != "storage" or not isinstance(parts[2], str) or not _count(parts[4]):
-            self._say(FOREIGN_ID, "a persistent id that names no storage", rendered(pid))
+            self._say(FOREIGN_ID, "a persistent id that names no storage", pid)
             return
         dtype, itemsize = known
         found = Storage(parts[2], dtype, itemsize, parts[4] * itemsize)
@@ -178,7 +179,7 @@ class State:
         storage = self._of(pers)
         if storage is None or shape is None or stride is None or not _count(offset) or len(shape) != len(stride):
             if not quiet and not (isinstance(pers, Made) and storage is None):
-                self._say(OUTSIDE, "a tensor whose storage, shape or strides are none", rendered(args))
+                self._say(OUTSIDE, "a tensor whose storage, shape or strides are none", args)
             return None
         dtype, itemsize = storage.dtype, storage.itemsize
         if name == "_rebuild_tensor_v3" and len(args) > 6 and isinstance(args[6], Global):
@@ -186,7 +187,7 @@ class State:
         last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else offset - 1
         if not quiet and (last + 1) * itemsize > storage.nbytes and all(shape):
             self._say(OUTSIDE, f"a tensor of shape {str(shape)[:100]} ends at byte {(last + 1) * itemsize} of a storage of "
-                      f"{storage.nbytes}", rendered(args))  # fmt: skip
+                      f"{storage.nbytes}", args)  # fmt: skip
         return _Tensor(storage, dtype, itemsize, offset, shape, stride)
 
     def _of(self, pers: Value) -> Storage | None:

@@ -171,12 +171,13 @@ def vocabularies(place: Place) -> Iterator[Vocabulary]:
         yield Vocabulary(place.prefix + "vocab.json", "vocab", base)
     if (text := place.folder.items.get(place.prefix + "vocab.txt")) is not None and "text" in text.kinds and text.size < 1 << 25:
         try:
-            lines = text.text().split("\n")
+            lines = text.text().replace("\r\n", "\n").removesuffix("\r").split("\n")
         except WeightsmithError:
             lines = []
         if lines:
-            words = [line.removesuffix("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
-            yield Vocabulary(place.prefix + "vocab.txt", "wordpiece", {w: i for i, w in enumerate(words)}, listed=len(words))
+            words = lines[:-1] if lines[-1] == "" else lines
+            yield Vocabulary(place.prefix + "vocab.txt", "wordpiece", dict(zip(words, range(len(words)), strict=True)),
+                             listed=len(words))  # fmt: skip
 
 
 def from_tokenizer_json(data: Mapping[str, Any], source: str) -> Vocabulary | None:
@@ -221,13 +222,13 @@ def sentencepiece(data: bytes) -> list[tuple[str, float, int]] | None:
     while at < size:
         if data[at] != 0x0A:  # the pieces come first; trainer and normaliser follow
             break
-        length, begin = _varint(data, at + 1)
+        length, begin = _short(data, at + 1)
         end = begin + length
         if end > size or len(pieces) >= MOST_PIECES:
             raise FormatError("a piece is longer than the file")
         if data[begin : begin + 1] != b"\x0a":
             return None
-        width, start = _varint(data, begin + 1)
+        width, start = _short(data, begin + 1)
         stop = start + width
         if stop > end:
             raise FormatError("a piece is longer than its message")
@@ -258,6 +259,11 @@ def sentencepiece_part(data: bytes, number: int) -> bytes | None:
         else:
             raise FormatError("not a SentencePiece model")
     return found
+
+
+def _short(data: bytes, at: int) -> tuple[int, int]:
+    """The same for numbers that nearly always are below 128."""
+    return (data[at], at + 1) if at < len(data) and data[at] < 0x80 else _varint(data, at)
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
