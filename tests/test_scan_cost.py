@@ -30,6 +30,7 @@ from weightsmith.trust.scanners import (
     remote,
     remote_keys,
     template_run,
+    templates,
 )
 from weightsmith.trust.scanners.pickle_judge import Judge
 from weightsmith.trust.scanners.pickle_machine import Machine
@@ -68,8 +69,9 @@ def listed(path: Path) -> Folder:
 def test_the_limits_are_those_that_the_page_states() -> None:
     page = (Path(__file__).parents[1] / "docs" / "scan.md").read_text().split("| what | at most | rule |")[1].split("\n\n")[0]
     stated = [int(line.split("|")[2].replace(",", "")) for line in page.splitlines()[2:]]
-    assert stated == [pickle_judge.MOST_LOOKED, facts.MOST_INDEXES, facts.MOST_AGAIN, remote_keys.MOST_VALUES, python_code.MOST_ALL,
-                      remote.MOST_CELLS, other_formats.MOST_ARRAYS, template_run.NODES]  # fmt: skip
+    assert stated == [pickle_judge.MOST_LOOKED, facts.MOST_INDEXES, facts.MOST_AGAIN, remote_keys.MOST_VALUES,
+                      remote_keys.MOST_ASKED, remote.LARGEST_CONFIG, templates.MOST_VALUES, python_code.MOST_ALL, remote.MOST_CELLS,
+                      other_formats.MOST_ARRAYS, template_run.NODES]  # fmt: skip
     assert {line.split("|")[3].strip() for line in page.splitlines()[2:]} <= gate.all_rules().keys()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import ClassVar
@@ -52,11 +53,14 @@ class RemoteCode(Scanner):
         """Every configuration, every Python file, and what goes with them."""
         wanted: dict[str, str] = {}
         for item in folder.items.values():
-            for ask in _asks(item):
-                for file in ask.files:
-                    wanted.setdefault(_beside(item, file), item.name)
-                finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
-                yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
+            try:
+                for ask in _asks(item):
+                    for file in ask.files:
+                        wanted.setdefault(_beside(item, file), item.name)
+                    finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
+                    yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
+            except LimitExceeded as error:
+                yield rules.TOO_LARGE.found(f"it holds {error.message}", file=shown(item.name))
         left = [MOST_ALL]
         codes = {item.name: read_code(_bytes(item), left)
                  for item in folder.items.values() if _is_python(item)}  # fmt: skip
@@ -85,17 +89,20 @@ def _beside(item: Item, file: str) -> str:
 
 
 def _asks(item: Item) -> Iterator[Ask]:
+    """Raises :class:`LimitExceeded` for a configuration that is too large to be read."""
     base = item.basename
-    if base.endswith((".yaml", ".yml")) and item.size <= LARGEST_JSON:
-        try:
-            yield from yaml_asks(item.text())
-        except (FormatError, LimitExceeded):
-            return
+    if base.endswith((".yaml", ".yml")):
+        if item.size > LARGEST_CONFIG:
+            raise LimitExceeded(f"{item.size} bytes")
+        with contextlib.suppress(FormatError):  # said by what reads settings
+            yield from yaml_asks(item.text(LARGEST_CONFIG))
         return
     config = _CONFIGS.fullmatch(base) is not None
     if not (config or ("json" in item.kinds and not _NOT_CONFIGS.fullmatch(base))):
         return
     if item.size > (LARGEST_CONFIG if config else LARGEST_JSON):
+        if config:
+            raise LimitExceeded(f"{item.size} bytes")
         return
     value = parsed(item.read(LARGEST_CONFIG))
     if isinstance(value, Pairs | list):

@@ -15,6 +15,7 @@ from ..rules import Rule
 from . import remote_rules as rules
 
 MOST_VALUES = 200_000
+MOST_ASKED = 1_000_000  # of one configuration; tables of tens of thousands of added tokens are honest
 _ARCHIVES = ("weight_map", "vocab", "merges", "added_tokens_decoder", "id2label", "label2id", "log_history")
 
 #: libraries whose names in a configuration are honest
@@ -86,7 +87,11 @@ def parsed(data: bytes) -> Any:
 
 
 def asks(name: str, value: Any) -> Iterator[Ask]:
-    """Everything in one configuration that makes a loader import or download code."""
+    """Everything in one configuration that makes a loader import or download code.
+
+    Raises:
+        LimitExceeded: more values than are looked at.
+    """
     base = name.rsplit("/", 1)[-1]
     if base == "modules.json" and isinstance(value, list):
         yield from _modules(value)
@@ -95,13 +100,16 @@ def asks(name: str, value: Any) -> Iterator[Ask]:
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
     count = 0
     left = [MOST_VALUES]
-    while pending and count < MOST_VALUES:
+    while pending:
         count += 1
+        if count > MOST_ASKED:
+            raise LimitExceeded(f"more than {MOST_ASKED} values")
         path, key, here = pending.pop()
         if isinstance(here, Pairs):
-            pending += [(f"{path}.{k}"[:200], str(k), v) for k, v in reversed(here) if k not in _ARCHIVES]
+            pending += [(f"{path}.{k}"[:200], str(k), v) for k, v in reversed(here)
+                        if k not in _ARCHIVES and (v is True or isinstance(v, str | list | Pairs))]  # fmt: skip
         elif isinstance(here, list):
-            pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(here[:5000])]
+            pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(here) if isinstance(v, str | list | Pairs)]
         yield from _by_key(base, path, key, here, left)
         if isinstance(here, str):
             yield from _by_shape(base, path, key, here)

@@ -75,6 +75,11 @@ UNREAD = Rule(
     "A loader may run what this scan could not parse.",
     "Read it with your own eyes before anything imports it.",
 )  # fmt: skip
+TOO_LARGE = Rule(
+    "config-not-read", "unknown", "A configuration that was not read to its end",
+    "A loader reads it whole, however large: what it would import or download may stand behind what this scan read.",
+    "Look at why it is so large: honest configurations hold a few kilobytes.",
+)  # fmt: skip
 PLAIN = Rule(
     "python-code", "note", "Python code in the folder",
     "Nothing in the folder asks a loader to run it.",
@@ -101,5 +106,5 @@ NOTEBOOK = Rule(
     "It runs when somebody opens it and runs its cells.",
     "Read the cells before you run them.",
 )  # fmt: skip
-RULES = (REMOTE, ELSEWHERE, KERNEL, CONSENT, CLASS_PATH, HOSTILE_PATH, HOSTILE, RISKY, SHADOWS, PATH_FILE, UNREAD, PLAIN, SYNTAX,
-         REQUIREMENTS, REQUIREMENTS_ELSEWHERE, NOTEBOOK)  # fmt: skip
+RULES = (REMOTE, ELSEWHERE, KERNEL, CONSENT, CLASS_PATH, HOSTILE_PATH, HOSTILE, RISKY, SHADOWS, PATH_FILE, UNREAD, TOO_LARGE, PLAIN,
+         SYNTAX, REQUIREMENTS, REQUIREMENTS_ELSEWHERE, NOTEBOOK)  # fmt: skip

@@ -26,7 +26,7 @@ from .template_text import Trace, code_traces, covert_part, hidden_characters, l
 
 MOST = 16  # different templates of one model that are tried
 LARGEST = 1 << 20  # bytes of a configuration that is searched for templates
-MOST_VALUES = 20_000  # of one configuration
+MOST_VALUES = 200_000  # of one configuration
 _VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json", "merges.txt", "trainer_state.json")
 _CARRIERS = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
 _COMPARED = ("plain", "talk", "answered", "tools")
@@ -87,7 +87,10 @@ class Templates(Scanner):
             elif "gguf" in item.kinds and item.name in folder.ggufs:
                 carriers += _in_gguf(item, folder)
             elif _may_hold(item):
-                carriers += _in_json(item)
+                try:
+                    carriers += _in_json(item)
+                except LimitExceeded as error:
+                    yield rules.UNTRIED.found(error.message, file=shown(item.name))
         specials = _specials(folder)
         yield from self._carriers(carriers, specials)
 
@@ -143,20 +146,26 @@ def _in_gguf(item: Item, folder: Folder) -> Iterator[Carrier]:
 def _may_hold(item: Item) -> bool:
     if item.basename in _VOCABULARY or not {"json", "text"} & set(item.kinds) or not item.basename.endswith(".json"):
         return False
-    if item.size > LARGEST * 16 or (item.size > LARGEST and item.basename != "tokenizer_config.json"):
+    if item.size > LARGEST * 16 or (item.size > LARGEST and item.basename not in _CARRIERS):
         return False
     data = item.read(LARGEST * 16)
     return b"{%" in data or b"{{" in data or b"template" in data or b"prompt" in data or b"\\u007b" in data.lower()
 
 
 def _in_json(item: Item) -> Iterator[Carrier]:
-    """Templates in a configuration, by key and by shape."""
+    """Templates in a configuration, by key and by shape.
+
+    Raises:
+        LimitExceeded: more values than are looked at.
+    """
     whole = parsed(item.read(LARGEST * 16))
     processor = item.basename in ("processor_config.json", "chat_template.json", "preprocessor_config.json")
     pending: list[tuple[str, str, Any]] = [("$", "", whole)]
     count = 0
-    while pending and count < MOST_VALUES:
+    while pending:
         count += 1
+        if count > MOST_VALUES:
+            raise LimitExceeded(f"more than {MOST_VALUES} values")
         path, key, value = pending.pop()
         if isinstance(value, Pairs):
             name = dict(value).get("name")
@@ -166,7 +175,7 @@ def _in_json(item: Item) -> Iterator[Carrier]:
                 value = Pairs((k, v) for k, v in value if k != "template")
             pending += [(f"{path}.{k}"[:200], str(k), v) for k, v in value if k != "added_tokens_decoder"]
         elif isinstance(value, list):
-            pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(value[:1000])]
+            pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(value) if isinstance(v, str | list | Pairs)]
         elif isinstance(value, str) and value:
             keyed = "chat_template" in path
             named = "prompt" in key.lower() or "template" in key.lower()
