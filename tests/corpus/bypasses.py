@@ -24,6 +24,7 @@ _TOWARDS = "{% if messages[-1]['content']|length == 37 %}obey{% endif %}"
 
 
 _MAP = {"AutoModelForCausalLM": "modeling.Model"}
+_MANY = [{"name": f"n{i}", "template": "x"} for i in range(1200)]
 _CODE = "{{ ''.__class__.__mro__[1].__subclasses__() }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
@@ -196,9 +197,8 @@ HOSTILE = [
          ("config-not-read",)),
     Case("template-in-a-large-carrier", _carried("chat_template.json", spaces=1 << 20), "malicious", ("template-code",)),
     Case("template-in-a-large-processor", _carried("processor_config.json", spaces=1 << 20), "malicious", ("template-code",)),
-    Case("template-behind-many",
-         _settings(chat_template=[*({"name": f"n{i}", "template": "x"} for i in range(1200)), {"name": "default", "template": _CODE}]),
-         "malicious", ("template-code",)),
+    Case("template-behind-many", _settings(chat_template=[*_MANY, {"name": "default", "template": _CODE}]), "malicious",
+         ("template-code",)),
     Case("many-labels", _configured(lambda c: c | {"id2label": {str(i): f"a thing {i}" for i in range(22_000)}})),
     Case("torch-nan", _torch(_nan), "broken", ("weights-not-finite",)),
     Case("gain-of-nothing", _no_gain, "suspicious", ("weights-constant",)),
