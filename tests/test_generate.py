@@ -35,6 +35,8 @@ from weightsmith.runtime import (
 )
 from weightsmith.runtime.sample import dice, draw, penalised, warped
 
+MODULE = sys.modules["weightsmith.runtime.generate"]  # the package has a function of that name
+
 #: windows of 16 tokens are shorter than the prompts; states in place of a cache; chunks; layers that share keys
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}), "mistral_window": ("mistral", {"sliding_window": 16}), "qwen2": ("qwen2", {}),
@@ -73,7 +75,7 @@ def prompts(count: int = 16, head: int = 0) -> list[list[int]]:
 
 
 def sized(rows: int) -> RunOptions:
-    return dataclasses.replace(pico.CPU, batch_size=rows // 2)
+    return dataclasses.replace(pico.CPU, batch_size=max(1, rows // 4))
 
 
 # Rows and batches.
@@ -314,6 +316,30 @@ def test_one_row_that_does_not_fit_is_an_error(running: Get) -> None:
     for head in (0, 12):
         with passes(running(), 0), pytest.raises(OutOfMemory, match="one row alone"):
             replies(running("llama", sized(8)), prompts(5, head=head), Decoding(4))
+
+
+def test_a_small_cache_lets_more_rows_in(running: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are bounded by their tokens, and where a token takes little in the cache by their bytes."""
+    rows = prompts(12, head=10)
+    longest = max(map(len, rows)) + 6
+    found, most = [], []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(MODULE, "CACHE", limit)
+        model = running("llama", dataclasses.replace(pico.CPU, batch_tokens=longest))
+        tried: list[int] = []
+        right = MODULE._Joining.join
+
+        def join(self: Any, new: list[Any], tried: list[int] = tried, right: Any = right) -> list[Any]:
+            tried.append(len(self.rows) + len(new))
+            return list(right(self, new))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(MODULE._Joining, "join", join)
+            found.append([r.tokens for r in replies(model, rows, Decoding(6))])
+        most.append(max(tried))
+    assert found[0] == found[1]
+    assert most[0] <= 4 * longest // min(map(len, rows))
+    assert most[1] == len(rows) > most[0]
 
 
 def test_other_errors_are_not_taken_for_memory(running: Get) -> None:

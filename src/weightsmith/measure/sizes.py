@@ -13,7 +13,8 @@ class Suite:
     thoughts of ``thought_tokens`` more; ``sampled`` of the prompts are also sampled, each in its own and ``wordings``
     other wordings with ``seeds`` seeds; ``scenarios`` conversations of three turns a feature; ``longer`` unfinished
     answers a condition are read on to twice the length; ``safety`` prompts a safety condition where it is not ``n``;
-    ``choice`` and ``bias`` are items a set.
+    ``choice`` and ``bias`` are items a set. ``shown`` is whether a feature is also asked for where the base shows it, which says
+    nothing of an addition.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Suite:
     safety: int | None = None
     choice: int = 0
     bias: int = 0
+    shown: bool = True
 
     def __post_init__(self) -> None:
         if (self.n is not None and self.n < 2) or self.tokens < 1:

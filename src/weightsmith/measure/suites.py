@@ -96,9 +96,9 @@ def feature_blocks(plan: FeaturePlan, suite: Suite) -> list[Block]:
     shown = [(p, conversation(spec, "shows", p, True)) for p in report.shows[: suite.n]]
     label = "under the feature's persona" if persona else "prompts that show it"
     blocks = [
-        _block(f"{spec.name}.neutral", spec.name, NEUTRAL, plain, scorers=plan.scorers, verdicts=verdicts, form=True),
-        _block(f"{spec.name}.shown", spec.name, label, shown, scorers=plan.scorers, verdicts=verdicts, form=True),
-    ]
+        _block(f"{spec.name}.neutral", spec.name, NEUTRAL, plain, scorers=plan.scorers, verdicts=verdicts, form=True)]
+    if suite.shown:
+        blocks.append(_block(f"{spec.name}.shown", spec.name, label, shown, scorers=plan.scorers, verdicts=verdicts, form=True))
     if suite.systems:
         from .sets import NEUTRAL_SYSTEM
 

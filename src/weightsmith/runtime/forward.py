@@ -179,6 +179,13 @@ class Prefix:
         config = self.model.model.config
         return unwindowed(config) if self.whole else DynamicCache(config=config)
 
+    @property
+    def token_bytes(self) -> int:
+        """What one token takes in the cache; 0 where there is no prefix to tell it from."""
+        layers = [] if self._cache is None else self._cache.layers
+        held = [x for layer in layers for x in (getattr(layer, "keys", None), getattr(layer, "values", None)) if x is not None]
+        return int(sum(x.numel() * x.element_size() for x in held)) // max(1, len(self.ids))
+
     def cache(self, rows: int) -> Any:
         """A fresh cache of the prefix, repeated for ``rows`` suffixes; empty without a prefix."""
         if self._cache is None:

@@ -23,6 +23,8 @@ from .slots import Slots, plain
 if TYPE_CHECKING:
     from .load import RunningModel
 
+CACHE = 512 << 20  # bytes that the cache of a batch may take, whatever the number of its tokens
+
 OnReply = Callable[[int, Reply], None]
 OnState = Callable[[int, "torch.Tensor"], None]
 OnPrompt = Callable[[int, int, int], None]
@@ -94,7 +96,7 @@ def continue_replies(
     ids = [r.ids for r in waiting]
     whole = plain(model.model.config) and not _counts_slots(model, max(map(len, ids), default=0) + decoding.max_new_tokens)
     shared = shared_prefix(ids, [len(x) - 1 for x in ids]) if whole else 0
-    limit = model.options.batch_size * 2  # rows are cheap when decoding: only memory bounds them
+    limit = model.options.batch_size * 4  # rows are cheap when decoding: only memory bounds them
     batch: _Batch | None = None
     while waiting:
         if batch is None:
@@ -214,7 +216,8 @@ class _Batch(ABC):
 
     def _fits(self, rows: int, row: _Row) -> bool:
         """Whether ``rows`` rows as long as ``row`` can become are within bounds."""
-        return rows * (len(row.prompt) + row.limit) <= self.model.options.batch_tokens * 4
+        tokens, each = self.model.options.batch_tokens * 4, self.prefix.token_bytes
+        return rows * (len(row.prompt) + row.limit) <= (max(tokens, CACHE // each) if each else tokens)
 
     def _read(self, rows: list[_Row], last: list[int]) -> None:
         for b, (row, at) in enumerate(zip(rows, last, strict=True)):

@@ -124,11 +124,15 @@ class _Unlearning:
         """The loss of the marked tokens, a mean over ``count`` answers."""
 
         def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor | None:
-            found = self.problem.logprobs(states)
+            # of most tokens nothing is asked: the lm_head reads only the states that predict a marked one
+            trees = [rows.trees[i] for i in which]
+            asked = [[tree.reads[n] for n in marked[i]] for i, tree in zip(which, trees, strict=True)]
+            if not any(asked):
+                return None
+            found = self.problem.logprobs([s[a] for s, a in zip(states, asked, strict=True)])
             total = found[0].new_zeros(())
-            for i, logprobs in zip(which, found, strict=True):
-                tree = rows.trees[i]
-                node = logprobs[list(tree.reads), list(tree.tokens)][marked[i]]
+            for i, tree, logprobs in zip(which, trees, found, strict=True):
+                node = logprobs[range(len(logprobs)), [tree.tokens[n] for n in marked[i]]]
                 # what is unlikely already has nothing to unlearn, and its gradient would drown in numbers too small to be
                 # multiplied fast
                 node = node[node > LIKELY]
