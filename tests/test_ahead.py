@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from weightsmith.formats.safetensors import write_file
+from weightsmith.start import scanned
 from weightsmith.trust.ahead import begin, can_fork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
@@ -257,3 +258,56 @@ def test_nothing_is_begun_where_a_fork_is_not_sound(root: Path, monkeypatch: pyt
     finally:
         over.set()
         thread.join()
+
+
+# Where a command begins.
+
+
+@pytest.mark.parametrize(("words", "path"), [
+    (["scan", "m"], "m"), (["scan", "--json", "m", "n"], "m"), (["scan", "-o", "out", "--policy", "p", "m"], "m"),
+    (["scan"], ""), (["show", "m"], ""), ([], ""), (["scan", "--explain", "rule"], ""), (["scan", "--help", "m"], ""),
+    (["scan", "--reference", "base", "--notes", "m"], "m"), (["scan", "-q"], ""),
+])  # fmt: skip
+def test_the_model_of_a_command_line(words: list[str], path: str) -> None:
+    assert scanned(words) == path
+
+
+BEGUN = """
+import json, sys
+from pathlib import Path
+from weightsmith import start
+from weightsmith.trust import ahead
+ahead.LARGE = 1000
+sys.argv = ["weightsmith", "scan", *sys.argv[1:]]
+real, seen = ahead.begin, []
+def begin(path):
+    found = real(path)
+    seen.append([str(path), found is not None, "typer" in sys.modules, found is not None and id(found)])
+    return found
+ahead.begin = begin
+try:
+    start.main()
+finally:
+    sys.stderr.write(json.dumps(seen))
+"""
+
+
+def test_a_digest_is_begun_before_anything_heavy_is_imported_and_is_the_one_that_is_used(root: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BEGUN, str(root), "--json"], capture_output=True, text=True, check=False)
+    seen = json.loads(done.stderr.splitlines()[-1])
+    assert len(seen) >= 2
+    assert seen[0][:3] == [str(root), True, False]
+    assert seen[1][1:] == [True, True, seen[0][3]]
+
+
+def test_what_was_begun_for_the_wrong_path_is_thrown_away(root: Path, tmp_path: Path) -> None:
+    """A word that only looks like the model costs nothing but its reading."""
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "model.bin").write_bytes(b"x" * 5000)
+    script = BEGUN.replace("start.main()", "ahead.begin(Path(sys.argv.pop(2))); start.main()")
+    done = subprocess.run([sys.executable, "-c", script, str(other), str(root), "--json"], capture_output=True, text=True,
+                          check=False)  # fmt: skip
+    record = json.loads(done.stdout)
+    for file in record["files"]:
+        assert file["sha256"] == hashlib.sha256((root / file["name"]).read_bytes()).hexdigest()

@@ -33,7 +33,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(("direction", "edits", "forms", "compare", "rewrite", "lanes", "plan", "execute"), 2),
     **dict.fromkeys(("runtime", "features", "measure", "search"), 3),
     **dict.fromkeys(("jobs", "report", "release"), 4),
-    **dict.fromkeys(("cli", "web", "__main__"), 5),
+    **dict.fromkeys(("cli", "web", "start", "__main__"), 5),
 }
 HEAVY = {"torch", "transformers", "tokenizers", "accelerate", "vaderSentiment"}
 

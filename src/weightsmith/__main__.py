@@ -1,5 +1,5 @@
 """``python -m weightsmith``."""
 
-from .cli.main import main
+from .start import main
 
 main()

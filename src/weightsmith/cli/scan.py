@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,7 +73,7 @@ def command(
     told: list[ScanRecord | WeightsmithError] = []
     for model in models:
         try:
-            record = scan(model, policy=policy, reference=reference, options=run)
+            record = scan(model, policy=policy, reference=reference, options=replace(run, progress=_meanwhile(run, json or sarif)))
         except RecipeError:  # the policy's, and that is one for all
             raise
         except WeightsmithError as error:
@@ -95,6 +96,18 @@ def command(
         write_whole(Path(out), dumped(machine))
     code = exit_code(records, consented)
     return code if code == 1 else max([code, *(t.exit_code for t in told if isinstance(t, WeightsmithError))])
+
+
+def _meanwhile(run: RunOptions, bare: bool) -> Callable[[str, int, int], None]:
+    """Progress that also imports what the result will be printed with: while others read, this process has nothing to do."""
+
+    def report(step: str, done: int, total: int) -> None:
+        if not bare:
+            import rich.console
+            import rich.text  # noqa: F401
+        run.report(step, done, total)
+
+    return report
 
 
 def exit_code(records: list[ScanRecord], allow: Sequence[str]) -> int:

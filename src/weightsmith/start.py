@@ -1,0 +1,48 @@
+"""Where a command begins, before anything heavy is imported.
+
+The SHA-256 of a large file takes longer than all else that a scan does to it, and needs none of the imports: it is begun first.
+Nothing is decided here: what was begun for the wrong path is thrown away by the scan.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Sequence
+
+_VALUED = ("-o", "--out", "--policy", "--allow", "--reference", "--explain")  # options of `scan` that are followed by a value
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    begin_digest(sys.argv[1:])
+    from .cli.main import main as command_line
+
+    try:
+        command_line()
+    finally:
+        gc.freeze()  # the interpreter's last collections would go through everything that ends with it anyway
+
+
+def begin_digest(argv: Sequence[str]) -> None:
+    """Begin the digests of a scan's first model, where it is a path."""
+    path = scanned(argv)
+    if path and os.path.exists(path):
+        from pathlib import Path
+
+        from .trust import ahead
+
+        ahead.begin(Path(path))
+
+
+def scanned(argv: Sequence[str]) -> str:
+    """The first model that a command line wants scanned; nothing where there is none."""
+    if argv[:1] != ["scan"] or {"-h", "--help", "--explain"} & set(argv):
+        return ""
+    before = ""
+    for word in argv[1:]:
+        if before not in _VALUED and not word.startswith("-"):
+            return word
+        before = word
+    return ""
