@@ -18,7 +18,7 @@ from .remote_keys import Ask, Pairs, asks, parsed, yaml_asks
 LARGEST_JSON = 1 << 20
 MOST_CELLS = 10_000  # of a notebook
 LARGEST_CONFIG = 1 << 24  # bytes of a file that loaders read as a configuration
-_CONFIGS = re.compile(r".*config\.json|modules\.json|model_index\.json|params\.json|adapter_model\.json")
+_CONFIGS = re.compile(r".*config(?:_\w+)?\.json|modules\.json|(?:modular_)?model_index\.json|params\.json|adapter_model\.json")
 _NOT_CONFIGS = re.compile(r"tokenizer\.json|vocab\.json|added_tokens\.json|.*\.index\.json|trainer_state\.json"
                           r"|special_tokens_map\.json")  # fmt: skip
 #: imported or run by name without being asked for
@@ -91,7 +91,7 @@ def _beside(item: Item, file: str) -> str:
 def _asks(item: Item) -> Iterator[Ask]:
     """Raises :class:`LimitExceeded` for a configuration that is too large to be read."""
     base = item.basename
-    if base.endswith((".yaml", ".yml")):
+    if base.lower().endswith((".yaml", ".yml")):
         if item.size > LARGEST_CONFIG:
             raise LimitExceeded(f"{item.size} bytes")
         with contextlib.suppress(FormatError):  # said by what reads settings
@@ -177,7 +177,10 @@ _HONEST_PLACES = re.compile(r"download\.pytorch\.org|github\.com/(?:huggingface|
 
 
 def _notebook(item: Item) -> Iterator[Finding]:
-    value = parsed(item.read(LARGEST_CONFIG)) if item.size <= LARGEST_CONFIG else None
+    try:
+        value = parsed(item.read(LARGEST_CONFIG))
+    except LimitExceeded:
+        value = None
     cells = dict(value).get("cells") if isinstance(value, Pairs) else None
     if not isinstance(cells, list):
         yield rules.UNREAD.found("no notebook that can be read", file=shown(item.name))
@@ -201,11 +204,14 @@ def _notebook(item: Item) -> Iterator[Finding]:
 def _beside_code(item: Item) -> Iterator[Finding]:
     """Path files and lists of packages."""
     base = item.basename.lower()
-    if base.endswith(".pth") and "text" in item.kinds and item.size <= LARGEST_JSON:
-        lines = [line for line in item.head.decode("utf-8", "replace").split("\n") if re.match(r"import[ \t]", line)]
+    if base.endswith(".pth") and "text" in item.kinds and item.size <= LARGEST_CONFIG:  # a larger one is told of as plain text
+        lines = [line for line in item.read().decode("utf-8", "replace").split("\n") if re.match(r"import[ \t]", line)]
         if lines:
             yield rules.PATH_FILE.found("a line that Python runs", file=shown(item.name), evidence=lines[0][:300])
-    if re.fullmatch(r"(?:.*[-_])?requirements(?:[-_].*)?\.txt", base) and item.size <= LARGEST_JSON:
+    if re.fullmatch(r"(?:.*[-_])?requirements(?:[-_].*)?\.txt", base):
+        if item.size > LARGEST_CONFIG:
+            yield rules.TOO_LARGE.found(f"it holds {item.size} bytes", file=shown(item.name))
+            return
         text = item.read().decode("utf-8", "replace")
         lines = [line.strip() for line in text.split("\n")]
         odd = [line for line in lines if _ELSEWHERE.search(line) and not _HONEST_PLACES.search(line)]
