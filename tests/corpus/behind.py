@@ -178,6 +178,13 @@ HOSTILE = [
          ("path-leaves-folder",)),
     Case("kernel-behind-many", _beside("config.json", json.dumps(config(
         _attn_implementation=_MORE | {"text_config": "a/kernels"}))), "suspicious", ("remote-kernel",)),
+    Case("module-of-a-router", _file("router_config.json", json.dumps({"types": {"query_0_X": "evil.Cls"}, "structure": {}})),
+         "suspicious", ("remote-code",)),
+    Case("library-of-an-adapter", _file("adapter_config.json", json.dumps({"peft_type": "LORA", "auto_mapping": {
+        "base_model_class": "Cls", "parent_library": "evil"}})), "suspicious", ("config-imports",),
+         see="https://github.com/huggingface/peft/blob/main/src/peft/auto.py"),
+    Case("class-path-in-an-archive", _nemo(_header("x.yaml", 23, tarfile.REGTYPE) + _padded(b"class_path: evil.m.Cls\n")),
+         "suspicious", ("config-imports",)),
     Case("pipeline-of-modules", _file("modular_model_index.json", json.dumps({"_class_name": "ModularPipeline", "unet": [
         "evil", "Cls", {"type_hint": ["evil", "Cls"]}]})), "suspicious", ("remote-code",)),
     Case("target-of-many-letters", _file("config.json", json.dumps({"_target_": "os." + "path.os." * 60 + "system"})), "suspicious",

@@ -40,27 +40,21 @@ class RemoteCode(Scanner):
 
     name = "remote-code"
     rules = rules.RULES
-    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook"])
+    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook", "yaml"])
     needs_bytes = False
     about = "Code: what in the configurations makes a loader import or download code, and what the Python files would do"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Code inside archives; that of the folder is seen together with what asks for it."""
         if item.outer is not None:
-            yield from _notebook(item) if "notebook" in item.kinds else _python(item, "")
+            yield from (_asked(item, {}) if "yaml" in item.kinds else _notebook(item) if "notebook" in item.kinds
+                        else _python(item, ""))  # fmt: skip
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Every configuration, every Python file, and what goes with them."""
         wanted: dict[str, str] = {}
         for item in folder.items.values():
-            try:
-                for ask in _asks(item):
-                    for file in ask.files:
-                        wanted.setdefault(_beside(item, file), item.name)
-                    finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
-                    yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
-            except LimitExceeded as error:
-                yield rules.TOO_LARGE.found(f"it holds {error.message}", file=shown(item.name))
+            yield from _asked(item, wanted)
         left = [MOST_ALL]
         codes = {item.name: read_code(_bytes(item), left)
                  for item in folder.items.values() if _is_python(item)}  # fmt: skip
@@ -86,6 +80,18 @@ def _is_python(item: Item) -> bool:
 def _beside(item: Item, file: str) -> str:
     folder = item.name.rsplit("/", 1)[0] + "/" if "/" in item.name else ""
     return folder + file
+
+
+def _asked(item: Item, wanted: dict[str, str]) -> Iterator[Finding]:
+    """What one configuration asks for; the files that it names are added to ``wanted``."""
+    try:
+        for ask in _asks(item):
+            for file in ask.files:
+                wanted.setdefault(_beside(item, file), item.name)
+            finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
+            yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
+    except LimitExceeded as error:
+        yield rules.TOO_LARGE.found(f"it holds {error.message}", file=shown(item.name))
 
 
 def _asks(item: Item) -> Iterator[Ask]:

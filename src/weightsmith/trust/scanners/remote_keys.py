@@ -102,6 +102,8 @@ def asks(name: str, value: Any) -> Iterator[Ask]:
     base = name.rsplit("/", 1)[-1]
     if base == "modules.json" and isinstance(value, list):
         yield from _modules(value)
+    if base in ("router_config.json", "config.json") and isinstance(value, Pairs):
+        yield from _routes(value)
     if base in ("model_index.json", "modular_model_index.json") and isinstance(value, Pairs):
         yield from _components(value)
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
@@ -158,6 +160,8 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
     elif key == "trust_remote_code" and value is True:
         loader = base.endswith("config.json") or base in ("params.json", "model_index.json")
         yield Ask(rules.CONSENT, path, "trust_remote_code is true", "", severity="" if loader else "note")
+    elif key == "parent_library" and isinstance(value, str) and value and "." not in value and value not in KNOWN:
+        yield Ask(rules.CLASS_PATH, path, f"{key} names {value[:160]} (PEFT imports it)", value[:300], _files(value))
     elif key == "model_file" and isinstance(value, str) and value.endswith(".py"):
         yield Ask(rules.REMOTE, path, f"model_file names code of this folder: {value[:160]} (mlx-lm imports it)", value,
                   (value.rsplit("/", 1)[-1],))  # fmt: skip
@@ -212,6 +216,17 @@ def _modules(modules: list[Any]) -> Iterator[Ask]:
             continue
         rule = rules.ELSEWHERE if "--" in kind else rules.REMOTE
         yield Ask(rule, f"$[{n}].type", f"the module type {kind[:160]} is imported", kind, () if "--" in kind else _files(kind))
+
+
+def _routes(config: Pairs) -> Iterator[Ask]:
+    """The modules that a router of sentence-transformers (or its older ``Asym``) imports, by their names in it."""
+    found = dict(config)
+    types = found.get("types")
+    for name, kind in types if isinstance(types, Pairs) and "structure" in found else ():
+        if isinstance(kind, str) and kind.split(".")[0] not in KNOWN and not DANGEROUS.fullmatch(kind.strip()):
+            rule = rules.ELSEWHERE if "--" in kind else rules.REMOTE
+            yield Ask(rule, f"$.types.{name}"[:200], f"the module type {kind[:160]} is imported", kind[:300],
+                      () if "--" in kind else _files(kind))  # fmt: skip
 
 
 def _components(index: Pairs) -> Iterator[Ask]:
