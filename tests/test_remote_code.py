@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from corpus.remote import CONFIGURATION, MODELING
+from weightsmith.errors import LimitExceeded
 from weightsmith.trust.items import Folder, file_item
 from weightsmith.trust.kinds import kinds_of
 from weightsmith.trust.scanners.python_code import LARGEST, read_code
@@ -49,9 +50,15 @@ def test_of_two_equal_keys_both_are_looked_at() -> None:
     assert parsed(b'{"a": 1, "a": 2}') == Pairs([("a", 1), ("a", 2)])
 
 
-@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe{", b"[" * 100_000, b'{"a": ' * 50_000, b"nan", b'"x"'])
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe{", b"nan", b'"x"'])
 def test_what_is_no_configuration_asks_for_nothing(data: bytes) -> None:
     assert list(asks("config.json", parsed(data))) == []
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"a": ' * 50_000])
+def test_what_is_nested_too_deep_is_not_taken_for_nothing(data: bytes) -> None:
+    with pytest.raises(LimitExceeded, match="too deep"):
+        parsed(data)
 
 
 @pytest.mark.parametrize(("key", "value", "rule"), [

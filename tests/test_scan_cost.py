@@ -17,20 +17,23 @@ import pytest
 
 from weightsmith.errors import LimitExceeded
 from weightsmith.found import ScanRecord
-from weightsmith.trust import gate
+from weightsmith.trust import gate, listing
 from weightsmith.trust.items import Folder, Item
 from weightsmith.trust.listing import list_folder
 from weightsmith.trust.scanners import (
     facts,
     keras,
+    layout,
     other_formats,
     pickle_judge,
+    pickle_machine,
     promised,
     python_code,
     remote,
     remote_keys,
     template_run,
     templates,
+    yamls,
 )
 from weightsmith.trust.scanners.pickle_judge import Judge
 from weightsmith.trust.scanners.pickle_machine import Machine
@@ -69,9 +72,10 @@ def listed(path: Path) -> Folder:
 def test_the_limits_are_those_that_the_page_states() -> None:
     page = (Path(__file__).parents[1] / "docs" / "scan.md").read_text().split("| what | at most | rule |")[1].split("\n\n")[0]
     stated = [int(line.split("|")[2].replace(",", "")) for line in page.splitlines()[2:]]
-    assert stated == [pickle_judge.MOST_LOOKED, facts.MOST_INDEXES, facts.MOST_AGAIN, remote_keys.MOST_VALUES,
-                      remote_keys.MOST_ASKED, remote.LARGEST_CONFIG, templates.MOST_VALUES, python_code.MOST_ALL, remote.MOST_CELLS,
-                      other_formats.MOST_ARRAYS, template_run.NODES]  # fmt: skip
+    assert stated == [pickle_judge.MOST_LOOKED, pickle_machine.MOST_ITEMS, listing.MOST_LINKED, facts.MOST_INDEXES,
+                      facts.MOST_AGAIN, remote_keys.MOST_VALUES, remote_keys.MOST_ASKED, remote.LARGEST_CONFIG, layout.MOST_STRINGS,
+                      templates.MOST_VALUES, yamls.MOST_AGAIN, python_code.MOST_ALL, remote.MOST_CELLS, other_formats.MOST_ARRAYS,
+                      template_run.NODES]  # fmt: skip
     assert {line.split("|")[3].strip() for line in page.splitlines()[2:]} <= gate.all_rules().keys()
 
 

@@ -156,9 +156,13 @@ _TESTS = (
 def _by_end(item: Item, head: bytes) -> list[str]:
     """Kinds that a reader finds without looking at the first bytes."""
     found = [] if head.startswith(_ZIPS) or not _zip_end(item) else ["zip"]
-    found += ["hdf5" for offset in (512, 1024, 2048, 4096, 8192) if head[offset : offset + 8] == b"\x89HDF\r\n\x1a\n"][:1]
     if item.size > 16:
         with item.open() as file:
+            for place in (1 << n for n in range(9, (item.size - 1).bit_length())):  # where HDF5's own library looks for it
+                file.seek(place)
+                if file.read(8) == b"\x89HDF\r\n\x1a\n":
+                    found.append("hdf5")
+                    break
             file.seek(item.size - 8)
             if file.read(8) == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb":
                 found.append("leveldb")

@@ -14,6 +14,7 @@ from .rules import Rule
 
 MOST_FILES = 100_000
 MOST_DEPTH = 64
+MOST_LINKED = 1000  # folders that are reached through links: each link to a folder of links doubles what there is to list
 SPARSE = 1 << 30  # bytes from which on a file that is mostly holes is not read
 
 LINK = Rule(
@@ -41,7 +42,8 @@ UNREADABLE = Rule(
 )  # fmt: skip
 TOO_MANY = Rule(
     "too-many-files", "unknown", "More files than a model has",
-    f"A scan lists at most {MOST_FILES} files in {MOST_DEPTH} levels of folders; the rest was not looked at.",
+    f"A scan lists at most {MOST_FILES} files in {MOST_DEPTH} levels of folders, and {MOST_LINKED} folders behind links; the rest "
+    "was not looked at.",
     "Scan the folder that holds the model alone.",
 )  # fmt: skip
 HOLES = Rule(
@@ -65,22 +67,20 @@ def list_folder(path: Path, folder: Folder) -> Iterator[Finding]:
         yield from _add(path.name, path, folder)
         return
     pending: list[tuple[Path, str, int]] = [(path, "", 0)]
-    seen: set[tuple[int, int]] = set()
+    linked, base = 0, ""
     while pending:
         here, prefix, depth = pending.pop()
         try:
-            info = os.stat(here)
             entries = sorted(os.scandir(here), key=lambda e: e.name)
         except OSError as error:
             yield UNREADABLE.found(f"can't be listed: {error.strerror}", file=shown(prefix.rstrip("/")))
             continue
-        if (info.st_dev, info.st_ino) in seen:
-            continue
-        seen.add((info.st_dev, info.st_ino))
         real = str(here.resolve())
+        base = base or real  # the folder itself comes first
+        linked += real != os.path.join(base, prefix).rstrip("/")
         for entry in entries:
             name = prefix + entry.name
-            if len(folder.items) >= MOST_FILES or depth > MOST_DEPTH:
+            if len(folder.items) >= MOST_FILES or linked > MOST_LINKED or depth > MOST_DEPTH:
                 yield TOO_MANY.found(f"stopped at {shown(name)!r}")
                 return
             yield from _entry(Path(entry.path), name, os.path.join(real, entry.name), path, folder, pending, depth)
@@ -102,6 +102,9 @@ def _entry(
             mode, real = os.stat(file).st_mode, ""
             if not stays_inside(file, root):
                 yield LINK.found(f"leads to {shown(os.readlink(file))!r}; it was not followed", file=shown(name))
+                return
+            if stat.S_ISDIR(mode) and file.parent.resolve().is_relative_to(file.resolve()):
+                yield LOOP.found("leads to a folder that it lies in", file=shown(name))
                 return
     except OSError as error:
         link = file.is_symlink()

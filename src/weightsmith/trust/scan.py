@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import FormatError, LimitExceeded, WeightsmithError
-from ..found import Finding
+from ..found import ORDER, Finding
 from ..registry import Registry
 from .items import Folder, Item, Scanner
 from .kinds import kinds_of
@@ -115,22 +115,27 @@ class Scan:
         return [rules[name] for name in self.counts if name in rules]
 
     def run(self) -> Iterator[Finding]:
-        """All findings, none twice, at most :data:`MOST_FINDINGS` of one rule; the last then says how many more there are."""
+        """All findings, none twice, :data:`MOST_FINDINGS` of one rule and those that are worse; the last says how many more."""
         seen: set[tuple[str, str, str, str]] = set()
-        last: dict[str, Finding] = {}
+        listed: Counter[str] = Counter()
+        worst: dict[str, Finding] = {}  # one rule's findings may be notes first, and what counts behind them
         for finding in self._all():
             key = (finding.rule, finding.file, finding.place, finding.message)
             if key in seen:
                 continue
             seen.add(key)
             self.counts[finding.rule] += 1
-            if self.counts[finding.rule] <= MOST_FINDINGS:
+            known = worst.setdefault(finding.rule, finding)
+            worse = ORDER.index(finding.severity) > ORDER.index(known.severity)
+            if worse:
+                worst[finding.rule] = finding
+            if worse or self.counts[finding.rule] <= MOST_FINDINGS:
+                listed[finding.rule] += 1
                 yield finding
-            last[finding.rule] = finding
         for rule, count in self.counts.items():
-            if count > MOST_FINDINGS:
-                more = f"{count - MOST_FINDINGS} more findings of this rule are not listed"
-                yield last[rule].model_copy(update={"file": "", "place": "", "message": more, "evidence": ""})
+            if count > listed[rule]:
+                more = f"{count - listed[rule]} more findings of this rule are not listed"
+                yield worst[rule].model_copy(update={"file": "", "place": "", "message": more, "evidence": ""})
 
     def _all(self) -> Iterator[Finding]:
         from . import stream

@@ -121,10 +121,12 @@ def _json_at(item: Item, at: int, budget: list[int]) -> tuple[Any, int, bool]:
                 value, length = json.JSONDecoder().raw_decode(text)
                 return value, len(text[:length].encode()), False
             except RecursionError:
-                break
+                return None, 0, True
             except json.JSONDecodeError as error:
                 if stop or len(raw) < size or (error.pos < len(text) - 8 and not error.msg.startswith("Unterminated")):
                     break
+        else:
+            return None, 0, True  # so many bytes of text that are JSON up to there, and more
     return None, 0, '"class_name"' in text[:4096] and '"config"' in text[:4096]
 
 
@@ -210,14 +212,14 @@ def _module(module: str, name: str) -> Any:
 def _code(config: Any) -> bytes:
     """The marshalled code in a Lambda's configuration."""
     pending, texts = [config], list[str]()
-    while pending and len(texts) < 1000:
+    while pending:
         value = pending.pop()
         if isinstance(value, str) and len(value) > 40:
             texts.append(value)
         elif isinstance(value, dict):
             pending += [v for k, v in value.items() if k in ("function", "config", "code", "output_shape", "mask", "value")]
         elif isinstance(value, list):
-            pending += value[:8]
+            pending += value
     for text in texts:
         try:
             raw = base64.b64decode(re.sub(r"\s", "", text), validate=True)

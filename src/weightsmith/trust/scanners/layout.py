@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import WeightsmithError
+from ...errors import LimitExceeded, WeightsmithError
 from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
@@ -92,6 +92,13 @@ COLLIDE = Rule(
     "Remove the one that does not belong.",
     ("https://cwe.mitre.org/data/definitions/178.html",),
 )  # fmt: skip
+CASE = Rule(
+    "name-other-case", "suspicious", "A file that loaders read on some systems only",
+    "Its name is that of a file that loaders read, in other letters: on macOS and Windows they find it, here it was not read as "
+    "what it is there.",
+    "Give it its usual name, and scan again; or remove it.",
+    ("https://cwe.mitre.org/data/definitions/178.html",),
+)  # fmt: skip
 _EXPECTED = re.compile(r"(^|\.)(inv_freq|rotary_emb\.[\w.]+|attn\.(bias|masked_bias)|position_ids|num_batches_tracked)$")
 _HEADS = re.compile(r"(^|\.)(lm_head|embed_out|embed_tokens|shared|decoder|output)\.(weight|bias)$")
 _HONEST_NESTED = re.compile(r"^(checkpoint-\d+|onnx|openvino|original|gguf|runs|logs|global_step\d+|\d+_[A-Za-z]\w*|"
@@ -103,6 +110,7 @@ _LEFT_OVER = frozenset({"name_or_path", "_name_or_path", "tokenizer_file", "spec
                         "base_model_name_or_path", "tokenizer_name_or_path", "model_name_or_path", "_commit_hash",
                         "sp_model_file", "spm_file", "cache_dir", "chat_template", "description", "license",
                         "source_spm", "target_spm", "resume_from_checkpoint", "output_dir", "best_model_checkpoint"})  # fmt: skip
+MOST_STRINGS = 1_000_000  # and lists and objects, of one settings file
 _OTHERS = ("mm_vision_tower", "vision_tower_name", "mm_audio_tower", "backbone_name_or_path")
 
 
@@ -112,7 +120,7 @@ class Layout(Scanner):
     name = "layout"
     kinds = frozenset({"json"})
     rules = (*strict.RULES, INDEX, LEAVES, SHARD_MISSING, SHARD_UNLISTED, INDEX_TENSOR, UNLISTED, TOTAL, TWICE, STRAY, ADAPTER,
-             BASE, NESTED, VERSIONED, COLLIDE, *promised.RULES, *carriers.RULES, *adapters.RULES)  # fmt: skip
+             BASE, NESTED, VERSIONED, COLLIDE, CASE, *promised.RULES, *carriers.RULES, *adapters.RULES)  # fmt: skip
     about = "JSON files, the index against shards against tensors, the config against the weights, carriers that disagree"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
@@ -301,25 +309,34 @@ def _paths(place: Place) -> Iterator[Finding]:
 
 
 def _strings(value: Any) -> Iterator[tuple[str, str, str]]:
-    """``(place, key, text)`` of the strings of a small JSON value; lists of tokens and labels are not followed far."""
+    """``(place, key, text)`` of the strings of a JSON value.
+
+    Raises:
+        LimitExceeded: more values than a model's settings have.
+    """
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
-    for _ in range(20_000):
-        if not pending:
-            return
+    count = 0
+    while pending:
+        count += 1
+        if count > MOST_STRINGS:
+            raise LimitExceeded(f"settings of more than {MOST_STRINGS} values")
         at, key, here = pending.pop()
         if isinstance(here, str):
             yield at, key, here
         elif isinstance(here, dict):
             if key not in ("id2label", "label2id", "added_tokens_decoder", "task_specific_params"):
-                pending += [(f"{at}.{str(k)[:60]}"[:200], str(k), v) for k, v in here.items()]
+                pending += [(f"{at}.{str(k)[:60]}"[:200], str(k), v) for k, v in here.items() if isinstance(v, str | list | dict)]
         elif isinstance(here, list):
-            pending += [(f"{at}[{i}]"[:200], key, v) for i, v in enumerate(here[:2000])]
+            pending += [(f"{at}[{i}]"[:200], key, v) for i, v in enumerate(here) if isinstance(v, str | list | dict)]
 
 
 def _collisions(folder: Folder) -> Iterator[Finding]:
     """Names that are one name where case or the composition of letters does not count."""
     seen: dict[str, str] = {}
     for name in folder.items:
+        base = name.rpartition("/")[2]
+        if base != base.lower() and strict.is_named(base.lower()):
+            yield CASE.found(f"loaders look for {base.lower()!r}", file=shown(name))
         plain = unicodedata.normalize("NFC", name).casefold()
         other = seen.setdefault(plain, name)
         if other != name:

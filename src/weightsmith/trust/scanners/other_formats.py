@@ -85,8 +85,8 @@ class OtherFormats(Scanner):
         """Binary files that nothing in the folder refers to, and Keras models that lie unpacked in it."""
         known: dict[str, set[tuple[str, int]]] = {}
         for item in folder.items.values():
-            if "json" in item.kinds and b"class_name" in item.head and item.size <= keras.MOST_CONFIG:
-                yield from keras.scan_config(folder.json_object(item.name), shown(item.name))
+            if "json" in item.kinds:
+                yield from _unpacked_keras(item, folder)
             if "binary" in item.kinds and item.name not in self.referenced and not _companion(item, folder, known):
                 yield _unknown(item)
 
@@ -107,6 +107,25 @@ class OtherFormats(Scanner):
             yield from keras.scan_embedded(item)
             if item.outer is not None or item.name not in self.referenced:
                 yield _unknown(item)
+
+
+#: what a Keras configuration can't be without, in letters or in escapes that JSON takes for them
+_OF_KERAS = re.compile(rb"class_name|registered_name|Lambda|\\u00[4-7]")
+
+
+def _unpacked_keras(item: Item, folder: Folder) -> Iterator[Finding]:
+    """A file of JSON that a loader may build layers from."""
+    plain = item.basename in ("tokenizer.json", "vocab.json")  # many values, and escapes in all of them
+    if item.size > WHOLE or not (plain or _OF_KERAS.search(item.read())):  # of a larger one is said that it is not read
+        return
+    try:
+        value = folder.json(item.name)
+    except FormatError:  # said when it was read
+        return
+    if plain and isinstance(value, dict) and not value.keys() & {"class_name", "registered_name"}:
+        return
+    if isinstance(value, dict | list):
+        yield from keras.scan_config(value, shown(item.name))
 
 
 _LONG = {"ort": "an ONNX Runtime model", "ggml": "a model of ggml before GGUF"}

@@ -199,6 +199,8 @@ class Judge(Witness):
     def _state(self, state: Value, at: int) -> None:
         """Special attributes among those that a state sets."""
         for part in state if isinstance(state, tuple) and len(state) == 2 else (state,):
+            if isinstance(part, Held | Made) and part.cut:
+                raise LimitExceeded("a state of more values than are kept")
             for key in keys_of(part):
                 self._look(1)
                 if isinstance(key, (Made, Opaque, Long)):
@@ -251,12 +253,13 @@ class Judge(Witness):
     # -- findings -----------------------------------------------------------------------------------------
 
     def _add(self, rule: Rule, message: str, at: int, evidence: str = "", *, severity: Severity | None = None) -> None:
-        if self._room(rule):
-            self._counts[rule.name] = self._counts.get(rule.name, 0) + 1
+        kept = severity or rule.severity  # what is milder leaves room for what is not
+        if self._room(rule, kept):
+            self._counts[f"{rule.name} {kept}"] = self._counts.get(f"{rule.name} {kept}", 0) + 1
             self.found.append(rule.found(message, file=self.file, place=f"byte {at}", evidence=evidence, severity=severity))
 
-    def _room(self, rule: Rule) -> bool:
-        return self._counts.get(rule.name, 0) < MOST_KEPT
+    def _room(self, rule: Rule, severity: str = "") -> bool:
+        return self._counts.get(f"{rule.name} {severity or rule.severity}", 0) < MOST_KEPT
 
     def findings(self) -> Iterator[Finding]:
         """Everything that was found, one finding for each name."""

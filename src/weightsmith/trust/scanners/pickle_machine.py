@@ -171,7 +171,7 @@ class Machine:
             self.items += len(values)
             if self.items <= MOST_ITEMS:
                 target.items.extend(values)
-            elif isinstance(target, Held):
+            else:
                 target.cut = True
         else:
             self.witness.changed(target, self.at)

@@ -34,12 +34,12 @@ class Global:
 
 class Made:
     """The result of a call: what was called, with what, by which opcode; ``state`` is what BUILD gave it, ``items`` what
-    was put into it afterwards."""
+    was put into it afterwards, ``cut`` when not all of that was kept."""
 
-    __slots__ = ("args", "func", "how", "items", "state")
+    __slots__ = ("args", "cut", "func", "how", "items", "state")
 
     def __init__(self, func: Value, args: Value, how: str) -> None:
-        self.func, self.args, self.how = func, args, how
+        self.func, self.args, self.how, self.cut = func, args, how, False
         self.state: Value = None
         self.items: list[Value] = []
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from ...errors import LimitExceeded
 from ...found import Finding
 from ..items import HEAD, Folder, Item, Scanner
-from ..kinds import as_text
 from ..listing import shown
 from ..rules import Rule
 from . import disguise, tensorflow, yamls
@@ -70,7 +69,9 @@ SCRIPT = Rule(
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".keras", ".npz", ".npy", ".msgpack", ".pb",
             ".tflite", ".model", ".nemo")  # fmt: skip
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
-_CODE = re.compile(r"\s*(?:import|from|exec|eval)\b[\s(]", re.ASCII)
+_CODE = re.compile(rb"^[ \t\f\v]{0,64}(?:import|from|exec|eval)\b[\s(][^\n]{0,160}", re.MULTILINE)
+_PROSE = (".md", ".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".log", ".rst", ".tex", ".bib")  # nobody reads them as YAML
+_TAGGED = re.compile(rb"!!python/|tag:yaml\.org,2002:python/")
 _SVG = re.compile(rb"(?i)<\s*(?:\w+:)?script|\bon(?:load|error|click|mouseover|begin)\s*=|javascript:|<\s*foreignObject")
 _ENTITY = re.compile(rb"<!ENTITY")
 _PDF = re.compile(rb"/(?:Launch|JavaScript|JS|EmbeddedFiles|RichMedia)\b")
@@ -130,13 +131,14 @@ def _partial(item: Item) -> Iterator[Finding]:
 
 def _text(item: Item) -> Iterator[Finding]:
     name = item.basename.lower()
-    text = as_text(item.head) or ""
-    if name.endswith(".pth") and (lines := [line for line in text.splitlines() if _CODE.match(line)]):
-        yield START.found("lines that Python would run", file=shown(item.name), evidence="\n".join(lines[:5]))
+    if name.endswith(".pth") and (hit := next(_search(item, _CODE), None)):
+        yield START.found("lines that Python would run", file=shown(item.name), place=f"byte {hit[0]}",
+                          evidence=hit[1].decode("utf-8", "replace"))  # fmt: skip
     if name.endswith((".pbtxt", ".prototxt", ".pbtext")):
         yield from tensorflow.scan_text(item)
-    if b"!!python/" in item.head or b"tag:yaml.org,2002:python/" in item.head:
-        yield from (f for f in yamls.check(item) if f.rule == yamls.TAG.name)
+    told = _TAGGED.search(item.head) if name.endswith(_PROSE) else next(_search(item, _TAGGED), None)
+    if told:
+        yield from (f for f in yamls.check(item) if f.rule in (yamls.TAG.name, yamls.UNREAD.name))
 
 
 def _xml(item: Item) -> Iterator[Finding]:

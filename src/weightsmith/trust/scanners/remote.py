@@ -18,7 +18,7 @@ from .remote_keys import Ask, Pairs, asks, parsed, yaml_asks
 LARGEST_JSON = 1 << 20
 MOST_CELLS = 10_000  # of a notebook
 LARGEST_CONFIG = 1 << 24  # bytes of a file that loaders read as a configuration
-_CONFIGS = re.compile(r".*config\.json|modules\.json|model_index\.json|params\.json|adapter_model\.json")
+_CONFIGS = re.compile(r".*config(?:_\w+)?\.json|modules\.json|(?:modular_)?model_index\.json|params\.json|adapter_model\.json")
 _NOT_CONFIGS = re.compile(r"tokenizer\.json|vocab\.json|added_tokens\.json|.*\.index\.json|trainer_state\.json"
                           r"|special_tokens_map\.json")  # fmt: skip
 #: imported or run by name without being asked for
@@ -40,27 +40,21 @@ class RemoteCode(Scanner):
 
     name = "remote-code"
     rules = rules.RULES
-    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook"])
+    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook", "yaml"])
     needs_bytes = False
     about = "Code: what in the configurations makes a loader import or download code, and what the Python files would do"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Code inside archives; that of the folder is seen together with what asks for it."""
         if item.outer is not None:
-            yield from _notebook(item) if "notebook" in item.kinds else _python(item, "")
+            yield from (_asked(item, {}) if "yaml" in item.kinds else _notebook(item) if "notebook" in item.kinds
+                        else _python(item, ""))  # fmt: skip
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Every configuration, every Python file, and what goes with them."""
         wanted: dict[str, str] = {}
         for item in folder.items.values():
-            try:
-                for ask in _asks(item):
-                    for file in ask.files:
-                        wanted.setdefault(_beside(item, file), item.name)
-                    finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
-                    yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
-            except LimitExceeded as error:
-                yield rules.TOO_LARGE.found(f"it holds {error.message}", file=shown(item.name))
+            yield from _asked(item, wanted)
         left = [MOST_ALL]
         codes = {item.name: read_code(_bytes(item), left)
                  for item in folder.items.values() if _is_python(item)}  # fmt: skip
@@ -88,10 +82,22 @@ def _beside(item: Item, file: str) -> str:
     return folder + file
 
 
+def _asked(item: Item, wanted: dict[str, str]) -> Iterator[Finding]:
+    """What one configuration asks for; the files that it names are added to ``wanted``."""
+    try:
+        for ask in _asks(item):
+            for file in ask.files:
+                wanted.setdefault(_beside(item, file), item.name)
+            finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
+            yield finding.model_copy(update={"severity": ask.severity}) if ask.severity else finding
+    except LimitExceeded as error:
+        yield rules.TOO_LARGE.found(f"it holds {error.message}", file=shown(item.name))
+
+
 def _asks(item: Item) -> Iterator[Ask]:
     """Raises :class:`LimitExceeded` for a configuration that is too large to be read."""
     base = item.basename
-    if base.endswith((".yaml", ".yml")):
+    if base.lower().endswith((".yaml", ".yml")):
         if item.size > LARGEST_CONFIG:
             raise LimitExceeded(f"{item.size} bytes")
         with contextlib.suppress(FormatError):  # said by what reads settings
@@ -177,7 +183,10 @@ _HONEST_PLACES = re.compile(r"download\.pytorch\.org|github\.com/(?:huggingface|
 
 
 def _notebook(item: Item) -> Iterator[Finding]:
-    value = parsed(item.read(LARGEST_CONFIG)) if item.size <= LARGEST_CONFIG else None
+    try:
+        value = parsed(item.read(LARGEST_CONFIG))
+    except LimitExceeded:
+        value = None
     cells = dict(value).get("cells") if isinstance(value, Pairs) else None
     if not isinstance(cells, list):
         yield rules.UNREAD.found("no notebook that can be read", file=shown(item.name))
@@ -201,11 +210,14 @@ def _notebook(item: Item) -> Iterator[Finding]:
 def _beside_code(item: Item) -> Iterator[Finding]:
     """Path files and lists of packages."""
     base = item.basename.lower()
-    if base.endswith(".pth") and "text" in item.kinds and item.size <= LARGEST_JSON:
-        lines = [line for line in item.head.decode("utf-8", "replace").split("\n") if re.match(r"import[ \t]", line)]
+    if base.endswith(".pth") and "text" in item.kinds and item.size <= LARGEST_CONFIG:  # a larger one is told of as plain text
+        lines = [line for line in item.read().decode("utf-8", "replace").split("\n") if re.match(r"import[ \t]", line)]
         if lines:
             yield rules.PATH_FILE.found("a line that Python runs", file=shown(item.name), evidence=lines[0][:300])
-    if re.fullmatch(r"(?:.*[-_])?requirements(?:[-_].*)?\.txt", base) and item.size <= LARGEST_JSON:
+    if re.fullmatch(r"(?:.*[-_])?requirements(?:[-_].*)?\.txt", base):
+        if item.size > LARGEST_CONFIG:
+            yield rules.TOO_LARGE.found(f"it holds {item.size} bytes", file=shown(item.name))
+            return
         text = item.read().decode("utf-8", "replace")
         lines = [line.strip() for line in text.split("\n")]
         odd = [line for line in lines if _ELSEWHERE.search(line) and not _HONEST_PLACES.search(line)]

@@ -51,6 +51,7 @@ _PAGED = re.compile(r"(?:paged\||flash\||[a-z]+\|)")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?|[A-Za-z_]\w*:[A-Za-z_]\w*")
 _HANDLED = re.compile(r"\.(?:auto_map|custom_pipelines|custom_generate)(?=[.\[]|$)")  # what :func:`_by_key` says
 _OTHER = re.compile(r"[\w.-]+(?:/[\w.-]+)?--[\w.]+\.\w+")
+_TARGETS = ("_target_", "__target__", "_class_", "@class", "class_path", "py_object")
 _IMPORTING = re.compile(
     r"(?:.*_|^)(?:class|cls|class_?name|class_?path|module|module_?name|module_?path|target|import|import_?path|factory|entry_?point|callable|"
     r"function|func|fn|hook|plug_?in|loader|handler|impl|backend_class|processor_class|parent_library|activation(?:_function|_fn)?|"
@@ -79,11 +80,17 @@ class Pairs(list):  # type: ignore[type-arg]
 
 
 def parsed(data: bytes) -> Any:
-    """A JSON value with objects as :class:`Pairs`; ``None`` when it is none."""
+    """A JSON value with objects as :class:`Pairs`; ``None`` when it is none.
+
+    Raises:
+        LimitExceeded: nested deeper than this process follows; another one may.
+    """
     try:
         return json.loads(data.decode("utf-8-sig"), object_pairs_hook=Pairs)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
+    except RecursionError as error:
+        raise LimitExceeded("values nested too deep to be followed") from error
 
 
 def asks(name: str, value: Any) -> Iterator[Ask]:
@@ -95,7 +102,9 @@ def asks(name: str, value: Any) -> Iterator[Ask]:
     base = name.rsplit("/", 1)[-1]
     if base == "modules.json" and isinstance(value, list):
         yield from _modules(value)
-    if base == "model_index.json" and isinstance(value, Pairs):
+    if base in ("router_config.json", "config.json") and isinstance(value, Pairs):
+        yield from _routes(value)
+    if base in ("model_index.json", "modular_model_index.json") and isinstance(value, Pairs):
         yield from _components(value)
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
     count = 0
@@ -123,7 +132,7 @@ def _strings(value: Any, left: list[int]) -> list[str]:
     """
     found: list[str] = []
     pending = deque([value])
-    while pending and len(found) < 200:
+    while pending:
         left[0] -= 1
         if left[0] < 0:
             raise LimitExceeded(f"more than {MOST_VALUES} values below keys that name code")
@@ -133,7 +142,7 @@ def _strings(value: Any, left: list[int]) -> list[str]:
         elif isinstance(here, Pairs):
             pending += [v for _, v in here]
         elif isinstance(here, list):
-            pending += here[:200]
+            pending += here
     return found
 
 
@@ -151,6 +160,8 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
     elif key == "trust_remote_code" and value is True:
         loader = base.endswith("config.json") or base in ("params.json", "model_index.json")
         yield Ask(rules.CONSENT, path, "trust_remote_code is true", "", severity="" if loader else "note")
+    elif key == "parent_library" and isinstance(value, str) and value and "." not in value and value not in KNOWN:
+        yield Ask(rules.CLASS_PATH, path, f"{key} names {value[:160]} (PEFT imports it)", value[:300], _files(value))
     elif key == "model_file" and isinstance(value, str) and value.endswith(".py"):
         yield Ask(rules.REMOTE, path, f"model_file names code of this folder: {value[:160]} (mlx-lm imports it)", value,
                   (value.rsplit("/", 1)[-1],))  # fmt: skip
@@ -166,6 +177,8 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
 
 def _by_shape(base: str, path: str, key: str, value: str) -> Iterator[Ask]:
     if len(value) > 300:
+        if (key in _TARGETS or _IMPORTING.fullmatch(key)) and _DOTTED.fullmatch(value.strip()):  # os.path.os.path.os is os
+            yield Ask(rules.CLASS_PATH, path, f"{key} names {value[:100]}…, a path of {len(value)} letters", value[:300])
         return
     value = value.strip()
     root = value.split(".")[0].split(":")[0]
@@ -173,7 +186,7 @@ def _by_shape(base: str, path: str, key: str, value: str) -> Iterator[Ask]:
         yield Ask(rules.HOSTILE_PATH, path, f"{key or 'a value'} names {value}", value)
     elif _HANDLED.search(path) or (key == "model_file" and value.endswith(".py")):
         return
-    elif key in ("_target_", "__target__", "_class_", "@class", "class_path", "py_object") and _DOTTED.fullmatch(value):
+    elif key in _TARGETS and _DOTTED.fullmatch(value):
         if root not in KNOWN:
             yield Ask(rules.CLASS_PATH, path, f"{key} names {value}", value, _files(value))
     elif _OTHER.fullmatch(value) and "/" in value:
@@ -195,7 +208,7 @@ def _files(value: str) -> tuple[str, ...]:
 
 def _modules(modules: list[Any]) -> Iterator[Ask]:
     """The list of modules of a sentence-transformers model: their ``type`` is imported."""
-    for n, module in enumerate(modules[:200]):
+    for n, module in enumerate(modules):
         kind = dict(module).get("type") if isinstance(module, Pairs) else None
         if not isinstance(kind, str) or kind.split(".")[0] in KNOWN:
             continue
@@ -205,6 +218,17 @@ def _modules(modules: list[Any]) -> Iterator[Ask]:
         yield Ask(rule, f"$[{n}].type", f"the module type {kind[:160]} is imported", kind, () if "--" in kind else _files(kind))
 
 
+def _routes(config: Pairs) -> Iterator[Ask]:
+    """The modules that a router of sentence-transformers (or its older ``Asym``) imports, by their names in it."""
+    found = dict(config)
+    types = found.get("types")
+    for name, kind in types if isinstance(types, Pairs) and "structure" in found else ():
+        if isinstance(kind, str) and kind.split(".")[0] not in KNOWN and not DANGEROUS.fullmatch(kind.strip()):
+            rule = rules.ELSEWHERE if "--" in kind else rules.REMOTE
+            yield Ask(rule, f"$.types.{name}"[:200], f"the module type {kind[:160]} is imported", kind[:300],
+                      () if "--" in kind else _files(kind))  # fmt: skip
+
+
 def _components(index: Pairs) -> Iterator[Ask]:
     """The parts of a diffusers pipeline: (library, class) each, and the class of the pipeline itself."""
     for key, value in index:
@@ -212,7 +236,7 @@ def _components(index: Pairs) -> Iterator[Ask]:
             of = f"the pipeline's class is {value[-1]!s:.80} of {value[0]!s:.80}" if value else "the pipeline has no class"
             yield Ask(rules.REMOTE, "$._class_name", of, str(value)[:200],
                       (f"{value[0]}.py",) if value else ())  # fmt: skip
-        if key.startswith("_") or not isinstance(value, list) or len(value) != 2 or not isinstance(value[0], str):
+        if key.startswith("_") or not isinstance(value, list) or len(value) not in (2, 3) or not isinstance(value[0], str):
             continue
         library = value[0]
         if library.split(".")[0] in KNOWN or _PIPELINES.fullmatch(library):
@@ -222,7 +246,8 @@ def _components(index: Pairs) -> Iterator[Ask]:
         yield Ask(rule, f"$.{key}", of, str(list(value))[:200], (f"{library}.py",))
 
 
-_YAML_TARGET = re.compile(r"^[ \t-]*['\"]?(_target_|__target__|class_path|_class_)['\"]?\s*:\s*['\"]?([\w.]+)", re.MULTILINE)
+_YAML_TARGET = re.compile(
+    r"(?:^|[{,])[ \t-]*['\"]?(_target_|__target__|class_path|_class_)['\"]?\s*:\s*['\"]?([\w.]+)", re.MULTILINE)  # fmt: skip
 _YAML_TRUST = re.compile(r"^[ \t-]*trust_remote_code\s*:\s*(?:true|yes|on)\b", re.MULTILINE | re.IGNORECASE)
 
 

@@ -365,7 +365,7 @@ def _ids(value: Any, *, pairs: bool = False, biased: bool = False) -> list[int]:
         entries = [e[0] if isinstance(e, (list, tuple)) and e else e for e in entries]
     found: list[int] = []
     pending = entries[::-1]
-    while pending and len(found) < 100_000:
+    while pending:
         here = pending.pop()
         if type(here) is int:
             found.append(here)

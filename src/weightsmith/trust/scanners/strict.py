@@ -180,6 +180,11 @@ def _shape(item: Item, value: Any, name: str) -> Iterator[Finding]:
         yield SHAPE.found(f"should be a JSON {kind} and is {type(value).__name__}", file=name, evidence=_text(value)[:200])
 
 
+def is_named(base: str) -> bool:
+    """Whether loaders look for a file of this name, and take it for JSON or for a template."""
+    return base in _OBJECTS | _LISTS or base == "chat_template.jinja" or base.endswith(".index.json")
+
+
 def unread_json(folder: Folder) -> Iterator[Finding]:
     """Files that loaders read as JSON, by their names, and whose content is something else."""
     for item in folder.items.values():

@@ -96,9 +96,12 @@ class Tar:
                 if size > MOST_EXTRA or start + size > self.item.size:
                     self._say(BROKEN, f"an extended header of {size} bytes", f"byte {at}")
                     return
-                self._extension(kind, _at(file, start, size), told, at)
+                self._extension(kind, _at(file, start, -(-size // BLOCK) * BLOCK), size, told, at)
             else:
                 size = self._size(told, size, kind, at)
+                slash = (told.name or "-").endswith("/") or _text(block[:100]).endswith("/")  # the old sign of a folder
+                if size and (kind in b"123456" or (kind == b"\0" and slash)):
+                    self._say(AMBIGUOUS, f"a folder or link of {size} bytes, in which some programs find members", f"byte {at}")
                 if start + size > self.item.size:
                     self._say(BROKEN, f"a member of {size} bytes, more than are left", f"byte {at}")
                     return
@@ -133,13 +136,17 @@ class Tar:
                 self._names[re.sub(r"\A(?:\./)+", "", name)] += 1
                 yield TarEntry(name, start, size)
 
-    def _extension(self, kind: bytes, data: bytes, told: _Next, at: int) -> None:
+    def _extension(self, kind: bytes, data: bytes, size: int, told: _Next, at: int) -> None:
+        """``data`` goes on to the end of the last block, since some programs read records there."""
         if kind == b"L":
-            told.name = _text(data)
+            told.name = _text(data[:size])
         elif kind == b"K":
-            told.link = _text(data)
+            told.link = _text(data[:size])
         elif kind in (b"x", b"X", b"g"):
-            for key, value in _pax(data):
+            records, rest = _pax(data)
+            if rest.strip(b"\0") or len(data) - len(rest) > size:
+                self._say(AMBIGUOUS, "extended headers that some programs read on in", f"byte {at}")
+            for key, value in records:
                 if kind == b"g" and key in ("path", "linkpath", "size"):
                     self._say(AMBIGUOUS, f"a header for all members sets their {key}", f"byte {at}")
                 elif key == "path":
@@ -147,7 +154,10 @@ class Tar:
                 elif key == "linkpath":
                     told.link = value
                 elif key == "size":
-                    told.size = int(value) if re.fullmatch(r"\d{1,18}", value) else told.size
+                    if not re.fullmatch(r"[0-9]{1,18}", value):
+                        self._say(AMBIGUOUS, f"a size that programs read differently: {value[:60]!r}", f"byte {at}")
+                    else:
+                        told.size = int(value)
                 elif key.startswith("GNU.sparse"):
                     told.sparse = True
         else:
@@ -194,13 +204,14 @@ def _text(raw: bytes) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
-def _pax(data: bytes) -> Iterator[tuple[str, str]]:
-    """The records ``length key=value`` of an extended header, up to the first malformed one."""
-    at = 0
+def _pax(data: bytes) -> tuple[list[tuple[str, str]], bytes]:
+    """The records ``length key=value`` of an extended header, up to the first malformed one, and what follows them."""
+    at, found = 0, []
     while at < len(data):
         length = re.match(rb"(\d{1,7}) ", data[at : at + 9])
         if not length or int(length[1]) <= len(length[0]):
-            return
+            break
         key, _, value = data[at + len(length[0]) : at + int(length[1]) - 1].partition(b"=")
-        yield key.decode("utf-8", "replace"), value.decode("utf-8", "replace")
+        found.append((key.decode("utf-8", "replace"), value.decode("utf-8", "replace")))
         at += int(length[1])
+    return found, data[at:]

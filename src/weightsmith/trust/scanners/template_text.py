@@ -64,9 +64,11 @@ def code_traces(tree: nodes.Template, env: Environment) -> Iterator[Trace]:
                 value = name
             elif isinstance(name, nodes.Const):
                 value = name.value
-            elif isinstance(name, nodes.Expr) and not isinstance(name, nodes.Name) and folded < MOST_FOLDED:
+            elif isinstance(name, nodes.Expr) and not isinstance(name, nodes.Name):
                 folded += 1
-                value = _worked_out(name, env)
+                value = _worked_out(name, env) if folded <= MOST_FOLDED else None
+                if folded == MOST_FOLDED + 1:
+                    yield Trace("dynamic", node.lineno, f"takes more than {MOST_FOLDED} attributes by names that it computes")
             if isinstance(value, str) and INTERNAL.fullmatch(value.strip()):
                 yield Trace("code", node.lineno, f"reaches for {value!r}")
         if isinstance(node, nodes.Filter) and node.name == "attr":
@@ -137,9 +139,11 @@ def text_traces(text: str, line: int) -> Iterator[Trace]:
 
 def covert_part(text: str) -> str:
     """The part of a text that reads like a covert instruction, or ``""``."""
-    for pattern in _COVERT:
-        if (match := pattern.search(text[:100_000])) is not None:
-            return text[max(0, match.start() - 60) : match.end() + 60].strip()
+    for begin in range(0, max(1, len(text) - 1000), 99_000):  # patterns take time, and what they find is short
+        part = text[begin : begin + 100_000]
+        for pattern in _COVERT:
+            if (match := pattern.search(part)) is not None:
+                return part[max(0, match.start() - 60) : match.end() + 60].strip()
     return ""
 
 

@@ -6,6 +6,7 @@ configuration, any other configuration with a template in it, and the metadata o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,7 +29,9 @@ MOST = 16  # different templates of one model that are tried
 LARGEST = 1 << 20  # bytes of a configuration that is searched for templates
 MOST_VALUES = 200_000  # of one configuration
 _VOCABULARY = ("tokenizer.json", "vocab.json", "added_tokens.json", "merges.txt", "trainer_state.json")
-_CARRIERS = ("tokenizer_config.json", "chat_template.json", "processor_config.json")
+#: files that loaders take a template from
+_CARRIERS = re.compile(r".*config(?:_\w+)?\.json|chat_template\.json|special_tokens_map\.json")
+_ESCAPED = re.compile(rb"\\u00[2-7]")  # letters that need no escape: whoever looks for words does not find them
 _COMPARED = ("plain", "talk", "answered", "tools")
 
 
@@ -82,7 +85,7 @@ class Templates(Scanner):
                     carriers += _in_file(item)
                 except FormatError as error:
                     yield rules.BROKEN.found(error.message, file=shown(item.name))
-            elif item.basename in _CARRIERS and item.size > LARGEST * 16:
+            elif _CARRIERS.fullmatch(item.basename) and item.size > LARGEST * 16:
                 yield rules.UNTRIED.found(f"{item.size} bytes; a configuration of this size is not read", file=shown(item.name))
             elif "gguf" in item.kinds and item.name in folder.ggufs:
                 carriers += _in_gguf(item, folder)
@@ -146,10 +149,10 @@ def _in_gguf(item: Item, folder: Folder) -> Iterator[Carrier]:
 def _may_hold(item: Item) -> bool:
     if item.basename in _VOCABULARY or not {"json", "text"} & set(item.kinds) or not item.basename.endswith(".json"):
         return False
-    if item.size > LARGEST * 16 or (item.size > LARGEST and item.basename not in _CARRIERS):
+    if item.size > LARGEST * 16 or (item.size > LARGEST and not _CARRIERS.fullmatch(item.basename)):
         return False
     data = item.read(LARGEST * 16)
-    return b"{%" in data or b"{{" in data or b"template" in data or b"prompt" in data or b"\\u007b" in data.lower()
+    return any(word in data for word in (b"{%", b"{{", b"template", b"prompt")) or _ESCAPED.search(data) is not None
 
 
 def _in_json(item: Item) -> Iterator[Carrier]:

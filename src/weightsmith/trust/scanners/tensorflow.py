@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from ...errors import FormatError
+from ...errors import FormatError, LimitExceeded
 from ...found import Finding
-from ..items import Item
+from ..items import WHOLE, Item
 from ..listing import shown
 from ..rules import Rule
 from .protobuf import BYTES, FIXED32, VARINT, Messages
@@ -27,6 +27,8 @@ BROKEN = Rule(
 RULES = (OPERATOR, BROKEN)
 
 _WRITES = frozenset({"WriteFile", "LoadLibrary", "ShellExecute", "PrintV2"})
+#: a name in text that is not one plain string: readers take escapes, and put strings together that follow one another
+_ODD = re.compile(rb"""\b(?:op|op_type)\s*:(?!\s*(?:"\w+"|'\w+')(?!\s*["'#]))""")
 _READS = frozenset({
     "ReadFile", "PyFunc", "EagerPyFunc", "PyFuncStateless", "MatchingFiles", "ReadWholeFile", "FixedLengthRecordReader",
     "WholeFileReader", "WholeFileReaderV2", "TextLineReader", "TextLineReaderV2", "SaveSlices", "LMDBReader",
@@ -89,12 +91,22 @@ def scan_graph(item: Item, kind: str) -> Iterator[Finding]:
                         children.append((_SCHEMA[name][field.number], field.start, field.end))
                     elif name == "node" and field.number == 2 and field.wire == BYTES:
                         operator = messages.text(field, 100)
-                        if operator in _WRITES | _READS and operator not in found:
+                        if operator in _WRITES | _READS and operator not in found and not _prints(operator, messages, start, end):
                             found[operator] = _sample(messages, start, end)
                 pending += reversed(children)
     except FormatError as error:
         yield BROKEN.found(error.message, file=shown(item.name))
     yield from _operators(found, item)
+
+
+def _prints(operator: str, messages: Messages, start: int, end: int) -> bool:
+    """Whether a node prints, and not into a file."""
+    if operator != "PrintV2":
+        return False
+    messages.file.seek(start)
+    if end - start > WHOLE:
+        raise LimitExceeded(f"a node of {end - start} bytes")
+    return b"file://" not in messages.file.read(end - start)
 
 
 def _sample(messages: Messages, start: int, end: int) -> str:
@@ -106,23 +118,22 @@ def _sample(messages: Messages, start: int, end: int) -> str:
 
 def _operators(found: dict[str, str], item: Item) -> Iterator[Finding]:
     for operator, sample in sorted(found.items()):
-        if operator == "PrintV2" and "file://" not in sample:
-            continue
         yield OPERATOR.found(f"the operator {operator}", file=shown(item.name), place=f"operator {operator}", evidence=sample,
                              severity="malicious" if operator in _WRITES else None)  # fmt: skip
 
 
 def scan_text(item: Item) -> Iterator[Finding]:
     """A graph or saved model in the text form of protocol buffers."""
-    pattern = re.compile(rb"""\b(?:op|op_type)\s{0,99}:\s{0,99}["'](\w{1,99})["']""")
+    data = item.read()
     found: dict[str, str] = {}
-    with item.open() as file:
-        kept = b""
-        while block := file.read(1 << 20):
-            for hit in pattern.finditer(kept + block):
-                if (operator := hit[1].decode()) in _WRITES | _READS:
-                    found[operator] = hit[0].decode()
-            kept = block[-512:]
+    for hit in re.finditer(rb"""\b(?:op|op_type)\s*:\s*["'](\w+)["']""", data):
+        if (operator := hit[1].decode()) in _WRITES | _READS:
+            found[operator] = hit[0].decode()
+    if not (b"file:" in data or b"\\" in data):
+        found.pop("PrintV2", None)  # which prints
+    if odd := _ODD.search(data):
+        yield OPERATOR.found("an operator whose name is not written in one piece", file=shown(item.name),
+                             place=f"byte {odd.start()}", evidence=repr(data[odd.start() :][:120])[2:-1])  # fmt: skip
     yield from _operators(found, item)
 
 

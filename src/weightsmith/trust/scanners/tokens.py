@@ -107,7 +107,8 @@ CUTS = Rule(
     "Nothing for an embedding model; else set `truncation` in tokenizer.json to null.",
 )  # fmt: skip
 _VERSIONED = re.compile(r"tokenizer\.[\d.]+\.json")
-_FILES = re.compile(r"(^|/)tokenizer\.json$")
+_FILES = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+                    "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})  # fmt: skip
 #: what no honest added token is made of: marks of direction, and letters that print nothing
 _HIDDEN = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A)), "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff",
            "\u180e", "\u061c", "\u200e", "\u200f", "\u00ad"}  # fmt: skip
@@ -132,9 +133,14 @@ class Tokens(Scanner):
         for place in places(folder):
             yield from _place(place)
         listed = {p.prefix for p in places(folder)}
+        others: dict[str, list[str]] = {}  # pipelines keep a tokenizer in a directory of its own
         for name in folder.items:
-            if _FILES.search(name) and name.removesuffix("tokenizer.json") not in listed:
-                yield from _place(Place(folder, name.removesuffix("tokenizer.json"), [name.rpartition("/")[2]]))
+            head, slash, base = name.rpartition("/")
+            if head + slash not in listed:
+                others.setdefault(head + slash, []).append(base)
+        for prefix, names in others.items():
+            if not _FILES.isdisjoint(names):
+                yield from _place(Place(folder, prefix, names))
         for name in folder.ggufs:
             yield from _gguf(folder, name)
 
@@ -345,7 +351,7 @@ def _sentencepiece_rules(place: Place, source: str) -> Iterator[Finding]:
     for number, at in ((3, "normalizer_spec"), (5, "denormalizer_spec")):
         try:
             spec = sentencepiece_part(data, number)
-            raw = sentencepiece_part(spec, 2) if spec else None
+            raw = sentencepiece_part(spec, 2, whole=False) if spec else None
             if raw:
                 yield from check_charsmap(raw, at, shown(source))
         except FormatError as error:
@@ -430,7 +436,7 @@ def compare_ids(first: Vocabulary, other: Vocabulary) -> Iterator[Finding]:
     theirs = other.base
     if other.types:
         theirs = {t: i for t, i in other.base.items() if other.types[i] == NORMAL}
-    both = [(t, first.ids[t], i) for t, i in theirs.items() if t in first.ids and type(first.ids[t]) is int]
+    both = [(t, first.ids[t], i) for t, i in theirs.items() if t in first.ids and type(first.ids[t]) is type(i) is int]
     shifts = Counter(a - i for _, a, i in both)
     shift = shifts.most_common(1)[0][0] if both and other.types else 0
     wrong = [(t, a, i + shift) for t, a, i in both if a != i + shift]

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import chain, repeat
 from typing import Any
 
-from ...errors import FormatError, WeightsmithError
+from ...errors import FormatError, LimitExceeded, WeightsmithError
 from ..items import Folder
 from .facts import Place
 
@@ -161,17 +161,21 @@ def vocabularies(place: Place) -> Iterator[Vocabulary]:
         if item is not None and "protobuf" in item.kinds:
             try:
                 pieces = sentencepiece(item.read(1 << 26))
+            except LimitExceeded:
+                raise
             except (FormatError, WeightsmithError, OSError):
                 continue  # not SentencePiece: who reads protocol buffers says what it is
             if pieces is not None:
                 yield Vocabulary(place.prefix + name, "sentencepiece", {t: i for i, (t, _, _) in enumerate(pieces)},
                                  types=[kind for _, _, kind in pieces], listed=len(pieces))  # fmt: skip
     base = place.json("vocab.json")
-    if base and all(isinstance(v, int) for v in list(base.values())[:100]):
+    if base and 2 * sum(isinstance(v, int) for v in base.values()) > len(base):  # some hold a vocabulary for each language
         yield Vocabulary(place.prefix + "vocab.json", "vocab", base)
-    if (text := place.folder.items.get(place.prefix + "vocab.txt")) is not None and "text" in text.kinds and text.size < 1 << 25:
+    if (text := place.folder.items.get(place.prefix + "vocab.txt")) is not None and "text" in text.kinds:
         try:
             lines = text.text().replace("\r\n", "\n").removesuffix("\r").split("\n")
+        except LimitExceeded:
+            raise
         except WeightsmithError:
             lines = []
         if lines:
@@ -215,50 +219,82 @@ def sentencepiece(data: bytes) -> list[tuple[str, float, int]] | None:
     Raises:
         FormatError: it begins like one and is malformed.
     """
-    if data[:1] != b"\x0a":
-        return None
     pieces: list[tuple[str, float, int]] = []
     at, size, unpack = 0, len(data), struct.Struct("<f").unpack_from
     while at < size:
-        if data[at] != 0x0A:  # the pieces come first; trainer and normaliser follow
-            break
+        if data[at] != 0x0A:  # the pieces come first, trainer and normaliser follow; readers take them in any order
+            at = _behind(data, at)
+            continue
         length, begin = _short(data, at + 1)
         end = begin + length
         if end > size or len(pieces) >= MOST_PIECES:
             raise FormatError("a piece is longer than the file")
-        if data[begin : begin + 1] != b"\x0a":
-            return None
-        width, start = _short(data, begin + 1)
-        stop = start + width
-        if stop > end:
-            raise FormatError("a piece is longer than its message")
-        score, kind, here = 0.0, NORMAL, stop
+        at = end
+        width, start = _short(data, begin + 1) if data[begin : begin + 1] == b"\x0a" else (0, begin)
+        score, kind, here = 0.0, NORMAL, start + width
         if data[here : here + 1] == b"\x15" and here + 5 <= end:
             score, here = unpack(data, here + 1)[0], here + 5
         if data[here : here + 1] == b"\x18" and here + 2 <= end:
-            kind = data[here + 1]
-        pieces.append((data[start:stop].decode("utf-8", "replace"), score, kind))
-        at = end
+            kind, here = data[here + 1], here + 2
+        if here == end and start > begin:
+            pieces.append((data[start : start + width].decode("utf-8", "replace"), score, kind))
+        elif (odd := _piece(data[begin:end])) is not None:
+            pieces.append(odd)
+        else:
+            return None
     return pieces or None
 
 
-def sentencepiece_part(data: bytes, number: int) -> bytes | None:
-    """The bytes of one field of a SentencePiece model or of a part of it (2 trainer, 3 normaliser, 5 denormaliser)."""
+def _piece(data: bytes) -> tuple[str, float, int] | None:
+    """A piece whose fields come in another order than writers have; ``None`` when it is none."""
+    text, score, kind = b"", 0.0, NORMAL
+    at = 0
+    while at < len(data):
+        key, begin = _varint(data, at)
+        at = _behind(data, at)
+        if at > len(data):
+            raise FormatError("a piece is longer than its message")
+        if key == 0x0A:
+            text = data[_varint(data, begin)[1] : at]
+        elif key == 0x15:
+            score = struct.unpack_from("<f", data, begin)[0]
+        elif key == 0x18:
+            kind = _varint(data, begin)[0]
+        elif key >> 3 <= 3:
+            return None
+    return text.decode("utf-8", "replace"), score, kind
+
+
+def sentencepiece_part(data: bytes, number: int, *, whole: bool = True) -> bytes | None:
+    """The bytes of one field of a SentencePiece model or of a part of it (2 trainer, 3 normaliser, 5 denormaliser).
+
+    Of a message that comes several times readers make one; of text (``whole`` is false) the last one counts.
+    """
     at, found = 0, None
     while at < len(data):
-        key, at = _varint(data, at)
-        if key & 7 == 2:
-            length, at = _varint(data, at)
-            if key >> 3 == number:
-                found = data[at : at + length]
-            at += length
-        elif key & 7 == 0:
-            _, at = _varint(data, at)
-        elif key & 7 in (1, 5):
-            at += 8 if key & 7 == 1 else 4
-        else:
-            raise FormatError("not a SentencePiece model")
+        key, begin = _varint(data, at)
+        at = _behind(data, at)
+        if key >> 3 == number and key & 7 == 2:
+            part = data[_varint(data, begin)[1] : at]
+            found = part if found is None or not whole else found + part
     return found
+
+
+def _behind(data: bytes, at: int) -> int:
+    """Where the next field begins.
+
+    Raises:
+        FormatError: no field of a SentencePiece model.
+    """
+    key, at = _varint(data, at)
+    if key & 7 == 2:
+        length, at = _varint(data, at)
+        return at + length
+    if key & 7 == 0:
+        return _varint(data, at)[1]
+    if key & 7 not in (1, 5):
+        raise FormatError("not a SentencePiece model")
+    return at + (8 if key & 7 == 1 else 4)
 
 
 def _short(data: bytes, at: int) -> tuple[int, int]:

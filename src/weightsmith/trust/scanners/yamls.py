@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import yaml
 
@@ -15,6 +16,7 @@ from ..kinds import as_text
 from ..listing import shown
 from ..rules import Rule
 from .python_code import RUNNERS
+from .remote_keys import DANGEROUS, KNOWN
 
 TAG = Rule(
     "yaml-builds-objects", "malicious", "YAML that builds Python objects",
@@ -48,6 +50,7 @@ UNREAD = Rule(
 RULES = (TAG, TARGET, GROWS, MALFORMED, UNREAD)
 
 MOST = 1 << 23  # bytes
+MOST_AGAIN = 200_000  # letters that the slower of two parsers reads
 EVENTS = 400_000
 DEPTH = 200
 EXPANDED = 10_000_000  # values after all aliases are followed
@@ -64,6 +67,7 @@ _KNOWN = re.compile(
 )
 
 
+_NAMING = re.compile(r"!(?:new|name|apply|module):(.*)", re.DOTALL)
 _INNER = frozenset({
     "os", "posix", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "socket", "runpy", "ctypes",
     "__globals__", "__builtins__", "__init__",
@@ -110,12 +114,28 @@ def check(item: Item) -> Iterator[Finding]:
     if text is None:
         yield MALFORMED.found("not text", file=name)
         return
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        yield from _events(text, name)
+        yield from _events(text, name, loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if loader is not yaml.SafeLoader:
+            yield from _again(text, name)
         yield MALFORMED.found(f"{str(error)[:200]}", file=name)
         if re.search(r"(?:!!|tag:yaml\.org,2002:)python/(?:object|name|module)", text):
             yield TAG.found("a tag that builds Python objects, in a file that can't be read whole", file=name)
+    except FormatError as error:
+        yield UNREAD.found(error.message, file=name)
+
+
+def _again(text: str, name: str) -> Iterator[Finding]:
+    """What the parser in Python makes of a file that the one in C refuses: loaders use either."""
+    if len(text) > MOST_AGAIN:
+        yield UNREAD.found(f"one of two parsers refuses it, and it has more than {MOST_AGAIN} letters", file=name)
+        return
+    try:
+        yield from _events(text, name, yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return
     except FormatError as error:
         yield UNREAD.found(error.message, file=name)
 
@@ -143,9 +163,9 @@ def _key(frames: list[_Frame], value: str) -> str:
     return ""
 
 
-def _events(text: str, name: str) -> Iterator[Finding]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
     sizes: dict[str, int] = {}
+    texts: dict[str, str] = {}
     frames: list[_Frame] = []
     total = 1
     for count, event in enumerate(yaml.parse(text, Loader=loader)):
@@ -157,17 +177,21 @@ def _events(text: str, name: str) -> Iterator[Finding]:
             value = getattr(event, "value", "")
             yield TAG.found(f"the tag {tag[:200]!r}", file=name, place=f"line {line}", evidence=f"{tag} {value}",
                             severity=judge_tag(tag))  # fmt: skip
+        if tag and (named := _NAMING.match(tag)):
+            yield from _named(named[1], tag, name, line)
         if isinstance(event, yaml.ScalarEvent):
             yield from _target(_key(frames, event.value), event.value, name, line)
             total += 1
             if event.anchor:
-                sizes[event.anchor] = 1
+                sizes[event.anchor], texts[event.anchor] = 1, event.value
         elif isinstance(event, yaml.AliasEvent):
-            _key(frames, "")
+            text = texts.get(event.anchor or "", "")  # a key or a target may stand elsewhere in the file
+            yield from _target(_key(frames, text), text, name, line)
             total += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             _key(frames, "")
             frames.append(_Frame(isinstance(event, yaml.MappingStartEvent), event.anchor, total))
+            texts.pop(event.anchor or "", None)
         elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
             frame = frames.pop()
             if frame.anchor:
@@ -179,10 +203,18 @@ def _events(text: str, name: str) -> Iterator[Finding]:
             return
 
 
+def _named(target: str, tag: str, name: str, line: int) -> Iterator[Finding]:
+    """A tag of HyperPyYAML, as SpeechBrain loads its models: the loader imports what it names, and calls it."""
+    hostile = DANGEROUS.fullmatch(target) or judge_target(target) == "malicious"
+    if hostile or target.split(".")[0] not in KNOWN:
+        yield TARGET.found(f"the tag {tag[:200]}", file=name, place=f"line {line}", evidence=tag,
+                           severity="malicious" if hostile else None)  # fmt: skip
+
+
 def _target(key: str, value: str, name: str, line: int) -> Iterator[Finding]:
-    if key not in ("_target_", "target", "_component_") or "." not in value:
+    if key not in ("_target_", "target", "_component_") or not ("." in value or "${" in value):
         return
-    level = judge_target(value)
+    level = "suspicious" if "${" in value else judge_target(value)  # put together by the loader from other values
     if level == "malicious" or (level and key == "_target_"):
         yield TARGET.found(f"{key}: {value[:200]}", file=name, place=f"line {line}", evidence=value,
                            severity="malicious" if level == "malicious" else None)  # fmt: skip
