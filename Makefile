@@ -16,6 +16,7 @@ $(BIN)/python:
 $(VENV)/.model: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) torch
 	$(PIP) -e '.[model,data,plot,search]'
+	$(BIN)/python -m compileall -q src/weightsmith  # as an installed package is: what is imported in a sandbox can't be kept
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.model
