@@ -22,7 +22,8 @@ def main() -> None:
     try:
         command_line()
     finally:
-        gc.freeze()  # the interpreter's last collections would go through everything that ends with it anyway
+        if sys.argv[1:2] == ["scan"]:  # it leaves nothing behind that a last collection would have to end
+            gc.freeze()
 
 
 def begin_digest(argv: Sequence[str]) -> None:
