@@ -656,11 +656,12 @@ def _state(pid: int) -> str:
                                               (signal.SIGINT, "both"), (signal.SIGTERM, "both")])  # fmt: skip
 def test_signals_reach_the_command(tmp_path: Path, number: int, whom: str) -> None:
     """Sent to the command by its number, or to both as a terminal does; each is heard once."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup, and what is ignored is inherited
+    # these tests may run under nohup or in the background of a shell, and what is ignored is inherited
+    before = signal.signal(number, signal.SIG_DFL)
     try:
         run = toy(tmp_path / "out", 4.0, start_new_session=True)
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(number, before)
     limit = time.monotonic() + 20
     while not (tmp_path / "out/file.json").exists() and time.monotonic() < limit:
         time.sleep(0.01)
