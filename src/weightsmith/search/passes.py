@@ -143,6 +143,8 @@ class Passes:
         self.ledger = ledger or Ledger()
         self.micro = min(model.options.batch_tokens, 1024)  # tokens whose graph stands in memory at once
         self.bound: Bound | None = None  # known when a pass with gradients is first asked for
+        if model.options.memory is not None:
+            Bound.of(model)  # a model that is too large by itself is refused before anything is read
         self.recompute = False  # what happens within blocks is computed twice, whatever the bound says
         self._tuples = False
 
