@@ -59,6 +59,8 @@ def layout(path: Path, block: str, n_layers: int, devices: Sequence[str]) -> dic
 
 def assign(model: Any, blocks: Sequence[str], devices: Sequence[str]) -> dict[str, str]:
     """:func:`layout` of a model whose blocks have these names."""
+    from torch import nn
+
     sizes = [sum(p.numel() for p in model.get_submodule(b).parameters()) for b in blocks]
     inner, found, passed = set(blocks), dict[str, str](), 0
     for name, size in zip(blocks, sizes, strict=True):
@@ -75,15 +77,10 @@ def assign(model: Any, blocks: Sequence[str], devices: Sequence[str]) -> dict[st
         beneath = any(name == f or name.startswith(f + ".") for f in found)
         if holds or beneath:
             continue
-        tables = any(isinstance(m, _embedding()) for m in module.modules())
+        tables = any(isinstance(m, nn.Embedding) for m in module.modules())
         found[name] = devices[0] if tables or not seen_blocks else devices[-1]
     for name, _ in [*model.named_parameters(), *model.named_buffers()]:  # those of modules that hold blocks
         if not any(name == f or name.startswith(f + ".") for f in found):
             found[name] = devices[0]
     return found
 
-
-def _embedding() -> Any:
-    from torch import nn
-
-    return nn.Embedding

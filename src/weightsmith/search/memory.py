@@ -86,8 +86,8 @@ class Bound:
 
     def near(self, model: RunningModel, tokens: int, layers: int) -> bool:
         """Whether ``tokens`` passed at once through ``layers`` edited blocks could come near the bound."""
-        config = model.model.config.get_text_config()
-        wide = max(int(getattr(config, name, 0) or 0) for name in ("intermediate_size", "moe_intermediate_size", "hidden_size"))
+        # from the weights: configurations name widths in many ways, and some have one for each layer
+        wide = max(max(p.shape[-2:]) for p in model.blocks[-1].parameters() if p.ndim >= 2)
         a_layer = (12 * model.architecture.d_model + 4 * wide) * model.dtype.itemsize  # seen on Llama-like blocks
         return 2 * tokens * (a_layer * layers + 20 * model.head.weight.shape[0]) > self.limit
 
