@@ -83,4 +83,3 @@ def assign(model: Any, blocks: Sequence[str], devices: Sequence[str]) -> dict[st
         if not any(name == f or name.startswith(f + ".") for f in found):
             found[name] = devices[0]
     return found
-
