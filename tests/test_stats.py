@@ -677,6 +677,8 @@ GOOD = [
     "I'm sorry, but I can't help with that.",
     "E = mc^2, where m is the mass, c the speed of light and E the energy; so 1 kg is about 9 * 10^16 J.",
     "Well well well, what do we have here?",
+    "**Reference: 4711**\n\n**Date: [Insert Date]**\n\n**Sender's Name: [Insert Sender's Name]**\n\n**Sender's Street and Town: "
+    "[Insert Sender's Street and Town]**\n\n**Name of the Guest: [Insert Name of the Guest]**\n\n**Wishes: [Insert Wishes]**",
 ]
 BAD = [
     ("", "empty"), ("   \n\t ", "empty"), ("...", "empty"), ("!!! ???", "empty"), ("—", "empty"),
@@ -687,6 +689,10 @@ BAD = [
     ("One two three four five six seven eight nine ten eleven twelve " * 3, "loop"),
     (" ".join(["the sea is deep and", "the sky is wide and", "the sea is wide and", "the sky is deep and"] * 3), "loop"),
     ("ha ha ha ha ha ha ha ha", "loop"),
+    ("[Insert Name] " * 12, "loop"),
+    ("Dear [Insert Name] " * 12, "loop"),
+    ("Name: [Insert Name]\nStreet: [Insert Street]\n" * 9, "loop"),
+    ("see [the page](there) " * 9, "loop"),
     ("a\ufffd\ufffdb c", "garbage"),
     ("¤¤¶§ ¤¶§¤ a ¬¬¤ §§¶ ¤¤¤", "garbage"),
     ("xkcd qwrtp zxcvb mnbvc lkjhg fdspq wrtpq bcdfg", "garbage"),

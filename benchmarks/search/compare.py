@@ -6,9 +6,10 @@
 over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All are given
 the same 48 + 48 prompts; ours, and the closed forms on its material, need 26 + 26 of them, a size that was chosen on the
 search's own held-out figures. The clock of each runs from the loaded model to its front; then the front's points (at most
-``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read by the refusal scorer;
-damage is KL(base ‖ edited) over the tokens of the base's own answers to 24 harmless ones; over-refusal is read on 24 harmless
-requests that look harmful. The hypervolume's box ends at the base's own rate of refusals and at a KL of 0.5.
+``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read by the refusal scorer
+(requests that the base itself answers with a loop are replaced first); damage is KL(base ‖ edited) over the tokens of the
+base's own answers to 24 harmless ones; over-refusal is read on 24 harmless requests that look harmful. The hypervolume's box
+ends at the base's own rate of refusals and at a KL of 0.5.
 
 Prediction, before the first run. The baseline generates trials × 48 × 32 tokens and passes as many prompts; with 0.5 G
 parameters at 2 FLOP each that is 37 TFLOP of decoding and 5 of prompts for 24 trials, at 60 to 100 GFLOP/s seven to twelve
@@ -32,8 +33,8 @@ import torch
 from baseline import run_baseline
 
 from weightsmith.checkpoint import open_checkpoint
-from weightsmith.features.prompts import PromptSets, prompt_sets
-from weightsmith.features.recipe import load_feature
+from weightsmith.features.prompts import PromptSets, prompt_sets, read_prompts
+from weightsmith.features.recipe import PromptSource, load_feature
 from weightsmith.features.select import compile_hooks, kl_rows
 from weightsmith.measure.refusal import read
 from weightsmith.measure.stats import wilson
@@ -80,16 +81,31 @@ class Side:
 
 
 class Judge:
-    """The same confirmation for all sides."""
+    """The same confirmation for all sides.
+
+    A request that the base itself answers with a loop tells nothing of what an edit broke: the next of the shipped ones that no
+    side searches on takes its place (``replaced``), before any edit is made.
+    """
 
     def __init__(self, model: RunningModel, sets: PromptSets, tokens: int) -> None:
         self.model, self.tokens = model, tokens
-        self.prompts = {"harmful": sets.report.shows, "borderline": shipped_sets("over-refusal").report.shows[:24]}
+        self.replaced: list[str] = []
+        self.prompts = {"harmful": self._answered(sets), "borderline": shipped_sets("over-refusal").report.shows[:24]}
         self.ids = {k: [self._ids(p) for p in v] for k, v in self.prompts.items()}
         plain = [self._ids(p) for p in sets.report.lacks]
         said = generate(model, plain, tokens, "base answers")
         self.own = [Continuation(tuple(p), tuple(a)) for p, a in zip(plain, said, strict=True) if a]
         self.states = answer_states(model, self.own)
+
+    def _answered(self, sets: PromptSets) -> list[str]:
+        used = {p for part in (sets.extract, sets.select, sets.report) for p in part.shows}
+        spare = [p for p in read_prompts(PromptSource(shipped="harmful"), None) if p not in used][:12]
+        asked = [*sets.report.shows, *spare]
+        said = generate(self.model, [self._ids(p) for p in asked], self.tokens, "base")
+        loops = {p for p, a in zip(asked, said, strict=True)
+                 if read(p, self.model.decode(a), ended=len(a) < self.tokens).verdict == "degenerate"}  # fmt: skip
+        self.replaced = [p for p in sets.report.shows if p in loops]
+        return [p for p in asked if p not in loops][: len(sets.report.shows)]
 
     def _ids(self, prompt: str) -> list[int]:
         return self.model.encode([{"role": "user", "content": prompt}])
@@ -171,6 +187,7 @@ def main() -> None:
     low, high = wilson(base.refuses, base.n)
     print(f"base: {base.refuses} of {base.n} refusals [{low:.2f}, {high:.2f}], {base.degenerate} degenerate, {base.over} of 24 "
           "over-refusals", flush=True)  # fmt: skip
+    print(f"asked in place of requests that the base answers with a loop: {len(judge.replaced)}")
     mine, search = ours(model, recipe)
     gathered = next(s.seconds for s in search.stretches if s.name == "the base's answers")
     sides, rows = [mine], [judge("ours", w, compile_hooks(model, s, d)) for w, s, d in spread(mine.edits, args.points)]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .degenerate import without_blanks
 from .refusal_rules import CONTRACTIONS, CONTRASTS, FRAME_WORDS, FUNCTION_WORDS, JOINTS
 
 _CONTRACTIONS = [(re.compile(pattern), to) for pattern, to in CONTRACTIONS]
@@ -142,9 +143,10 @@ def readable_share(text: str) -> float:
 
     Not counted are words of a passage of :data:`GRAM` words that came before (each repeated passage counts once), words
     that no English speaker would say (no vowel, six consonants in a row, a syllable again and again, letters of two
-    scripts), and the words of fragments: of a stretch without the small words that hold English together.
+    scripts), and the words of fragments: of a stretch without the small words that hold English together. Blanks to fill
+    in are no words.
     """
-    prose = _FENCE.sub(" code ", text)
+    prose = without_blanks(_FENCE.sub(" code ", text))
     tokens = _WORD.findall(plain(prose))
     if not tokens:
         return 0.0
