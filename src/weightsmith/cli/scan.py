@@ -73,7 +73,8 @@ def command(
     told: list[ScanRecord | WeightsmithError] = []
     for model in models:
         try:
-            record = scan(model, policy=policy, reference=reference, options=replace(run, progress=_meanwhile(run, json or sarif)))
+            record = scan(model, policy=policy, reference=reference, digests=not sarif and (json or out is not None),
+                          options=replace(run, progress=_meanwhile(run, json or sarif)))  # fmt: skip
         except RecipeError:  # the policy's, and that is one for all
             raise
         except WeightsmithError as error:

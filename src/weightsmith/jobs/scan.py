@@ -15,11 +15,13 @@ from ..trust.policy import read_policy
 
 def scan(
     model: str | Path, *, policy: str | Path | None = None, reference: str | Path | None = None,
-    options: RunOptions | None = None,
+    digests: bool = True, options: RunOptions | None = None,
 ) -> ScanRecord:  # fmt: skip
     """Read every file of ``model`` whole and say what it holds; nothing of it is run.
 
-    ``policy`` is a YAML file of :mod:`weightsmith.trust.policy`; ``reference`` a model that this one is compared with.
+    ``policy`` is a YAML file of :mod:`weightsmith.trust.policy`; ``reference`` a model that this one is compared with. Files
+    are digested in any case; without ``digests`` the record lists no tensors, and tensors are digested only where two of them
+    have to be compared, which saves a tenth of the time.
 
     Raises:
         UsageError: nothing there, or nothing to read in it.
@@ -33,7 +35,7 @@ def scan(
     for path in (located.path, *([other] if other else ())):
         if path.exists() and not (path.is_dir() or path.is_file()):
             raise UsageError("neither a folder nor a plain file", where=path)
-    record = scan_path(located.path, str(model), other, options.progress)
+    record = scan_path(located.path, str(model), other, options.progress, digests=digests)
     if not record.files and record.verdict == "clean":
         raise UsageError("there is no file in it: nothing was scanned", where=located.path)
     return record if policy is None else judged(record, Path(policy))

@@ -68,13 +68,13 @@ def scan_events(request: Event, emit: Emit) -> None:
 
     reference, path = request.get("reference"), _path(request["path"])
     scan = Scan(path, skip=frozenset(request.get("skip", ())), tell=tell, reference=_path(reference) if reference else None,
-                apart=ahead.can_fork(), hasher=ahead.begin(path))  # fmt: skip
+                apart=ahead.can_fork(), hasher=ahead.begin(path), digested=request.get("digests", True))  # fmt: skip
     for finding in scan.run():
         emit({"finding": finding.model_dump()})
     files = [{"name": shown(item.name), "kind": "+".join(item.kinds), "size": item.size, "sha256": item.sha256}
              for item in scan.folder.items.values()]  # fmt: skip
     tensors = [{"file": shown(file), "name": name, "blake3": facts.blake3, "finite": facts.finite}
-               for (file, name), facts in scan.folder.tensors.items()]  # fmt: skip
+               for (file, name), facts in scan.folder.tensors.items() if request.get("digests", True)]  # fmt: skip
     for kind, told in (("files", files), ("tensors", tensors)):
         for at in range(0, len(told), BATCH):
             emit({kind: told[at : at + BATCH]})

@@ -49,8 +49,9 @@ class Shield:
         return f"{what}: {count} {'file' if count == 1 else 'files'}, {size}, {when}; {self.pinned or 'not pinned'}"
 
 
-def scan_path(path: Path, ref: str, reference: Path | None = None, progress: Progress | None = None) -> ScanRecord:
-    """Scan one folder or file in a restricted process of its own.
+def scan_path(path: Path, ref: str, reference: Path | None = None, progress: Progress | None = None, *,
+              digests: bool = True) -> ScanRecord:  # fmt: skip
+    """Scan one folder or file in a restricted process of its own; without ``digests`` those of single tensors are left out.
 
     Raises:
         UsageError: nothing there.
@@ -62,7 +63,7 @@ def scan_path(path: Path, ref: str, reference: Path | None = None, progress: Pro
     started = time.perf_counter()
     if not os.path.lexists(path):
         raise UsageError("no such model", where=path)
-    request: dict[str, Any] = {"path": os.fsencode(path).hex()}
+    request: dict[str, Any] = {"path": os.fsencode(path).hex(), "digests": digests}
     if reference is not None:
         request["reference"] = os.fsencode(reference).hex()
     total = max(1, _size(path)) if progress else 1

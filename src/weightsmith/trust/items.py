@@ -14,16 +14,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar
 
+from blake3 import blake3
+
 from ..errors import FormatError, LimitExceeded, WeightsmithError
 from ..formats.gguf import GgufHeader
 from ..formats.safetensors import SafetensorsHeader
 from ..found import Finding
-from ..storage import strict_json
+from ..storage import strict_json, usable_cores
 from .identity import FLAGS, Identity, identity
 from .rules import Rule
 
 HEAD = 1 << 16  # bytes of either end of a file that decide what it is
 WHOLE = 1 << 26  # bytes that a scanner may take into memory at once
+_BLOCK = 1 << 22  # bytes of a tensor that are digested at once
 
 
 class FileChanged(WeightsmithError):
@@ -66,6 +69,16 @@ class Item:
             raise LimitExceeded(f"{self.size} bytes; at most {most} are taken into memory", where=self.name)
         with self.open() as file:
             return file.read(most + 1)
+
+    def blake3(self, start: int, nbytes: int) -> str:
+        """BLAKE3 digest of a part of it, in hex."""
+        digest, left = blake3(max_threads=usable_cores()), nbytes
+        with self.open() as file:
+            file.seek(start)
+            while left and (block := file.read(min(left, _BLOCK))):
+                digest.update(block)
+                left -= len(block)
+        return str(digest.hexdigest())
 
     @cached_property
     def head(self) -> bytes:
@@ -131,13 +144,19 @@ def file_item(name: str, path: Path, real: str | None = None) -> Item:
 
 @dataclass(frozen=True, slots=True)
 class TensorFacts:
-    """What the pass over a tensor's bytes found: BLAKE3 digest, whether all values are finite, and the greatest
-    magnitude (``None`` for dtypes that are not read as numbers); ``constant`` is true when all values are equal."""
+    """What the pass over a tensor's bytes found: BLAKE3 digest (empty where nobody wanted it: :meth:`Folder.digest` then takes
+    it), whether all values are finite, and the greatest magnitude (``None`` for dtypes that are not read as numbers);
+    ``constant`` is true when all values are equal."""
 
     blake3: str
     finite: bool
     peak: float | None = None
     constant: bool = False
+
+    @property
+    def trait(self) -> tuple[Any, ...]:
+        """What equal bytes have in common wherever they lie, and other ones hardly ever: who has it is worth a digest."""
+        return self.finite, repr(self.peak), self.constant
 
 
 @dataclass(eq=False)
@@ -159,6 +178,33 @@ class Folder:
     reference: Folder | None = None
     unchecked: list[str] = field(default_factory=list)
     _parsed: dict[str, Any] = field(default_factory=dict, repr=False)
+    _digests: dict[tuple[str, str], str] = field(default_factory=dict, repr=False)
+
+    def digest(self, file: str, name: str) -> str | None:
+        """BLAKE3 of a tensor, taken now where the pass over the bytes did not; ``None`` where its bytes were not read.
+
+        Raises:
+            FileChanged, OSError: it can't be read again.
+        """
+        facts = self.tensors.get((file, name))
+        if facts is None or facts.blake3:
+            return facts.blake3 if facts else None
+        if (file, name) not in self._digests:
+            header = self.headers.get(file) or self.ggufs[file]
+            spec = next(t for t in header.tensors if t.name == name)
+            self._digests[file, name] = self.items[file].blake3(spec.start, spec.nbytes)
+        return self._digests[file, name]
+
+    def alike(self, one: tuple[str, str], two: tuple[str, str]) -> bool | None:
+        """Whether two tensors, by file and name, have the same bytes; ``None`` where the bytes of one were not read.
+
+        Raises:
+            FileChanged, OSError: one can't be read again.
+        """
+        facts = [self.tensors.get(t) for t in (one, two)]
+        if facts[0] is None or facts[1] is None:
+            return None
+        return facts[0].trait == facts[1].trait and self.digest(*one) == self.digest(*two)
 
     def json(self, name: str) -> Any:
         """The JSON value of a file of the folder, parsed once; ``None`` when there is no such file.

@@ -80,14 +80,16 @@ Tell = Callable[[str, int], None]
 class Scan:
     """One scan of one model; ``tell`` hears (file, bytes read so far), often enough for a watchdog.
 
-    ``apart`` and ``hasher`` are :class:`.stream.Reading`'s.
+    ``apart``, ``hasher`` and ``digested`` are :class:`.stream.Reading`'s; digests of tensors that are to be compared are taken
+    in any case.
     """
 
     def __init__(self, path: Path, *, skip: frozenset[str] = frozenset(), tell: Tell | None = None,
-                 reference: Path | None = None, apart: bool = False, hasher: Ahead | None = None) -> None:  # fmt: skip
+                 reference: Path | None = None, apart: bool = False, hasher: Ahead | None = None,
+                 digested: bool = True) -> None:  # fmt: skip
         self.folder = Folder(path, single=not path.is_dir())
         self.skip, self.tell, self.reference = skip, tell or (lambda name, done: None), reference
-        self.apart, self.hasher = apart, hasher
+        self.apart, self.hasher, self.digested = apart, hasher, digested
         self.members = self.unpacked = 0
         self.counts: Counter[str] = Counter()
 
@@ -148,11 +150,21 @@ class Scan:
             yield from (f for f in list_folder(self.reference, self.folder.reference) if f.severity == "unknown")
             yield from self._files(self.folder.reference, early=True, silent=True)
         yield from self._files(self.folder, early=True)
-        reading = stream.Reading(self.folder, apart=self.apart, hasher=self.hasher)  # beside the scanners
+        # beside the scanners
+        reading = stream.Reading(self.folder, apart=self.apart, hasher=self.hasher,
+                                 digested=self.digested or self._compared)  # fmt: skip
         yield from self._files(self.folder, early=False)
         yield from self._whole(needs_bytes=False)
         yield from reading.finish(self.tell)
         yield from self._whole(needs_bytes=True)
+
+    @property
+    def _compared(self) -> bool:
+        """Whether many tensors will be compared by their digests: with a reference's, or with those of another carrier."""
+        folder = self.folder
+        names = [t.name for h in folder.headers.values() for t in h.tensors]
+        several = len(set(names)) != len(names) or any(n.rpartition("/")[2].startswith("consolidated") for n in folder.headers)
+        return self.reference is not None or len(folder.ggufs) + bool(folder.headers) > 1 or several
 
     def _whole(self, *, needs_bytes: bool) -> Iterator[Finding]:
         for scanner in self.scanners:

@@ -72,12 +72,12 @@ class Reading:
 
     The headers have to be in the folder when it starts. A small folder is read by :meth:`finish` itself. ``apart`` has the
     others read by a fork, so that neither side waits for the other's interpreter; the caller must be able to fork.
-    ``hasher`` takes the digests of some of the files.
+    ``hasher`` takes the digests of some of the files; ``digested`` asks for those of tensors too.
     """
 
-    def __init__(self, folder: Folder, *, apart: bool = False, hasher: Ahead | None = None) -> None:
+    def __init__(self, folder: Folder, *, apart: bool = False, hasher: Ahead | None = None, digested: bool = True) -> None:
         taken = hasher.take_over() if hasher is not None else set()
-        self.jobs = [_Job(item, folder, hasher if item.listed in taken else None, number)
+        self.jobs = [_Job(item, folder, hasher if item.listed in taken else None, number, digested=digested)
                      for number, item in enumerate(sorted(folder.items.values(), key=lambda i: -i.size))]  # fmt: skip
         self.folder, self.crew, self.hasher = folder, _Crew(self.jobs), hasher
         self.interval = sys.getswitchinterval()
@@ -246,8 +246,8 @@ class _Crew:
 class _Job:
     """One file: read by one worker, hashed by it or by another one that came to help."""
 
-    def __init__(self, item: Item, folder: Folder, hasher: Ahead | None = None, number: int = 0) -> None:
-        self.item, self.hasher, self.number = item, hasher, number
+    def __init__(self, item: Item, folder: Folder, hasher: Ahead | None = None, number: int = 0, *, digested: bool = True) -> None:
+        self.item, self.hasher, self.number, self.digested = item, hasher, number, digested
         self.spans, self.origin = _spans(item, folder)
         self.begins = [s[0] for s in self.spans]
         self.sha = hashlib.sha256()
@@ -401,7 +401,7 @@ class _Job:
         start = end - block.size
         while index < len(self.spans) and self.spans[index][0] <= end:
             begin, stop, name, kind, quantised = self.spans[index]
-            values = unfinished.pop(name, None) or Values(kind, quantised=quantised)
+            values = unfinished.pop(name, None) or Values(kind, quantised=quantised, digested=self.digested)
             low, high = max(begin, start), min(stop, end)
             if low < high:
                 values.update(block[low - start : high - start])

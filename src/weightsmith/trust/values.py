@@ -41,6 +41,11 @@ class Measured(TensorFacts):
     blank: float = 0.0
     head: bytes = b""
 
+    @property
+    def trait(self) -> tuple[Any, ...]:
+        """See :attr:`TensorFacts.trait`; samples are not in it, since they are taken by where a tensor lies."""
+        return self.finite, repr(self.peak), self.constant, self.head
+
 
 @dataclass(frozen=True, slots=True)
 class _Float:
@@ -84,9 +89,9 @@ def unit_of(dtype: str, quantised: bool) -> int:
 
 
 class Values:
-    """Digest and facts of one tensor, whole elements at a time; ``quantised`` for a type name of ggml."""
+    """Facts of one tensor and, with ``digested``, its digest, whole elements at a time; ``quantised`` for a type name of ggml."""
 
-    def __init__(self, dtype: str, *, quantised: bool = False) -> None:
+    def __init__(self, dtype: str, *, quantised: bool = False, digested: bool = True) -> None:
         self.dtype = "F32" if dtype == "C64" else dtype
         self.quantised = quantised and dtype not in _FLOATS and dtype not in _INTEGERS
         self.form = _FLOATS.get("F16" if self.quantised else self.dtype)
@@ -96,11 +101,12 @@ class Values:
         self.squares, self.sampled, self.zeros = 0.0, 0, 0
         self.size = self.blank = 0
         self.head = b""
-        self._hash = blake3()
+        self._hash = blake3() if digested else None
 
     def update(self, block: Array) -> None:
         """Take in the next bytes, ``uint8``."""
-        self._hash.update(block.data)
+        if self._hash is not None:
+            self._hash.update(block.data)
         if not self.size:
             self.head = block[:HEAD].tobytes()
         self.size += block.size
@@ -119,7 +125,7 @@ class Values:
 
     def facts(self) -> Measured:
         """What was found."""
-        digest = str(self._hash.hexdigest())
+        digest = "" if self._hash is None else str(self._hash.hexdigest())
         if self.low is None:
             return Measured(digest, True)
         peak = self._peak()

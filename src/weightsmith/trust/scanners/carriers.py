@@ -81,8 +81,7 @@ def differ(folder: Folder, name: str, first: Weights, second: Weights) -> bool:
     one, two = first.tensors[name], second.tensors[name]
     if one[1] != two[1]:
         return True
-    facts = [folder.tensors.get((t[2], name)) for t in (one, two)]
-    return one[0] == two[0] and facts[0] is not None and facts[1] is not None and facts[0].blake3 != facts[1].blake3
+    return one[0] == two[0] and folder.alike((one[2], name), (two[2], name)) is False
 
 
 def _plain(name: str) -> str:
@@ -116,11 +115,9 @@ def _same(place: Place, loaded: Weights, known: _Names, other: Weights, variant:
     facts, where = [], shown(other.files[0])
     for name in both:
         one, two = loaded.tensors[ours[name]], other.tensors[theirs[name]]
-        digests = [place.folder.tensors.get((t[2], n)) for t, n in ((one, ours[name]), (two, theirs[name]))]
-        values = not variant and one[0] == two[0] and digests[0] and digests[1] and digests[0].blake3 != digests[1].blake3
         if one[1] != two[1]:
             facts.append(f"{name}: {list(one[1])} and {list(two[1])}")
-        elif values:
+        elif not variant and one[0] == two[0] and place.folder.alike((one[2], ours[name]), (two[2], theirs[name])) is False:
             facts.append(f"{name}: other values")
     whole = loaded.complete and other.complete and not variant
     lone = [n for n in ours.keys() ^ theirs.keys() if not _BUFFERS.search(n)] if whole else []
@@ -147,10 +144,9 @@ def _original(place: Place, loaded: Weights, other: Weights) -> Iterator[Finding
                 facts.append(f"{name}: {ours} is not there")
             continue
         one, two = loaded.tensors[ours], other.tensors[name]
-        digests = [place.folder.tensors.get((t[2], n)) for t, n in ((one, ours), (two, name))]
         if one[1] != two[1] and len(other.files) == 1:
             facts.append(f"{name}: {list(two[1])}, {ours}: {list(one[1])}")
-        elif one[0] == two[0] and digests[0] and digests[1] and digests[0].blake3 != digests[1].blake3:
+        elif one[0] == two[0] and place.folder.alike((one[2], ours), (two[2], name)) is False:
             facts.append(f"{name} and {ours}: other values")
     packed = any(k in place.config for k in ("quantization_config", "compression_config"))
     if facts and not packed:

@@ -227,9 +227,7 @@ def _twice(weights: Weights, folder: Folder) -> Iterator[Finding]:
     different: list[tuple[str, str, str]] = []
     same: list[tuple[str, str, str]] = []
     for tensor, first, second in weights.twice:
-        facts = [folder.tensors.get((file, tensor)) for file in (first, second)]
-        equal = facts[0] is not None and facts[1] is not None and facts[0].blake3 == facts[1].blake3
-        (same if equal else different).append((tensor, first, second))
+        (same if folder.alike((first, tensor), (second, tensor)) else different).append((tensor, first, second))
     for found, severity in ((different, None), (same, "note")):
         if found:
             tensor, first, second = found[0]

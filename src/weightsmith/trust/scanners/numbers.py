@@ -12,6 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from ...errors import FormatError, LimitExceeded, UnsupportedModel
 from ...formats.safetensors import SafetensorsHeader
@@ -124,8 +125,9 @@ _MERGED = re.compile(rb"mergekit|frankenmerge|passthrough|self-merge|upscal|bloc
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A tensor with what its header says and what its bytes hold; ``file`` as it is shown."""
+    """A tensor with what its header says and what its bytes hold; ``file`` as it is shown, ``item`` as it is called."""
 
+    item: str
     file: str
     name: str
     dtype: str
@@ -170,7 +172,7 @@ class Numbers(Scanner):
         yield from judged(tensors, str(folder.json_object("config.json").get("model_type")) in _PLAIN_GAINS)
         yield from _apart(tensors)
         yield from _repeated(tensors, folder)
-        yield from _experts(tensors)
+        yield from _experts(tensors, folder)
 
 
 def _is_matrix(name: str, dtype: str, shape: tuple[int, ...]) -> bool:
@@ -191,7 +193,7 @@ def held(folder: Folder) -> list[Held]:
     for file, name, dtype, shape in specs:
         facts = folder.tensors.get((file, name))
         if facts is not None:
-            found.append(Held(shown(file), name, dtype, shape, facts, _is_matrix(name, dtype, shape)))
+            found.append(Held(file, shown(file), name, dtype, shape, facts, _is_matrix(name, dtype, shape)))
     return found
 
 
@@ -282,11 +284,10 @@ def _repeated(tensors: Iterable[Held], folder: Folder) -> Iterator[Finding]:
         if t.matrix and not t.facts.constant and (match := _LAYER.match(t.name)):
             layers[match[1], match[2]][int(match[3])][match[4]] = t
     for found in layers.values():
-        seen: dict[tuple[str, str], list[int]] = defaultdict(list)
-        for number in sorted(found):
-            for rest, t in found[number].items():
-                seen[rest, t.facts.blake3].append(number)
-        copies = {key: numbers for key, numbers in seen.items() if len(numbers) > 1}
+        rows = [(rest, number, t) for number in sorted(found) for rest, t in found[number].items()]
+        equal = _equal(((rest, t) for rest, _, t in rows), folder)
+        numbers = {t: number for _, number, t in rows}
+        copies = {key: [numbers[t] for t in group] for key, group in equal.items()}
         if copies:
             yield _about_copies(found, copies, folder)
 
@@ -316,12 +317,21 @@ def _merged(folder: Folder) -> bool:
         return False
 
 
-def _experts(tensors: Iterable[Held]) -> Iterator[Finding]:
-    groups: dict[tuple[str, str, str], list[Held]] = defaultdict(list)
-    for t in tensors:
-        if t.matrix and not t.facts.constant and (match := _EXPERT.match(t.name)):
-            groups[match[1], match[3], t.facts.blake3].append(t)
-    equal = [group for group in groups.values() if len(group) > 1]
+def _equal(named: Iterable[tuple[str, Held]], folder: Folder) -> dict[tuple[str, str], list[Held]]:
+    """Tensors of one name each that have the bytes of another one, by name and digest; only what looks alike is digested."""
+    alike: dict[tuple[Any, ...], list[Held]] = defaultdict(list)
+    for name, t in named:
+        alike[name, t.shape, t.facts.trait].append(t)
+    found: dict[tuple[str, str], list[Held]] = defaultdict(list)
+    for (name, *_), group in alike.items():
+        for t in group if len(group) > 1 else ():
+            found[name, folder.digest(t.item, t.name) or ""].append(t)
+    return {key: group for key, group in found.items() if len(group) > 1}
+
+
+def _experts(tensors: Iterable[Held], folder: Folder) -> Iterator[Finding]:
+    matches = ((t, _EXPERT.match(t.name)) for t in tensors if t.matrix and not t.facts.constant)
+    equal = list(_equal(((f"{match[1]} {match[3]}", t) for t, match in matches if match), folder).values())
     if equal:
         t = equal[0][0]
         yield _at(EXPERTS, t, f"and {len(equal[0]) - 1} other experts are equal; {len(equal)} such groups")

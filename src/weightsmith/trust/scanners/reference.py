@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from blake3 import blake3
-
 from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
@@ -312,13 +310,13 @@ def _values(
     changed, unknown = [], []
     specs = {(f, t.name): t for f in theirs.files if f in other.headers for t in other.headers[f].tensors}
     for name in names:
-        facts = folder.tensors.get((ours.tensors[name][2], name))
+        digest = folder.digest(ours.tensors[name][2], name)
         spec = specs.get((theirs.tensors[name][2], name))
-        if facts is None or spec is None or read + spec.nbytes > MOST_BYTES or time.monotonic() - begin > MOST_SECONDS:
+        if digest is None or spec is None or read + spec.nbytes > MOST_BYTES or time.monotonic() - begin > MOST_SECONDS:
             unknown.append(name)
             continue
         read += spec.nbytes
-        if _digest(other.items[theirs.tensors[name][2]], spec.start, spec.nbytes) != facts.blake3:
+        if other.items[theirs.tensors[name][2]].blake3(spec.start, spec.nbytes) != digest:
             changed.append(name)
     if changed:
         roles = Counter(n.rsplit(".", 2)[-2] if n.count(".") > 1 else n for n in changed)
@@ -327,17 +325,6 @@ def _values(
                            evidence=", ".join(changed[:_LISTED]))  # fmt: skip
     if unknown:
         yield NOT_COMPARED.found(f"{len(unknown)} of {len(names)} tensors were not compared, e.g. {unknown[0]!r:.100}", file=file)
-
-
-def _digest(item: Item, start: int, nbytes: int) -> str:
-    """BLAKE3 of a part of a file."""
-    digest, left = blake3(max_threads=blake3.AUTO), nbytes
-    with item.open() as file:
-        file.seek(start)
-        while left and (block := file.read(min(left, _BLOCK))):
-            digest.update(block)
-            left -= len(block)
-    return str(digest.hexdigest())
 
 
 def _ggufs(folder: Folder, other: Folder) -> Iterator[Finding]:
