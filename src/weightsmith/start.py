@@ -17,6 +17,8 @@ _VALUED = ("-o", "--out", "--policy", "--allow", "--reference", "--explain")  # 
 def main() -> None:
     """Run the command line and exit with its code."""
     begin_digest(sys.argv[1:])
+    if sys.argv[1:2] == ["scan"]:  # nothing is multiplied: threads for it would spin beside those who read
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from .cli.main import main as command_line
 
     try:

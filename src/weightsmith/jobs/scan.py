@@ -9,7 +9,6 @@ from ..found import ScanRecord
 from ..hub import locate
 from ..options import RunOptions
 from ..trust.gate import all_rules, judged, scan_path
-from ..trust.pins.lock import pinned_ref
 from ..trust.policy import read_policy
 
 
@@ -30,7 +29,12 @@ def scan(
     options = options or RunOptions()
     if policy is not None:
         read_policy(Path(policy), all_rules())  # what is wrong with it is said before anything large is read
-    located = locate(pinned_ref(str(model), options.lock), offline=options.offline, progress=options.progress)
+    ref = str(model)
+    if not Path(ref).exists():  # a lock has nothing to say of what is here
+        from ..trust.pins.lock import pinned_ref
+
+        ref = pinned_ref(ref, options.lock)
+    located = locate(ref, offline=options.offline, progress=options.progress)
     other = locate(str(reference), offline=options.offline, progress=options.progress).path if reference else None
     for path in (located.path, *([other] if other else ())):
         if path.exists() and not (path.is_dir() or path.is_file()):

@@ -34,6 +34,7 @@ from .rules import Rule
 MEMORY = 1 << 30  # bytes of data that the process may have
 SILENCE = 60.0  # seconds in which it must say where it is
 BATCH = 500  # files or tensors that one event tells of
+BEHIND = 5  # niceness of a scan while a process hashes for it: of the two, that one is waited for
 ATTEMPTS = 4  # files that may stop it before the scan is given up
 
 CRASHED = Rule(
@@ -207,6 +208,8 @@ def _child(request: Event, out: int) -> None:
             try:
                 gc.disable()  # it lives for a second or two, and has a limit on its memory
                 _restrict(request)
+                if ahead.begin(_path(request["path"])) is not None:
+                    os.nice(BEHIND)
                 scan_events(request, at_once if request.get("careful") else emit)
             except MemoryError:
                 raise
