@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from corpus import Case, weights, weights_honest, weights_values
 from weightsmith.checkpoint import open_checkpoint
@@ -120,6 +122,41 @@ def shards(tmp_path: Path) -> Path:
     weights_values._shards(tmp_path, weights.llama(), 5)
     (tmp_path / "notes.bin").write_bytes(os.urandom(100_000))
     return tmp_path
+
+
+def read_quickly(folder: Folder) -> set[str]:
+    """Read a folder without digests of tensors; the tensors that were digested all the same."""
+    list(list_folder(folder.path, folder))
+    for item in folder.items.values():
+        assert not list(Headers().scan_file(item, folder))
+    list(stream.Reading(folder, digested=False).finish(lambda *_: None))
+    assert not any(f.blake3 for f in folder.tensors.values())
+    return {name for _, name in folder._digests}
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_only_what_looks_alike_is_digested_and_the_digest_decides(tmp_path: Path, equal: bool) -> None:
+    """Layers 1 and 2 begin alike and have one greatest value; the rest is the same, or not."""
+    rng = np.random.default_rng(3)
+    tensors = {f"model.layers.{n}.self_attn.q_proj.weight": rng.normal(size=(64, 64)).astype(np.float32) for n in range(4)}
+    one, two = (tensors[f"model.layers.{n}.self_attn.q_proj.weight"] for n in (1, 2))
+    one[9, 9] = 7.5
+    two[:] = one
+    if not equal:
+        two[40, 40] = 0.25
+    tensors = {"a.odd.one": np.ones(3, np.float32), **tensors}  # equal tensors lie at other places of their blocks
+    save_file(tensors, tmp_path / "model.safetensors")
+    folder = Folder(tmp_path)
+    assert read_quickly(folder) == set()
+    found = [f.rule for f in Numbers().scan_folder(folder) if isinstance(f, Finding)]
+    assert found == (["layers-repeated"] if equal else [])
+    assert {name for _, name in folder._digests} == {f"model.layers.{n}.self_attn.q_proj.weight" for n in (1, 2)}
+    pairs = [("model.safetensors", f"model.layers.{n}.self_attn.q_proj.weight") for n in (0, 1, 2)]
+    assert folder.alike(pairs[1], pairs[2]) is equal
+    assert folder.alike(pairs[0], pairs[1]) is False
+    assert folder.alike(pairs[0], ("model.safetensors", "not.there")) is None
+    expected = {name: blake3(values.tobytes()).hexdigest() for name, values in tensors.items()}
+    assert {name: folder.digest(file, name) for file, name in folder.tensors} == expected
 
 
 @pytest.mark.parametrize(("cores", "block"), [(1, 1 << 20), (2, 1 << 20), (3, 700), (8, 128), (2, 64)])
