@@ -139,6 +139,36 @@ def test_every_point_of_the_front_becomes_new_weights(world: Path, runs: Runs, t
         assert float((weights - hooks).abs().max()) < 0.02 * moved, p.name
 
 
+def test_a_search_of_rank_2_ends_in_edits_of_two_steps(world: Path, tmp_path: Path) -> None:
+    """Which are new weights that do what the hooks do; it goes on where it was stopped, and with no other rank."""
+    out, feature = tmp_path / "run", world / "prompt_sets.yaml"
+    record = searching.sought(world / "model", feature, out, rank=2, confirm=0, steps=6)
+    turned = [p for p in record.points if p.stage == "gradient"]
+    specs = {p.name: load_edit(out / p.edit) for p in turned}
+    assert {len(s.steps) for s in specs.values()} == {2}
+    assert all(any(role.endswith(" (2)") for role in p.strengths) for p in turned)
+    base = load(open_checkpoint(str(world / "model")), pico.CPU)
+    ids = torch.tensor([base.encode([{"role": "user", "content": "the sea at night"}])])
+    with torch.no_grad():
+        plain = base.model(ids).logits[0]
+    name, spec = next(iter(specs.items()))
+    jobs.edit(world / "model", out / "edits" / f"{name}.yaml", tmp_path / "new", options=pico.CPU)
+    edited = load(open_checkpoint(str(tmp_path / "new")), pico.CPU)
+    found = find_directions(spec, out / "edits", [])
+    one, two = (found[s.direction] for s in spec.steps)
+    for layer in one.meta.layers:
+        assert abs(float(one.unit(layer) @ two.unit(layer))) < 1e-5
+    with torch.no_grad():
+        weights = edited.model(ids).logits[0]
+        with steering(base, compile_hooks(base, spec, found)):
+            hooks = base.model(ids).logits[0]
+    assert float((weights - hooks).abs().max()) < 0.02 * float((hooks - plain).abs().max())
+    again = searching.sought(world / "model", feature, out, rank=2, confirm=0, steps=6, resume=True)
+    assert [p.strengths for p in again.points] == [p.strengths for p in record.points]
+    with pytest.raises(UsageError, match="holds another search"):
+        searching.sought(world / "model", feature, out, rank=1, confirm=0, steps=6, resume=True)
+
+
 def printed(text: str) -> list[tuple[float, float]]:
     """Numbers of a page, with half of their last digit."""
     found = re.findall(r"[−+-]?\d+(?:\.\d+)?", text)

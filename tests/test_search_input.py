@@ -169,6 +169,8 @@ def test_the_same_answers_either_way(world: Path, tmp_path: Path, contrast: str,
     (["--level", "nan"], "above 0"),
     (["--sampler", "dice"], "no sampler is called 'dice'"),
     (["--start", "4"], "no layer is left to edit"),
+    (["--rank", "5"], "a rank of 5 is not possible"),
+    (["--add", "--rank", "2"], "one vector at each layer"),
     (["--target", "nan"], "a target is a number"),
     (["--target", "0.2", "--confirm", "0"], "confirmed figures"),
 ])  # fmt: skip

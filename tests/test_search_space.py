@@ -19,7 +19,7 @@ from weightsmith.runtime import Continuation, RunningModel, answer_states, steer
 from weightsmith.search import objectives, openings
 from weightsmith.search.objectives import Group, Item, Problem
 from weightsmith.search.passes import Passes, Tree
-from weightsmith.search.space import Kind, Space, Values, strengths_of
+from weightsmith.search.space import Kind, Space, Values, curves, strengths_of
 
 #: among them: norms with gains of both sorts behind the writers, multipliers, biases, fused experts, two gains in a row
 EDITED = ["llama_bias", "gpt2", "gpt_neox", "gemma2", "gemma3", "gemma4", "olmo2", "olmo3", "exaone4", "glm4", "granite",
@@ -56,20 +56,21 @@ def a_point(space: Space, seed: int = 0, *, learned: bool = True) -> Values:
 
 
 @pytest.mark.parametrize("learned", [True, False])
-@pytest.mark.parametrize("kind", ["remove", "add"])
+@pytest.mark.parametrize(("kind", "rank"), [("remove", 1), ("remove", 2), ("add", 1)])
 @pytest.mark.parametrize("name", EDITED)
-def test_its_hooks_are_those_of_the_edit(running: Load, name: str, kind: Kind, learned: bool) -> None:
+def test_its_hooks_are_those_of_the_edit(running: Load, name: str, kind: Kind, rank: int, learned: bool) -> None:
     model = running(name)
     direction = pico.a_direction(model.checkpoint)
     layers = list(range(len(model.blocks)))
-    space = Space(model, kind, direction, layers, None if learned else 1)
+    space = Space(model, kind, direction, layers, None if learned else 1, rank=rank)
     values = a_point(space, learned=learned)
     spec, made = space.edit(values, "a point", "gradient", learned=learned)
-    assert spec.steps[0].direction == made.digest()
+    assert [s.direction for s in spec.steps] == [d.digest() for d in made.values()] == list(made)
+    assert len(made) == rank
     before = finals(model)
     with torch.no_grad(), space.hooked(values):
         mine = finals(model)
-    with steering(model, compile_hooks(model, spec, {made.digest(): made})):
+    with steering(model, compile_hooks(model, spec, made)):
         theirs = finals(model)
     scale = float(before.std())
     assert float((mine - theirs).abs().max()) < (2e-5 if kind == "remove" else 2e-3) * scale
@@ -106,24 +107,71 @@ def test_only_its_layers_change(running: Load, kind: Kind) -> None:
     assert [not torch.equal(a, b) for a, b in zip(inputs[:n], inputs[n:], strict=True)] == [False] * 3 + [True] * 3
     spec, made = space.edit(values, "a point", "gradient", learned=True)
     assert set(spec.steps[0].layers) <= {2, 4}
-    assert made.meta.layers == [2, 4]
+    assert [d.meta.layers for d in made.values()] == [[2, 4]]
 
 
-@pytest.mark.parametrize("kind", ["remove", "add"])
-def test_an_edit_says_its_point_again(running: Load, kind: Kind) -> None:
+@pytest.mark.parametrize(("kind", "rank"), [("remove", 1), ("remove", 2), ("add", 1)])
+def test_an_edit_says_its_point_again(running: Load, kind: Kind, rank: int) -> None:
     model = running("llama")
-    space = Space(model, kind, pico.a_direction(model.checkpoint), [0, 1], None)
+    space = Space(model, kind, pico.a_direction(model.checkpoint), [0, 1], None, rank=rank)
     values = a_point(space)
     spec, made = space.edit(values, "a point", "gradient", learned=True)
-    again = space.values_of(spec, {made.digest(): made})
+    again = space.values_of(spec, made)
     doses = [(v.strengths if kind == "remove" else v.strengths * v.vectors.norm(dim=1, keepdim=True)) for v in (values, again)]
     torch.testing.assert_close(doses[0], doses[1], rtol=2e-3, atol=1e-4)
     torch.testing.assert_close(again.vectors, values.vectors, rtol=2e-3, atol=1e-4)
-    told = strengths_of(spec)
-    for role, row in told.items():
-        for layer, s in row.items():
-            own = doses[0][layer, space.roles.index(role)]
-            assert s == pytest.approx(float(own), abs=2e-4, rel=2e-3)
+    for number, step in enumerate(spec.steps):
+        for role, row in strengths_of(step).items():
+            for layer, s in row.items():
+                own = doses[0][layer + 2 * number, space.roles.index(role)]
+                assert s == pytest.approx(float(own), abs=2e-4, rel=2e-3)
+                assert curves(spec)[role if number == 0 else f"{role} (2)"][layer] == s
+    assert len(curves(spec)) == sum(len(strengths_of(step)) for step in spec.steps)
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_removal_of_some_rank_begins_as_the_closed_form(running: Load, rank: int) -> None:
+    """Orthonormal vectors at each layer, the direction's own first, and no strength but the first one's; it stays so."""
+    model = running("llama")
+    direction = pico.a_direction(model.checkpoint)
+    closed = Space(model, "remove", direction, [0, 1], 1)
+    space = Space(model, "remove", direction, [0, 1], 1, rank=rank)
+    values = space.begin(0.5)
+    with torch.no_grad(), closed.hooked(closed.begin(0.5)):
+        theirs = finals(model)
+    with torch.no_grad(), space.hooked(values):
+        torch.testing.assert_close(finals(model), theirs)
+    assert len(space.edit(values, "closed", "gradient", learned=True)[0].steps) == 1
+    values.vectors += 0.3 * torch.randn(values.vectors.shape, generator=torch.Generator().manual_seed(1))
+    space.normalise(values)
+    for k in range(2):
+        rows = values.vectors[list(space.places(k))]
+        torch.testing.assert_close(rows @ rows.T, torch.eye(rank), atol=1e-5, rtol=0)
+
+
+def test_the_more_directions_are_taken_out_the_less_is_left(running: Load) -> None:
+    """At strength 1 nothing of any of them is written by the layers any more."""
+    model = running("llama")
+    layers = list(range(len(model.blocks)))
+    space = Space(model, "remove", pico.a_direction(model.checkpoint), layers, 1, rank=2)
+    values = space.begin(1.0)
+    values.strengths[:] = 1.0
+    with torch.no_grad(), space.hooked(values):
+        for site in space.sites:
+            out: list[torch.Tensor] = []
+            handle = site.module.register_forward_hook(lambda _m, _i, y, out=out: out.append(y))
+            finals(model)
+            handle.remove()
+            for row in space.places(site.layer):
+                assert float((out[0] @ values.vectors[row]).abs().max()) < 1e-5 * float(out[0].abs().max())
+
+
+def test_a_rank_that_the_direction_does_not_hold_is_refused(running: Load) -> None:
+    model = running("llama")
+    direction = pico.a_direction(model.checkpoint)
+    space = Space(model, "remove", direction, [0, 1], 1, rank=len(direction.meta.layers) + 1)
+    with pytest.raises(EditError, match="was asked for"):
+        space.begin(0.5)
 
 
 def test_what_leaves_the_space_is_put_back(running: Load) -> None:

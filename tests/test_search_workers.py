@@ -146,7 +146,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Load:
 Made = tuple[Problem, Space, Values]
 
 
-def made(load: Load, kind: Any = "remove", *, oblique: bool = False, protect: bool = False) -> Made:
+def made(load: Load, kind: Any = "remove", *, oblique: bool = False, protect: bool = False, rank: int = 1) -> Made:
     """A problem, its space, and where its descents begin."""
     model = load("llama")
     problem = a_problem(model, kind, margin=60.0)
@@ -154,7 +154,7 @@ def made(load: Load, kind: Any = "remove", *, oblique: bool = False, protect: bo
         other = a_problem(model, kind).damage
         problem.protect["other"] = other
         problem.base = problem.see()
-    space = Space(model, kind, pico.a_direction(model.checkpoint), [1], None, oblique=oblique)
+    space = Space(model, kind, pico.a_direction(model.checkpoint), [1], None, oblique=oblique, rank=rank)
     return problem, space, space.begin(0.4)
 
 
@@ -184,7 +184,8 @@ def spread(task: Made, count: int = 2, how: Descent = HOW) -> tuple[Crew, list[S
 
 
 CASES: dict[str, dict[str, Any]] = {
-    "removal": {}, "addition": {"kind": "add"}, "oblique": {"oblique": True}, "protected": {"protect": True}}  # fmt: skip
+    "removal": {}, "addition": {"kind": "add"}, "oblique": {"oblique": True}, "protected": {"protect": True},
+    "of rank 2": {"rank": 2}}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES)

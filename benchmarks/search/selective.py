@@ -90,6 +90,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--weights", default="20,60,200")
     parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--check", type=int, default=2, help="steps between two readings of the held-out prompts")
+    parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--train", type=int, default=64)
     parser.add_argument("--held", type=int, default=32)
     parser.add_argument("--turn", type=float, default=0.004)
@@ -104,9 +106,10 @@ def main() -> None:
     spec, folder = load_feature(str(HERE / "over_refusal.yaml"))
     other, where = load_feature("refusal")
     sets, theirs = prompt_sets(spec, folder), prompt_sets(other, where)
-    how = Descent(weights=tuple(float(w) for w in args.weights.split(",")), steps=args.steps, more=args.steps // 2, check=4,
-                  rate=0.05, turn=args.turn)  # fmt: skip
-    plan = Plan("remove", Sizes(args.train, args.held, 12), how, few=True, screen=6, keep=1, factors=(), oblique=True)
+    how = Descent(weights=tuple(float(w) for w in args.weights.split(",")), steps=args.steps, more=args.steps // 2,
+                  check=args.check, rate=0.05, turn=args.turn)  # fmt: skip
+    plan = Plan("remove", Sizes(args.train, args.held, 12), how, few=True, screen=6, keep=1, factors=(), oblique=True,
+                rank=args.rank)  # fmt: skip
     begun = time.perf_counter()
     search = Search(model, spec, sets, plan, [(other, theirs)])
     search.gather()

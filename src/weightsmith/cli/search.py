@@ -45,6 +45,7 @@ def command(
     oblique: Annotated[
         bool, typer.Option("--oblique", help="Let a removal read along another vector than it writes (selective edits).")
     ] = False,
+    rank: Annotated[int, typer.Option(help="Directions that a removal takes out at each layer.", min=1)] = 1,
     start: Annotated[int | None, typer.Option(help="First layer that may be edited; 40% of the depth by default.", min=0)] = None,
     level: Annotated[float, typer.Option(help="How far an addition goes, in terms of what the persona does.")] = 1.5,
     rounds: Annotated[int, typer.Option(help="Rounds in which an addition unlearns its own repetitions.", min=0)] = 4,
@@ -76,7 +77,7 @@ def command(
     record = search(
         model, feature, out, options=replace(run, seed=seed, memory=_bytes(memory)), listener=listener,
         kind="add" if add else "remove", protect=tuple(protect or ()), target=target, prompts=prompts, held=held,
-        tokens=tokens, weights=_weights(weights), steps=steps, directions=directions, oblique=oblique, start=start,
+        tokens=tokens, weights=_weights(weights), steps=steps, directions=directions, oblique=oblique, rank=rank, start=start,
         level=level, rounds=rounds, trials=trials, sampler=sampler, confirm=confirm, confirm_n=confirm_n,
         confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume,
     )  # fmt: skip

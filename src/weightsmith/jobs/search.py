@@ -49,7 +49,8 @@ class SearchOptions:
 
     ``kind`` is ``remove`` or ``add``. ``prompts`` of each side are trained on, ``held`` are held out, answers have
     ``tokens`` tokens. ``weights`` are those of the damage, in the order of the sweep. ``directions`` lets the descent turn
-    the directions as well, ``oblique`` lets what is read differ from what is written. ``protect`` names features that must
+    the directions as well, ``oblique`` lets what is read differ from what is written; a removal takes ``rank`` of them out at
+    each layer. ``protect`` names features that must
     not move. ``trials`` of black-box search are added (``sampler`` ``tpe`` or ``nsga2``). An addition aims ``level`` times as
     far as the persona takes the model, and ``rounds`` of unlearning its own repetitions follow. ``confirm`` points of the
     front are measured on ``confirm_n`` unseen prompts a condition, with answers of ``confirm_tokens`` tokens. ``target`` is
@@ -67,6 +68,7 @@ class SearchOptions:
     steps: int | None = None
     directions: bool = True
     oblique: bool = False
+    rank: int = 1
     start: int | None = None
     protect: tuple[str, ...] = ()
     trials: int = 0
@@ -137,6 +139,8 @@ def search_plan(wish: SearchOptions, options: RunOptions, *, personas: bool) -> 
     if wish.target is not None and not (math.isfinite(wish.target) and wish.confirm):
         raise UsageError("a target is a number that confirmed figures are compared with",
                          hint="leave --confirm at 1 or more")  # fmt: skip
+    if wish.rank > 1 and wish.kind == "add":
+        raise UsageError("an addition has one vector at each layer", hint="leave --rank out, or look for removals")
     if wish.sampler not in ("tpe", "nsga2"):
         raise UsageError(f"no sampler is called {wish.sampler!r}", hint="tpe or nsga2")
     how = Descent(seed=options.seed)
@@ -150,7 +154,7 @@ def search_plan(wish: SearchOptions, options: RunOptions, *, personas: bool) -> 
         how = replace(how, turn=0.0)
     return Plan(wish.kind, Sizes(wish.prompts, wish.held, wish.tokens), how, wish.start, trials=wish.trials,  # type: ignore[arg-type]
                 factors=(0.7, 0.4) if wish.kind == "remove" else (0.5, 0.75, 1.25, 1.5), reference=wish.reference,
-                oblique=wish.oblique, level=wish.level,
+                oblique=wish.oblique, rank=wish.rank, level=wish.level,
                 rounds=Rounds(wish.rounds) if wish.rounds and personas else None, force=wish.force)  # fmt: skip
 
 
@@ -222,6 +226,8 @@ class _Run:
         deep = self.checkpoint.architecture.n_layers
         if not 0 <= (wish.start or 0) < deep:
             raise UsageError(f"no layer is left to edit from layer {wish.start} on", hint=f"the model has layers 0 to {deep - 1}")
+        if not 1 <= wish.rank <= min(deep, self.checkpoint.architecture.d_model):  # one is started from for each layer
+            raise UsageError(f"a rank of {wish.rank} is not possible here", hint=f"1 to {deep}, a direction for each layer")
         self.options = quick(options)
         self.old = self._earlier()
         self.search: Search | None = None
@@ -251,7 +257,7 @@ class _Run:
 
     def _options(self) -> dict[str, Any]:
         wish = self.wish
-        kept = ("kind", "prompts", "held", "tokens", "steps", "directions", "oblique", "start", "trials", "sampler",
+        kept = ("kind", "prompts", "held", "tokens", "steps", "directions", "oblique", "rank", "start", "trials", "sampler",
                 "reference", "level", "rounds", "force", "confirm_n", "confirm_tokens")  # fmt: skip
         found = {k: getattr(wish, k) for k in kept}
         return found | {"weights": " ".join(f"{w:g}" for w in self.plan.descent.weights), "seed": self.options.seed,

@@ -23,7 +23,7 @@ from .ledger import Ledger
 from .material import Aim, Material, Sizes
 from .objectives import Problem, Seen
 from .passes import Passes
-from .space import Kind, Space, Values, strengths_of
+from .space import Kind, Space, Values, curves
 
 if TYPE_CHECKING:
     from ..features.prompts import PromptSets
@@ -58,6 +58,7 @@ class Plan:
     reference: float = 0.5
     few: bool = False
     oblique: bool = False
+    rank: int = 1
     level: float = 1.0
     rounds: Rounds | None = None
     force: bool = False
@@ -169,7 +170,8 @@ class Search:
         its last whole descent ended. On workers each descent begins with the closed form."""
         assert self.material is not None
         source = self._source()
-        space = Space(self.model, self.plan.kind, self.material.direction, self.layers, source, oblique=self.plan.oblique)
+        space = Space(self.model, self.plan.kind, self.material.direction, self.layers, source, oblique=self.plan.oblique,
+                      rank=self.plan.rank)  # fmt: skip
         again, whole, apart = self._again(space), self.plan.descent, self.crew is not None
         start = again[0].values if again and not apart else self._begin(space)
         left = [i for i in range(len(whole.weights)) if i not in self.ended]
@@ -182,11 +184,11 @@ class Search:
         def keep(snapshot: gradient.Snapshot) -> None:
             what = _what(snapshot)
             try:
-                spec, direction = space.edit(snapshot.values, what, "gradient", learned=learned)
+                spec, directions = space.edit(snapshot.values, what, "gradient", learned=learned)
             except EditError as error:
                 self.notes.append(f"{what}: {error.message}")
                 return
-            self._add("gradient", what, spec, {direction.digest(): direction}, snapshot.seen, snapshot.weight)
+            self._add("gradient", what, spec, directions, snapshot.seen, snapshot.weight)
 
         def tick(t: Tick) -> None:
             t = t.model_copy(update={"run": left[t.run]})
@@ -272,7 +274,7 @@ class Search:
         count = sum(f.point.stage == stage for f in self.found) + 1
         point = point_of(self.problem, seen, f"{letter}{count:02d}", stage, what, weight)
         named = spec.model_copy(update={"name": f"{self.spec.name} {point.name}", "description": what})
-        found = Found(point.model_copy(update={"strengths": {r: dict(x) for r, x in strengths_of(spec).items()}}), named,
+        found = Found(point.model_copy(update={"strengths": curves(spec)}), named,
                       directions, seen)  # fmt: skip
         self.found.append(found)
         self.on_found(found)

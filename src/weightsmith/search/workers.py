@@ -52,6 +52,7 @@ class Task:
     margin: float
     base: Seen
     oblique: bool
+    rank: int
     key: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -65,7 +66,7 @@ class Task:
             raise EditError("the search has not read its prompts yet")
         return cls(problem.kind, problem.passes.start, space.layers, space.source, space.direction, _apart(problem.effect),
                    _apart(problem.damage), {n: _apart(g) for n, g in problem.protect.items()}, problem.loss, problem.chance,
-                   problem.margin, problem.base, space.oblique)  # fmt: skip
+                   problem.margin, problem.base, space.oblique, space.rank)  # fmt: skip
 
     def on(self, model: RunningModel) -> tuple[Problem, Space]:
         """The same problem and space on a running model; the layers below the first edited one are read here."""
@@ -74,7 +75,7 @@ class Task:
                           self.loss, self.chance, self.margin, self.base)  # fmt: skip
         for group in (problem.effect, problem.damage, *problem.protect.values()):
             group.prepare(model, problem.passes)
-        return problem, Space(model, self.kind, self.direction, self.layers, self.source, oblique=self.oblique)
+        return problem, Space(model, self.kind, self.direction, self.layers, self.source, oblique=self.oblique, rank=self.rank)
 
 
 def _apart(group: Group) -> Group:
