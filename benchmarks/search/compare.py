@@ -15,7 +15,7 @@ Prediction, before the first run. The baseline generates trials × 48 × 32 toke
 parameters at 2 FLOP each that is 37 TFLOP of decoding and 5 of prompts for 24 trials, at 60 to 100 GFLOP/s seven to twelve
 minutes. Ours answers 96 prompts once (12 tokens: 1.2 TFLOP, and 1.5 of prompts), and makes about ten steps over 8 + 8 prompts
 of which 60% of the layers are passed, forward and backward (0.3 TFLOP each): a tenth of it. That came out at 0.18; with 52
-prompts, 8 tokens and seven steps over 6 + 6 prompts, as it is now, at 0.095 (docs/search.md).
+prompts, 8 tokens and seven steps over 6 + 6 prompts, as it is now, at 0.095 to 0.097 (docs/search.md).
 """
 
 from __future__ import annotations
