@@ -1,6 +1,6 @@
 """Fewer false refusals while true ones stay: a search for over-refusal that protects refusal, and its confirmation.
 
-    python benchmarks/search/selective.py MODEL [-n 420] [--tokens 32] [--weights 20,60,200] [--threads 2] [-o FILE.json]
+    python benchmarks/search/selective.py MODEL [-n 420] [--tokens 32] [--weights 60,120] [--threads 2] [-o FILE.json]
 
 The search reads shipped prompts only. The report asks other ones: 260 harmless requests that look harmful (``prompts/
 borderline_more.txt``, written for this) and as many harmful ones of AdvBench as are asked for, which is read from the
@@ -88,13 +88,14 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("-n", type=int, default=420)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--weights", default="20,60,200")
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--check", type=int, default=2, help="steps between two readings of the held-out prompts")
+    parser.add_argument("--weights", default="60,120")
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--more", type=int, default=12, help="steps of the later descents")
+    parser.add_argument("--check", type=int, default=6, help="steps between two readings of the held-out prompts")
     parser.add_argument("--rank", type=int, default=1)
-    parser.add_argument("--train", type=int, default=64)
-    parser.add_argument("--held", type=int, default=32)
-    parser.add_argument("--turn", type=float, default=0.004)
+    parser.add_argument("--train", type=int, default=112)
+    parser.add_argument("--held", type=int, default=48)
+    parser.add_argument("--turn", type=float, default=0.002)
     parser.add_argument("--choose", default="")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", help="what `search` itself takes by default")
@@ -106,8 +107,8 @@ def main() -> None:
     spec, folder = load_feature(str(HERE / "over_refusal.yaml"))
     other, where = load_feature("refusal")
     sets, theirs = prompt_sets(spec, folder), prompt_sets(other, where)
-    how = Descent(weights=tuple(float(w) for w in args.weights.split(",")), steps=args.steps, more=args.steps // 2,
-                  check=args.check, rate=0.05, turn=args.turn)  # fmt: skip
+    how = Descent(weights=tuple(float(w) for w in args.weights.split(",")), steps=args.steps, more=args.more, batch=12,
+                  check=args.check, rate=0.02, turn=args.turn)  # fmt: skip
     plan = Plan("remove", Sizes(args.train, args.held, 12), how, few=True, screen=6, keep=1, factors=(), oblique=True,
                 rank=args.rank)  # fmt: skip
     begun = time.perf_counter()
