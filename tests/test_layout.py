@@ -312,6 +312,21 @@ def test_the_template_s_difference_is_shown(tmp_path: Path) -> None:
     assert "+{{ messages[0].content }}" in found[0].evidence
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_gguf_file_carries_a_template_too(tmp_path: Path, same: bool) -> None:
+    """A folder whose reference is a GGUF file, and the other way round."""
+    (tmp_path / "model").mkdir()
+    folder(tmp_path / "model")
+    settings_ = json.loads((tmp_path / "model" / "tokenizer_config.json").read_text())
+    template = "{% for m in messages %}{{ m['content'] }}\n{% endfor %}"
+    (tmp_path / "model" / "tokenizer_config.json").write_text(json.dumps({**settings_, "chat_template": template}))
+    (tmp_path / "other").mkdir()
+    write_gguf(tmp_path / "other" / "a.gguf", **{"tokenizer.chat_template": template if same else template + "Bye."})
+    for one, two in (("model", "other"), ("other", "model")):
+        found = [f.message for f in scan(tmp_path / one, tmp_path / two) if f.rule == "reference-template"]
+        assert found == ([] if same else ["the template 'default' differs"])
+
+
 def test_files_more_and_fewer(tmp_path: Path) -> None:
     for name in ("model", "reference"):
         (tmp_path / name).mkdir()

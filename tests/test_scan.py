@@ -285,6 +285,15 @@ def test_a_policy_changes_what_fails(copy: Path, tmp_path: Path) -> None:
     assert scan(copy, policy=write_policy(tmp_path / "p", "rules: {link-leaves-folder: malicious}\n")).verdict == "malicious"
 
 
+def test_a_policy_that_allows_little_says_so_in_short(copy: Path, tmp_path: Path) -> None:
+    for n in range(70):
+        (copy / f"notes{n}.md").write_text("hello")
+    record = scan(copy, policy=write_policy(tmp_path / "p", "formats: [json]\n"))
+    found = [f for f in record.findings if f.rule == "format-not-allowed"]
+    assert len(found) == 51
+    assert next(f.message for f in found if not f.file).endswith("more findings of this rule are not listed")
+
+
 def test_a_policy_lists_formats_and_licences(copy: Path, tmp_path: Path) -> None:
     record = scan(copy, policy=write_policy(tmp_path / "p", "formats: [json, text]\nlicences: [mit]\n"))
     found = {(f.rule, f.file) for f in record.findings}

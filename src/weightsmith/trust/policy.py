@@ -29,6 +29,7 @@ from .rules import Rule
 
 POLICY = "weightsmith/policy/1"
 MOST = 1 << 16
+_LISTED = 50  # files of formats that are not allowed; the rest is counted
 
 FORMAT = Rule(
     "format-not-allowed", "suspicious", "A kind of file that your policy does not allow",
@@ -110,10 +111,12 @@ def apply(policy: Policy, findings: Iterable[Finding], files: Iterable[ScannedFi
             yield finding
         elif wish != "ignore":
             yield finding.model_copy(update={"severity": wish})
-    if allowed:
-        for file in files:
-            if not {*file.kind.split("+")} <= allowed:
-                yield FORMAT.found(f"its content is {file.kind}", file=file.name, severity=_wish(policy.rules, FORMAT))
+    others = [f for f in files if not {*f.kind.split("+")} <= allowed] if allowed else []
+    for file in others[:_LISTED]:
+        yield FORMAT.found(f"its content is {file.kind}", file=file.name, severity=_wish(policy.rules, FORMAT))
+    if len(others) > _LISTED:
+        more = f"{len(others) - _LISTED} more findings of this rule are not listed"
+        yield FORMAT.found(more, severity=_wish(policy.rules, FORMAT))
     if policy.licences and (licence or "").casefold() not in {x.casefold() for x in policy.licences}:
         said = f"the card says {licence!r}" if licence else "no licence was found in the card"
         yield LICENCE.found(said, severity=_wish(policy.rules, LICENCE))

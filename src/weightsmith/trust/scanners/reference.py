@@ -213,6 +213,11 @@ def _named_templates(place: Place) -> dict[str, str]:
         if name.endswith(".jinja"):
             item = place.folder.items[place.prefix + name]
             found["default" if name == "chat_template.jinja" else name] = item.read(1 << 24).decode("utf-8", "replace")
+    for name, header in place.folder.ggufs.items():
+        if name.rpartition("/")[0] == place.prefix.rstrip("/"):
+            for key, value in header.metadata.items():
+                if key.startswith("tokenizer.chat_template") and isinstance(value, str):
+                    found.setdefault(key.removeprefix("tokenizer.chat_template").lstrip(".") or "default", value)
     return found
 
 
