@@ -105,7 +105,8 @@ class _Unlearning:
 
     def step(self, rows: Rows, marked: list[list[int]]) -> None:
         """One step on repetitions (``marked`` places of each answer), effect and damage; none where its gradient is not finite."""
-        problem, batch = self.problem, self.how.batch
+        # effect and damage are there to be kept, and half of a descent's batch keeps them
+        problem, batch = self.problem, max(1, self.how.batch // 2)
         chosen = self._pick(range(len(marked)), self.rounds.batch)
         with self.space.hooked(self.values):
             parts = [problem.passes.each(rows, chosen, self._repeating(rows, marked, len(chosen)), self.params)[1],
