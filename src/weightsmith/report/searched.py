@@ -53,6 +53,7 @@ def _charts(record: SearchRecord) -> dict[str, Any]:
         "front_chart": pair(partial(front_chart, record), "front"),
         "strengths": pair(partial(search_charts.strengths_chart, shown), "strengths"),
         "profiles": search_view.profiles(record),
+        "several": any(role.endswith(")") for p in shown for role in p.strengths),
         "training": pair(partial(search_charts.training_chart, record.ticks, record.damage_unit), "training"),
         "runs": search_charts.runs(record.ticks),
         "said": [t for t in record.ticks if t.note],
