@@ -24,6 +24,7 @@ from weightsmith.errors import FormatError, MissingExtra, UsageError
 from weightsmith.jobs import claim_figures
 from weightsmith.jobs.claim_files import is_part, layer_of
 from weightsmith.jobs.claims import claims, save_claims
+from weightsmith.measure.sizes import SUITES
 from weightsmith.measure.stats import wilson
 from weightsmith.measured import Difference, Measurement, MeasureRecord, ScorerNote
 from weightsmith.runtime.load import identity
@@ -777,4 +778,4 @@ def test_a_card_against_what_is_really_measured(world: Path) -> None:
     assert by["100%"].verdict == "does not hold"  # a pico model says nothing that a refusal is made of
     assert by["0/100"].figure == "safety.harmful.refuses"
     assert record.suite == "quick"
-    assert all(v.n == 8 for v in by.values())
+    assert {v.n for v in by.values()} == {SUITES["quick"].safety}  # safety has a number of its own, whatever n is
