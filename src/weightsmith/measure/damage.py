@@ -143,7 +143,9 @@ def _read(subject: Subject, texts: list[str]) -> tuple[list[float], list[int], l
 
 
 def perplexity_differences(before: Likelihood, after: Likelihood, *, same_vocabulary: bool) -> list[Difference]:
-    """Perplexity (per token) and bits per byte, edited minus base, bootstrapped over the texts."""
+    """Perplexity (per token) and bits per byte, edited minus base, bootstrapped over the texts; nothing without texts."""
+    if not before.nats:
+        return []
     found = []
     if same_vocabulary:
         found.append(_ratio("perplexity", "", before.nats, after.nats, before.tokens, after.tokens, np.exp))

@@ -53,7 +53,8 @@ def run_suite(
         for plan in plans:
             for block, turns in scenario_blocks(plan, suite):
                 run.answered += answer_turns(subject, block, turns, suite, pool)
-    run.likelihood = likelihood(subject)
+    if suite.texts:
+        run.likelihood = likelihood(subject)
     if sets is not None:
         run.sets = sets(subject)
     return run

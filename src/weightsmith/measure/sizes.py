@@ -14,7 +14,7 @@ class Suite:
     other wordings with ``seeds`` seeds; ``scenarios`` conversations of three turns a feature; ``longer`` unfinished
     answers a condition are read on to twice the length; ``safety`` prompts a safety condition where it is not ``n``;
     ``choice`` and ``bias`` are items a set. ``shown`` is whether a feature is also asked for where the base shows it, which says
-    nothing of an addition.
+    nothing of an addition; ``texts`` whether the shipped texts are read for perplexity.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Suite:
     choice: int = 0
     bias: int = 0
     shown: bool = True
+    texts: bool = True
 
     def __post_init__(self) -> None:
         if (self.n is not None and self.n < 2) or self.tokens < 1:

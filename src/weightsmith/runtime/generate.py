@@ -198,6 +198,11 @@ class _Batch(ABC):
         self.on_state: OnState | None = None
         self.on_prompt: OnPrompt | None = None
 
+    @property
+    def token_bytes(self) -> int:
+        """What one token takes in the cache; 0 while that is not known."""
+        return self.prefix.token_bytes
+
     def forget(self) -> None:
         """Let go of all rows and their cache."""
         self.rows = []
@@ -216,7 +221,7 @@ class _Batch(ABC):
 
     def _fits(self, rows: int, row: _Row) -> bool:
         """Whether ``rows`` rows as long as ``row`` can become are within bounds."""
-        tokens, each = self.model.options.batch_tokens * 4, self.prefix.token_bytes
+        tokens, each = self.model.options.batch_tokens * 4, self.token_bytes
         return rows * (len(row.prompt) + row.limit) <= (max(tokens, CACHE // each) if each else tokens)
 
     def _read(self, rows: list[_Row], last: list[int]) -> None:
@@ -259,6 +264,10 @@ class _Joining(_Batch):
     def __init__(self, model: RunningModel, decoding: Decoding, prefix: Prefix) -> None:
         super().__init__(model, decoding, prefix)
         self.slots = Slots()
+
+    @property
+    def token_bytes(self) -> int:
+        return self.prefix.token_bytes or self.slots.token_bytes  # rows may have no prefix in common
 
     def forget(self) -> None:
         super().forget()

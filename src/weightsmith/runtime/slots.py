@@ -51,6 +51,12 @@ class Slots:
         """The first slot that some row uses."""
         return self.end - max(self.lengths, default=0)
 
+    @property
+    def token_bytes(self) -> int:
+        """What one token of one row takes; 0 while nothing is held."""
+        held = [x for layer in self._layers for x in (layer.keys, layer.values)]
+        return sum(x.shape[1] * x.shape[3] * x.element_size() for x in held)
+
     def join(self, filled: Any, lengths: list[int]) -> None:
         """Add rows: ``filled`` is a cache that holds them padded on the right, ``lengths`` their true lengths."""
         self._reserve(filled, len(lengths), max(lengths))

@@ -27,6 +27,7 @@ from ..errors import OutOfMemory, RecipeError
 from ..runtime.forward import batches, check_length, out_of_memory, shared_prefix, slides
 from ..runtime.generate import _counts_slots
 from ..runtime.slots import plain, unwindowed
+from .attention import quick_back
 from .blocks import can_recompute, recomputing, standing_in
 from .ledger import Ledger
 from .memory import Bound
@@ -226,7 +227,7 @@ class Passes:
         Raises:
             OutOfMemory: one tree alone does not fit.
         """
-        with torch.set_grad_enabled(bool(params)):
+        with torch.set_grad_enabled(bool(params)), quick_back(self.model):
             return self._fitting(lambda: self._each(rows, pick, use, params))
 
     def _fitting(self, work: Callable[[], Done]) -> Done:
