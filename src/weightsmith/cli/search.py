@@ -47,7 +47,7 @@ def command(
     ] = False,
     rank: Annotated[int, typer.Option(help="Directions that a removal takes out at each layer.", min=1)] = 1,
     start: Annotated[int | None, typer.Option(help="First layer that may be edited; 40% of the depth by default.", min=0)] = None,
-    level: Annotated[float, typer.Option(help="How far an addition goes, in terms of what the persona does.")] = 1.5,
+    level: Annotated[float, typer.Option(help="How far an addition goes, in terms of what the persona does.")] = 1.2,
     rounds: Annotated[int, typer.Option(help="Rounds in which an addition unlearns its own repetitions.", min=0)] = 4,
     trials: Annotated[int, typer.Option(help="Trials of black-box search as well (extra search).", min=0)] = 0,
     sampler: Annotated[str, typer.Option(help="tpe or nsga2.")] = "tpe",

@@ -78,7 +78,7 @@ class SearchOptions:
     confirm_tokens: int = 96
     target: float | None = None
     reference: float = 0.5
-    level: float = 1.5
+    level: float = 1.2
     rounds: int = 4
     workers: str | None = None
     force: bool = False

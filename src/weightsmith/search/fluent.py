@@ -38,7 +38,7 @@ class Rounds:
     batch: int = 8
     prompts: int = 24
     weight: float = 8.0
-    fluent: float = 0.05
+    fluent: float = 0.0
 
 
 def repeats(answer: Seq[int], gram: int = GRAM) -> list[int]:
@@ -68,11 +68,10 @@ def unlearn(
         last.loops = float(np.mean([why_degenerate(problem.model.decode(a)) is not None for a in said]))
         if turn == rounds.rounds or last.loops <= rounds.fluent:
             break
-        marked = [(Tree.of(p, [a]), repeats(a)) for p, a in zip(asked, said, strict=True) if a]
-        rows = problem.passes.prepare([t for t, _ in marked])
+        loops = _Loops.of(problem, asked, said)
         for step in range(rounds.steps):
             tell("unlearning repetitions", turn * rounds.steps + step, whole)
-            work.step(rows, [m for _, m in marked])
+            work.step(loops)
         seen = look(problem, space, values)
         if seen is None:
             break
@@ -85,6 +84,35 @@ def unlearn(
 def most_fluent(snapshots: Seq[Snapshot], problem: Problem) -> Snapshot:
     """The one whose answers are degenerate least often, to a twentieth; of equal ones that of the least loss."""
     return min(snapshots, key=lambda s: (round(20 * (1.0 if s.loops is None else s.loops)), problem.loss_of(s.seen)))
+
+
+@dataclass(eq=False)
+class _Loops:
+    """The answers in which something repeats, up to the last repetition: what follows it, and the others, have nothing to
+    unlearn and need no pass. ``marked`` and ``lengths`` (of the whole answers) are by tree, ``places`` by answer."""
+
+    rows: Rows
+    marked: list[list[int]]
+    lengths: list[int]
+    places: list[int | None]
+
+    @classmethod
+    def of(cls, problem: Problem, asked: Seq[Seq[int]], said: Seq[list[int]]) -> _Loops:
+        """From prompts and what the edited model answered to them."""
+        trees: list[Tree] = []
+        marked: list[list[int]] = []
+        lengths: list[int] = []
+        places: list[int | None] = []
+        for prompt, answer in zip(asked, said, strict=True):
+            if not answer:
+                continue
+            found = repeats(answer)
+            places.append(len(trees) if found else None)
+            if found:
+                trees.append(Tree.of(prompt, [answer[: found[-1] + 1]]))
+                marked.append(found)
+                lengths.append(len(answer))
+        return cls(problem.passes.prepare(trees), marked, lengths, places)
 
 
 @dataclass(eq=False)
@@ -103,14 +131,16 @@ class _Unlearning:
         self.optimiser = optimiser_for(self.values, self.params, self.how, 1.0)
         self.rng = np.random.default_rng(self.how.seed + 1)
 
-    def step(self, rows: Rows, marked: list[list[int]]) -> None:
-        """One step on repetitions (``marked`` places of each answer), effect and damage; none where its gradient is not finite."""
+    def step(self, loops: _Loops) -> None:
+        """One step on repetitions, effect and damage; none where its gradient is not finite."""
         # effect and damage are there to be kept, and half of a descent's batch keeps them
         problem, batch = self.problem, max(1, self.how.batch // 2)
-        chosen = self._pick(range(len(marked)), self.rounds.batch)
+        drawn = self._pick(range(len(loops.places)), self.rounds.batch)
+        chosen = [k for k in (loops.places[i] for i in drawn) if k is not None]
         with self.space.hooked(self.values):
-            parts = [problem.passes.each(rows, chosen, self._repeating(rows, marked, len(chosen)), self.params)[1],
-                     problem.effect_loss(self._pick(problem.effect.train, batch), self.params)[1]]  # fmt: skip
+            parts = [problem.effect_loss(self._pick(problem.effect.train, batch), self.params)[1]]
+            if chosen:
+                parts.append(problem.passes.each(loops.rows, chosen, self._repeating(loops, len(drawn)), self.params)[1])
             for group in (problem.damage, *problem.protect.values()):
                 parts.append(problem.distance_loss(group, self._pick(group.train, batch), self.weight, self.params)[1])
         gradient = torch.stack([p[0] for p in parts]).sum(0)
@@ -121,24 +151,22 @@ class _Unlearning:
     def _pick(self, places: Seq[int], n: int) -> list[int]:
         return [places[int(i)] for i in self.rng.permutation(len(places))[:n]]
 
-    def _repeating(self, rows: Rows, marked: list[list[int]], count: int) -> Use:
+    def _repeating(self, loops: _Loops, count: int) -> Use:
         """The loss of the marked tokens, a mean over ``count`` answers."""
 
-        def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor | None:
+        def use(which: list[int], states: list[torch.Tensor]) -> torch.Tensor:
             # of most tokens nothing is asked: the lm_head reads only the states that predict a marked one
-            trees = [rows.trees[i] for i in which]
-            asked = [[tree.reads[n] for n in marked[i]] for i, tree in zip(which, trees, strict=True)]
-            if not any(asked):
-                return None
+            trees = [loops.rows.trees[i] for i in which]
+            asked = [[tree.reads[n] for n in loops.marked[i]] for i, tree in zip(which, trees, strict=True)]
             found = self.problem.logprobs([s[a] for s, a in zip(states, asked, strict=True)])
             total = found[0].new_zeros(())
             for i, tree, logprobs in zip(which, trees, found, strict=True):
-                node = logprobs[range(len(logprobs)), [tree.tokens[n] for n in marked[i]]]
+                node = logprobs[range(len(logprobs)), [tree.tokens[n] for n in loops.marked[i]]]
                 # what is unlikely already has nothing to unlearn, and its gradient would drown in numbers too small to be
                 # multiplied fast
                 node = node[node > LIKELY]
                 if len(node):
-                    total = total - torch.log1p(-node.exp().clamp(max=1 - 1e-4)).sum() / len(tree.tokens)
+                    total = total - torch.log1p(-node.exp().clamp(max=1 - 1e-4)).sum() / loops.lengths[i]
             return total * (self.rounds.weight / count)
 
         return use

@@ -48,13 +48,15 @@ class Item:
 @dataclass(eq=False)
 class Group:
     """Items that pass together; ``train`` and ``held`` are their places, apart by prompt. With a ``level`` other than 1 the
-    target is p · (teacher / p)^level, p being the base without the persona: as far in the same way, level times."""
+    target is p · (teacher / p)^level, p being the base without the persona: as far in the same way, level times.
+    ``lean`` are the rows with the taught continuation alone, where there are others."""
 
     items: list[Item]
     train: list[int]
     held: list[int]
     level: float = 1.0
     rows: Rows = field(repr=False, default=None)  # type: ignore[assignment]
+    lean: Rows | None = field(repr=False, default=None)
     targets: dict[int, torch.Tensor] = field(default_factory=dict, repr=False)
 
     def prepare(self, model: RunningModel, passes: Passes) -> None:
@@ -65,6 +67,8 @@ class Group:
             for k, states in zip(taught, passes.states(self.rows, taught), strict=True):
                 tree = self.items[k].tree
                 self.items[k].own = states[[tree.reads[n] for n in tree.path(tree.ends[self.items[k].taught])]]
+        if len(taught) == len(self.items) > 0 and any(len(i.tree.ends) > 1 for i in self.items):
+            self.lean = passes.prepare([_taught(i) for i in self.items])
         size = sum(len(self.items[k].tree.path(self.items[k].tree.ends[self.items[k].taught])) for k in taught)
         if size * model.head.weight.shape[0] * 4 <= KEEP_LOGPROBS:
             self.targets = {k: self.target(model, k) for k in taught}
@@ -101,10 +105,16 @@ def odds(item: Item, logprobs: torch.Tensor) -> torch.Tensor:
     return shows - lacks
 
 
-def distance(item: Item, logprobs: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """KL(teacher ‖ edited), mean over the taught continuation's tokens, nats per token."""
+def _taught(item: Item) -> Tree:
+    """The prompt with the taught continuation alone."""
+    return Tree.of(item.tree.prompt, [[item.tree.tokens[n] for n in item.tree.path(item.tree.ends[item.taught])]])
+
+
+def distance(item: Item, logprobs: torch.Tensor, target: torch.Tensor, *, lean: bool = False) -> torch.Tensor:
+    """KL(teacher ‖ edited), mean over the taught continuation's tokens, nats per token; ``lean`` where that is all that was
+    passed."""
     path = item.tree.path(item.tree.ends[item.taught])
-    mine = logprobs[[item.tree.reads[n] for n in path]]
+    mine = logprobs if lean else logprobs[[item.tree.reads[n] for n in path]]
     return (target.exp() * (target - mine)).sum(-1).mean()
 
 
@@ -161,6 +171,8 @@ class Problem:
     def effect_loss(self, which: Seq[int], params: Seq[torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
         """Mean loss of the effect over some items, and its gradients."""
         group = self.effect
+        # the other continuation is for the log-odds, which such a descent only reads
+        lean = group.lean if self.loss == "distil" else None
 
         def use(chosen: list[int], states: list[torch.Tensor]) -> torch.Tensor:
             found = self.logprobs(states)
@@ -168,12 +180,12 @@ class Problem:
             for i, logprobs in zip(chosen, found, strict=True):
                 item = group.items[i]
                 if self.loss == "distil":
-                    total = total + distance(item, logprobs, group.target(self.model, i))
+                    total = total + distance(item, logprobs, group.target(self.model, i), lean=lean is not None)
                 else:
                     total = total + torch.nn.functional.softplus(self.sign * odds(item, logprobs) + self.margin)
             return total / len(which)
 
-        return self.passes.each(group.rows, which, use, params)
+        return self.passes.each(group.rows if lean is None else lean, which, use, params)
 
     def distance_loss(
         self, group: Group, which: Seq[int], weight: float, params: Seq[torch.Tensor]
