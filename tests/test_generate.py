@@ -342,6 +342,24 @@ def test_a_small_cache_lets_more_rows_in(running: Get, monkeypatch: pytest.Monke
     assert most[1] == len(rows) > most[0]
 
 
+def test_rows_that_begin_differently_are_bounded_by_bytes_too(running: Get, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a token takes is seen in the first rows' cache, where no common beginning tells it: the others join before a step."""
+    rows = [[10 + i, *p] for i, p in enumerate(prompts(12, head=0))]
+    model = running("llama", dataclasses.replace(pico.CPU, batch_tokens=max(map(len, rows)) + 6))
+    done: list[tuple[str, int]] = []
+    for name in ("join", "step"):
+        right = getattr(MODULE._Joining, name)
+
+        def call(self: Any, *a: Any, name: str = name, right: Any = right) -> list[Any]:
+            done.append((name, sum(map(len, a))))
+            return list(right(self, *a))
+
+        monkeypatch.setattr(MODULE._Joining, name, call)
+    replies(model, rows, Decoding(6))
+    assert [n for n, _ in done[:3]] == ["join", "join", "step"]
+    assert done[0][1] < done[0][1] + done[1][1] == len(rows)
+
+
 def test_other_errors_are_not_taken_for_memory(running: Get) -> None:
     with passes(running(), 0, RuntimeError, "shapes do not match"), pytest.raises(RuntimeError, match="shapes"):
         replies(running("llama", sized(8)), prompts(5), Decoding(4))

@@ -392,6 +392,26 @@ def an_addition(folder: Path, model: RunningModel, where: Path) -> tuple[Problem
     return search.problem, space, Snapshot(space.begin(0.3), search.problem.base, 0.1, 0)
 
 
+def test_only_what_repeats_is_passed_to_be_unlearned(
+    folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Answers up to their last repetition, and none without one; the loss is that of the whole answers."""
+    monkeypatch.setattr(fluent, "LIKELY", -100.0)
+    problem, space, begin = an_addition(folder, model, tmp_path)
+    asked = [list(problem.effect.items[i].tree.prompt) for i in problem.effect.train[:3]]
+    said = [[5, 6, 7, 5, 6, 7, 8, 9, 10], [], [11, 12, 13, 14]]
+    loops = fluent._Loops.of(problem, asked, said)
+    assert loops.places == [0, None]
+    assert (loops.marked, loops.lengths) == ([[5]], [9])
+    assert [t.tokens for t in loops.rows.trees] == [(5, 6, 7, 5, 6, 7)]
+    work = fluent._Unlearning(problem, space, Descent(turn=0.01), Rounds(weight=2.0), 0.1, begin.values.copy())
+    with space.hooked(work.values):
+        loss, _ = problem.passes.each(loops.rows, [0], work._repeating(loops, 2), work.params)
+        with torch.no_grad():
+            chance = float(log_chances(model, asked[0], said[0])[5].exp())
+    assert loss == pytest.approx(-np.log1p(-chance) / 9 * 2.0 / 2, rel=1e-3)
+
+
 def test_no_step_is_taken_where_the_gradient_is_not_finite(
     folder: Path, model: RunningModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

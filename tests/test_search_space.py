@@ -348,6 +348,27 @@ def test_a_teacher_that_is_to_be_exceeded(running: Load, level: float) -> None:
     torch.testing.assert_close(group.target(model, 0).exp().double(), wanted, rtol=1e-3, atol=1e-5)
 
 
+def test_a_descent_by_distance_passes_what_is_taught_alone(running: Load) -> None:
+    """The other continuations change neither loss nor gradient, and are not passed."""
+    model = running("llama")
+    problem = a_problem(model, "add", loss="distil", chance=False)
+    group, params = problem.effect, [torch.linspace(-1, 1, model.architecture.d_model).requires_grad_()]
+    handle = model.blocks[1].register_forward_hook(lambda _m, _i, out: out + params[0])
+    try:
+        assert group.lean is not None
+        passed, found = [], []
+        for lean in (group.lean, None):
+            group.lean, before = lean, problem.passes.ledger.passed
+            found.append(problem.effect_loss(group.train, params))
+            passed.append(problem.passes.ledger.passed - before)
+    finally:
+        handle.remove()
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    torch.testing.assert_close(found[0][1][0], found[1][1][0], rtol=1e-4, atol=1e-6)
+    assert float(found[0][1][0].abs().max()) > 0
+    assert passed[0] < passed[1]
+
+
 def test_the_first_of_the_held_out_prompts(running: Load) -> None:
     problem = a_problem(running("llama"))
     assert problem.base is not None

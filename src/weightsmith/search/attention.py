@@ -73,9 +73,9 @@ def attend(
         fused: tuple[torch.Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **given)
         return fused
     if causal:
-        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     if attention_mask is not None and attention_mask.dtype == torch.bool:
-        attention_mask = torch.zeros(attention_mask.shape).masked_fill_(~attention_mask, _MASKED)
+        attention_mask = torch.zeros(attention_mask.shape, device=query.device).masked_fill_(~attention_mask, _MASKED)
     scale = query.shape[3] ** -0.5 if scaling is None else scaling
     out: torch.Tensor = _Plain.apply(query, key, value, attention_mask, scale)  # type: ignore[no-untyped-call]
     return out.transpose(1, 2).contiguous(), None
