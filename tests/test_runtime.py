@@ -41,6 +41,7 @@ from weightsmith.runtime import (
     stream,
 )
 from weightsmith.runtime.forward import shared_prefix
+from weightsmith.runtime.load import quick
 from weightsmith.trust.gate import Shield, scan_path
 
 #: name -> (family, config): windows of 16 tokens are shorter than the prompts
@@ -312,6 +313,18 @@ def test_a_config_that_does_not_fit_the_weights_is_refused(copy: Path, monkeypat
     monkeypatch.setattr(sys.modules["weightsmith.runtime.load"], "pass_gate", lambda *_: SHIELD)
     with pytest.raises((ManifestMismatch, UnsupportedModel)):
         load(open_checkpoint(str(copy)), pico.CPU)
+
+
+@pytest.mark.parametrize(("amx", "avx", "wish", "expected"), [
+    (True, False, None, "bfloat16"), (False, True, None, "bfloat16"), (False, False, None, None),
+    (True, True, "float32", "float32"),
+])  # fmt: skip
+def test_a_search_takes_bf16_where_the_processor_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, amx: bool, avx: bool, wish: str | None, expected: str | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx)
+    assert quick(RunOptions(device="cpu", dtype=wish)).dtype == expected
 
 
 def test_unknown_devices_and_dtypes(running: Callable[..., RunningModel]) -> None:

@@ -73,6 +73,11 @@ def test_a_run_leaves_all_of_its_files(runs: Runs, contrast: str, kind: str) -> 
     assert len(names) == len(set(names))
     confirmed = {f"confirmed/{p.name}.json" for p in record.points if p.record}
     assert len(confirmed) == min(2, len(record.front))
+    for name in confirmed:  # no texts are read for what no page shows
+        kept = json.loads((out / name).read_text())
+        keys = {x["key"] for x in kept["differences"] + kept["damage"]}
+        assert "kl.mean" in keys
+        assert not keys & {"perplexity", "bpb"}
     found = {n for n in tree(out) if "direction-" not in n}
     assert found == {"search.json", "state.json", "report.html", "edits", "confirmed", *confirmed,
                      *(f"edits/{n}.yaml" for n in names)}  # fmt: skip

@@ -49,6 +49,20 @@ def test_the_same_as_the_fused_kernel(
         torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
 
 
+def test_in_bf16_as_near_to_fp32_as_the_fused_kernel() -> None:
+    """The dtype in which it is used: its errors are at most twice those of the fused kernel, by output and by gradient."""
+    module, mask = SimpleNamespace(num_key_value_groups=3, is_causal=True), _mask(40, 52, "bool")
+    found = []
+    for how, dtype in ((sdpa_attention_forward, torch.float32), (sdpa_attention_forward, torch.bfloat16), (attend, torch.bfloat16)):
+        inputs = [x.detach().bfloat16().to(dtype).requires_grad_() for x in _inputs(6, 2, 40, 52)]
+        out, _ = how(module, *inputs, mask)
+        torch.manual_seed(0)
+        back = torch.randn(out.shape).bfloat16().to(dtype)
+        found.append([x.float() for x in (out.detach(), *torch.autograd.grad(out, inputs, back))])
+    for exact, fused, plain in zip(*found, strict=True):
+        assert 0 < float((plain - exact).norm()) <= 2 * float((fused - exact).norm())
+
+
 def test_only_where_a_gradient_goes_back_through_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     apply = attention._Plain.apply

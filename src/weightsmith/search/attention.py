@@ -1,8 +1,8 @@
 """Attention for passes with gradients on a processor, where the fused kernel's way back is slow.
 
-On 2 cores the fused kernel takes 18 ms back for one layer of SmolLM2 (8 rows of 130 tokens, bf16), about as much as all
-matrices of that layer; the same in plain products takes 6. They keep the probabilities in the model's dtype, ``2 · heads ·
-keys`` bytes a token in bf16, which for the short rows of a search is little beside what the rest of a block keeps.
+On 2 cores without AMX the fused kernel takes 23 to 28 ms there and back for one layer of SmolLM2 (7 rows of 130 tokens, bf16), the
+same in plain products 6 to 9 (``benchmarks/search/attention.py``). They keep the probabilities in the model's dtype,
+``2 · heads · keys`` bytes a token in bf16, which for the short rows of a search is little beside what the rest of a block keeps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ..runtime import RunningModel
 
 NAME = "weightsmith"
-LONGEST = 256  # keys: from here on the fused kernel is as fast, and keeps less
+LONGEST = 192  # keys: from about here on the fused kernel is as fast, and keeps less
 _MASKED = -1e30
 
 
