@@ -447,3 +447,26 @@ def test_records_of_before_have_no_chosen_point() -> None:
     data = searched_records.make_search().model_dump(by_alias=True)
     del data["chosen"]
     assert SearchRecord.model_validate(data).chosen == ""
+
+
+def a_search(effects: list[float], knee: int) -> Any:
+    """A search whose front has these effects, by rising damage, and its knee at a place."""
+    names = [f"g{i:02d}" for i in range(len(effects))]
+    points = [SimpleNamespace(name=n, front=True, knee=i == knee) for i, n in enumerate(names)]
+    found = [SimpleNamespace(point=p) for p in points]
+    pairs = [(effect, i / 10) for i, effect in enumerate(effects)]
+    return SimpleNamespace(points=lambda: points, found=found[::-1], pairs=lambda: pairs[::-1])
+
+
+@pytest.mark.parametrize(("effects", "knee", "most", "expected"), [
+    ([0.27, 0.30, 0.32, 0.45, 0.56, 0.67, 0.75], 4, 3, [4, 6, 3]),  # small doses crowd at the beginning: not by place
+    ([0.1, 0.2, 0.3, 0.9], 2, 3, [2, 3, 1]),
+    ([0.1, 0.5, 0.6], 0, 3, [0, 2, 1]),  # the knee has the least damage
+    ([0.1, 0.5, 0.6], 2, 2, [2, 1]),  # and here the most effect
+    ([0.1, 0.5], 1, 5, [1, 0]), ([0.4], 0, 3, [0]), ([], 0, 3, []),
+])  # fmt: skip
+def test_which_points_are_confirmed(effects: list[float], knee: int, most: int, expected: list[int]) -> None:
+    found = confirming.finalists(a_search(effects, knee), most)
+    assert [f.point.name for f in found] == [f"g{i:02d}" for i in expected]
+    everything = confirming.finalists(a_search(effects, knee), 99)
+    assert sorted(f.point.name for f in everything) == [f"g{i:02d}" for i in range(len(effects))]

@@ -189,6 +189,18 @@ def free_memory() -> int:
     return free
 
 
+def all_memory() -> int:
+    """Bytes of memory that this machine, or our control group, has; 0 where it does not say."""
+    whole = 0
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError):
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        if limit != "max":
+            whole = min(whole, int(limit))
+    return whole
+
+
 def cache_dir() -> Path:
     """Root of the cache: ``$WEIGHTSMITH_CACHE``, else the platform's user cache folder."""
     if override := os.environ.get("WEIGHTSMITH_CACHE"):

@@ -32,12 +32,21 @@ FAR = 0.1  # a predicted chance so far outside of the confirmed interval disagre
 
 
 def finalists(search: Search, most: int) -> list[Found]:
-    """The points of the front that are confirmed: the knee, the most effect, and between the knee and the least damage."""
+    """The points of the front that are confirmed: the knee, the most effect, and halfway in effect between the knee and the
+    least damage; then others."""
     points = {p.name: p for p in search.points() if p.front}
-    front = sorted((f for f in search.found if f.point.name in points), key=lambda f: f.point.damage)
-    middle = next((i for i, f in enumerate(front) if points[f.point.name].knee), len(front) - 1)
-    order = [middle, len(front) - 1, middle // 2, (middle + len(front)) // 2, 0, *range(len(front))]
-    return [front[i] for i in list(dict.fromkeys(i for i in order if 0 <= i < len(front)))[:most]]
+    pairs = [(f, *pair) for f, pair in zip(search.found, search.pairs(), strict=True) if f.point.name in points]
+    front = sorted(pairs, key=lambda found: found[2])
+    middle = next((i for i, (f, _, _) in enumerate(front) if points[f.point.name].knee), len(front) - 1)
+    order = [middle, len(front) - 1, _halfway([effect for _, effect, _ in front[: middle + 1]]), (middle + len(front)) // 2, 0]
+    return [front[i][0] for i in list(dict.fromkeys(i for i in [*order, *range(len(front))] if 0 <= i < len(front)))[:most]]
+
+
+def _halfway(effects: Sequence[float]) -> int:
+    """The place before the last whose effect is nearest to the middle between the first and the last. By effect and not by
+    place: the points of least damage, the smallest doses, often lie close together."""
+    middle = (effects[0] + effects[-1]) / 2 if effects else 0.0
+    return min(range(len(effects) - 1), key=lambda i: abs(effects[i] - middle), default=0)
 
 
 @dataclass(frozen=True, eq=False)

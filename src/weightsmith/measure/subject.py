@@ -46,6 +46,7 @@ class Subject:
     key: str = ""
     _said: dict[str, Said] = field(default_factory=dict)
     _running: RunningModel | None = None
+    _words: list[str] = field(default_factory=list)  # the digest of the vocabulary, once known; hooks don't change it
 
     @classmethod
     def open(cls, name: str, checkpoint: Checkpoint, options: RunOptions) -> Subject:
@@ -134,7 +135,9 @@ class Subject:
     @property
     def vocabulary(self) -> str:
         """Digest of the tokens and their ids."""
-        return str(self.value("vocabulary", 1, lambda: digest_of(self.running.tokenizer.get_vocab())))
+        if not self._words:
+            self._words.append(str(self.value("vocabulary", 1, lambda: digest_of(self.running.tokenizer.get_vocab()))))
+        return self._words[0]
 
     @property
     def head(self) -> Head:

@@ -17,6 +17,7 @@ import torch
 
 from ..errors import NonFinite, OutOfMemory, RecipeError, UsageError
 from .forward import Prefix, check_length, halved, out_of_memory, padded, shared_prefix
+from .packed import packed
 from .sample import Decoding, Reply, dice, draw, penalised, warped
 from .slots import Slots, plain
 
@@ -98,15 +99,16 @@ def continue_replies(
     shared = shared_prefix(ids, [len(x) - 1 for x in ids]) if whole else 0
     limit = model.options.batch_size * 4  # rows are cheap when decoding: only memory bounds them
     batch: _Batch | None = None
-    while waiting:
-        if batch is None:
-            prefix = Prefix(model, tuple(ids[0][:shared]), whole=True)
-            batch = (_Joining if whole else _Alike)(model, decoding, prefix)
-            batch.on_state, batch.on_prompt = on_state, on_prompt
-        failed = _serve(batch, waiting, limit, finish)
-        if failed:
-            limit = halved(model, failed)
-            batch.forget()
+    with packed(model, sum(r.limit - len(r.said) for r in waiting)):
+        while waiting:
+            if batch is None:
+                prefix = Prefix(model, tuple(ids[0][:shared]), whole=True)
+                batch = (_Joining if whole else _Alike)(model, decoding, prefix)
+                batch.on_state, batch.on_prompt = on_state, on_prompt
+            failed = _serve(batch, waiting, limit, finish)
+            if failed:
+                limit = halved(model, failed)
+                batch.forget()
     return [found[i] for i in range(len(rows))]
 
 

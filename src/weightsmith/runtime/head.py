@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,11 +49,13 @@ class Head:
         text = config.get_text_config()
         return cls(found[name], found.get(bias), *_settings(lambda key: getattr(text, key, None)))
 
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, scale and soft cap included."""
+    def logits(self, hidden: torch.Tensor, product: Callable[[torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+        """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, scale and soft cap included; ``product``
+        multiplies by the weight and adds the bias in its own way."""
         import torch
 
-        out = torch.nn.functional.linear(hidden.to(self.weight.device, self.weight.dtype), self.weight, self.bias).float()
+        hidden = hidden.to(self.weight.device, self.weight.dtype)
+        out = (product(hidden) if product else torch.nn.functional.linear(hidden, self.weight, self.bias)).float()
         if self.scale is not None:
             out = out * self.scale
         if self.divisor is not None:

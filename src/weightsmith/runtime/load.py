@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +33,8 @@ from .spread import device_names, layout, need_accelerate
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from .packed import Packed
 
 Conversation = list[dict[str, str]]
 _DATED = "{%- macro strftime_now(format) -%}{{ dates[format] }}{%- endmacro -%}"
@@ -128,6 +131,8 @@ class RunningModel:
     steered: list[Any] = field(default_factory=list, repr=False)  # the hooks that are in place
     shield: Shield | None = None
     devices: tuple[str, ...] = ()  # all that its layers lie on, where they are several
+    packed: Packed | None = field(default=None, repr=False)  # weights laid out for answering, once that was worth it
+    product: Callable[[torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)  # the head's, while they are used
 
     @property
     def architecture(self) -> Architecture:
@@ -157,7 +162,7 @@ class RunningModel:
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """fp32 logits ``[..., vocab]`` of final hidden states ``[..., d_model]``, scale and soft cap included."""
-        return self.head.logits(hidden)
+        return self.head.logits(hidden, self.product)
 
     @property
     def ran(self) -> dict[str, str]:
