@@ -46,7 +46,7 @@ def compare(checkpoint: Checkpoint, dtype: str, rows: int, tokens: int) -> None:
     with mock.patch.object(layout, "LEAST", 1 << 60):
         plain, before = answer(model, rows, tokens)
     began = time.perf_counter()
-    with layout.packed(model, rows * tokens):
+    with layout.packed(model, rows * tokens, tokens):
         took = time.perf_counter() - began
     packed, after = answer(model, rows, tokens)
     same = sum(a == b for a, b in zip(before, after, strict=True))

@@ -39,7 +39,8 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Running:
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lay weights out for any number of tokens."""
-    monkeypatch.setattr(layout, "LEAST", 0)
+    monkeypatch.setattr(layout, "LEAST", 1)
+    monkeypatch.setattr(layout, "STEPS", 1)
 
 
 def able(dtype: str) -> None:
@@ -77,7 +78,7 @@ def test_a_model_computes_the_same(running: Running, always: None, family: str, 
     able(dtype)
     model = running(family, dtype)
     before = states(model)
-    with layout.packed(model, 1):
+    with layout.packed(model, 1, 1):
         assert model.product is not None
         assert all("forward" in vars(layer) for layer, _ in model.packed.layers)
         during = states(model)
@@ -96,19 +97,21 @@ def test_answers_are_the_same_and_made_with_them(running: Running, monkeypatch: 
     multiply = layout._multiply
     monkeypatch.setattr(layout, "_multiply", lambda *a: uses.append(a) or multiply(*a))
     monkeypatch.setattr(layout, "LEAST", len(ASKED) * 24)
+    monkeypatch.setattr(layout, "STEPS", 24)
     assert replies(model, ASKED, Decoding(24)) == plain
     assert uses
     assert model.packed is not None
-    kept = model.packed
-    replies(model, ASKED, Decoding(24))
+    kept, before = model.packed, len(uses)
+    replies(model, ASKED[:2], Decoding(2))
     assert model.packed is kept, "laid out once"
+    assert len(uses) > before, "what is there is used for short answers too"
 
 
 def test_what_hooks_add_is_added(running: Running, always: None) -> None:
     able("float32")
     model = running()
     layer = next(m for m in model.stack.modules() if type(m) is nn.Linear)
-    with layout.packed(model, 1):
+    with layout.packed(model, 1, 1):
         before = states(model)
         with layer.register_forward_hook(lambda _m, _x, out: out + 1.0):
             assert not torch.allclose(states(model), before)
@@ -144,12 +147,14 @@ def test_without_memory_for_them_answers_are_made_all_the_same(
 def test_where_they_are_worth_it(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     able("float32")
     model = running()
-    assert layout.worth(model, layout.LEAST)
-    assert not layout.worth(model, layout.LEAST - 1)
+    enough = (layout.LEAST, layout.STEPS)
+    assert layout.worth(model, *enough)
+    assert not layout.worth(model, layout.LEAST - 1, layout.STEPS)
+    assert not layout.worth(model, layout.LEAST, layout.STEPS - 1)
     for odd in ({"device": "cuda:0"}, {"devices": ("cpu", "cuda:0")}, {"dtype": torch.float64}, {"dtype": torch.float16},
                 {"options": replace(model.options, memory=1 << 34)}):  # fmt: skip
-        assert not layout.worth(replace(model, **odd), layout.LEAST), odd
+        assert not layout.worth(replace(model, **odd), *enough), odd
     weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
     for memory, expected in ((8 * weights, True), (8 * weights - 1, False), (0, False)):
         monkeypatch.setattr(layout, "all_memory", lambda memory=memory: memory)
-        assert layout.worth(model, layout.LEAST) is expected
+        assert layout.worth(model, *enough) is expected

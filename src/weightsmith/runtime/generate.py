@@ -99,7 +99,8 @@ def continue_replies(
     shared = shared_prefix(ids, [len(x) - 1 for x in ids]) if whole else 0
     limit = model.options.batch_size * 4  # rows are cheap when decoding: only memory bounds them
     batch: _Batch | None = None
-    with packed(model, sum(r.limit - len(r.said) for r in waiting)):
+    ahead = [r.limit - len(r.said) for r in waiting]
+    with packed(model, sum(ahead), max(ahead, default=0)):
         while waiting:
             if batch is None:
                 prefix = Prefix(model, tuple(ids[0][:shared]), whole=True)

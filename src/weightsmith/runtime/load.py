@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 Conversation = list[dict[str, str]]
 _DATED = "{%- macro strftime_now(format) -%}{{ dates[format] }}{%- endmacro -%}"
 TODAY = datetime(2025, 1, 1, 12)  # an answer that depends on the day it is asked could not be repeated
+_END_NAMES = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")  # tokens that end an answer
 #: what a chat template, which is a small program, raises when it fails
 _TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
@@ -194,11 +195,15 @@ class RunningModel:
         found = set(listed)
         if self.tokenizer.eos_token_id is not None:
             found.add(self.tokenizer.eos_token_id)
-        vocabulary = self.tokenizer.get_vocab()
-        names: tuple[str, ...] = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|endoftext|>")
-        if "<|channel|>" in vocabulary:  # there it ends a message, and the answer is the message after the thought
-            names = tuple(n for n in names if n != "<|end|>")
-        return found | {vocabulary[n] for n in names if n in vocabulary}
+        known = self._known(_END_NAMES)
+        if self._known(("<|channel|>",)):  # there it ends a message, and the answer is the message after the thought
+            known.pop("<|end|>", None)
+        return found | set(known.values())
+
+    def _known(self, names: tuple[str, ...]) -> dict[str, int]:
+        """The ids of those names that the tokenizer knows; asked one by one, since a whole vocabulary takes long to list."""
+        ids = {n: self.tokenizer.convert_tokens_to_ids(n) for n in names}  # of an unknown one: that of the unknown token
+        return {n: i for n, i in ids.items() if i is not None and self.tokenizer.convert_ids_to_tokens(i) == n}
 
     def render(self, messages: Conversation) -> str:
         """The text that the model reads for ``messages``, up to where its answer begins."""

@@ -23,7 +23,8 @@ from .forward import out_of_memory
 if TYPE_CHECKING:
     from .load import RunningModel
 
-LEAST = 512  # tokens to come: for fewer the layout is not worth its time, that of a few steps
+LEAST = 512  # tokens to come, in so many steps or more: for fewer the layout is not worth its time, that of 10 to 25 steps
+STEPS = 32
 SHARE = 8  # of all memory, that weights may take once more. Not of what is free: in fp32 it shows in the last bits
 _ROWS = 32  # what the layout is made for; others are served nearly as well
 
@@ -56,11 +57,11 @@ class Packed:
         return cls([(m, _product(m.weight, m.bias)) for m in layers], _product(head.weight, head.bias))
 
 
-def worth(model: RunningModel, tokens: int) -> bool:
-    """Whether ``tokens`` to be generated are worth the layout, and this machine has products for it, and memory."""
-    if tokens < LEAST or model.options.memory is not None or any(d != "cpu" for d in (model.device, *model.devices)):
+def worth(model: RunningModel, tokens: int, steps: int) -> bool:
+    """Whether ``tokens`` to be generated in ``steps`` are worth the layout, and this machine has products for it, and memory."""
+    if tokens < LEAST or steps < STEPS or model.options.memory is not None:
         return False
-    if not multiplies(model.dtype):
+    if any(d != "cpu" for d in (model.device, *model.devices)) or not multiplies(model.dtype):
         return False
     weights = sum(p.numel() * p.element_size() for p in model.model.parameters())
     return bool(SHARE * weights <= all_memory())
@@ -74,10 +75,10 @@ def multiplies(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and native)
 
 
-def _packed(model: RunningModel, tokens: int) -> Packed | None:
-    if model.product is not None or not worth(model, tokens):
+def _packed(model: RunningModel, tokens: int, steps: int) -> Packed | None:
+    if model.product is not None:
         return None
-    if model.packed is None:
+    if model.packed is None and worth(model, tokens, steps):
         try:
             model.packed = Packed.of(model)
         except Exception as error:  # what an allocator raises differs
@@ -87,10 +88,10 @@ def _packed(model: RunningModel, tokens: int) -> Packed | None:
 
 
 @contextlib.contextmanager
-def packed(model: RunningModel, tokens: int) -> Iterator[None]:
+def packed(model: RunningModel, tokens: int, steps: int) -> Iterator[None]:
     """While it lasts, the model's products use weights that are laid out, and no gradient goes back; they are kept for the next
     time. Where that is not :func:`worth` it, nothing changes."""
-    kept = _packed(model, tokens)
+    kept = _packed(model, tokens, steps)
     if kept is None:
         yield
         return
