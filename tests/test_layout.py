@@ -198,6 +198,18 @@ def test_no_bytes_break_a_scanner(data: st.DataObject, whole: Path) -> None:
     assert not [m for m in failed if m.split(":")[0] in OURS], failed
 
 
+@pytest.mark.parametrize("odd", [[], {}, [1, [2]], {"a": []}, None, "2", 2.5])
+def test_an_end_token_whose_id_is_no_number(odd: Any, tmp_path: Path) -> None:
+    """Found by the test of any JSON: what a file calls an id need not be hashable."""
+    data = tokenizer()
+    end = next(t for t in data["added_tokens"] if t["content"] == "</s>")
+    end["id"] = odd
+    folder(tmp_path, tokenizer=data)
+    found = scan(tmp_path)
+    assert not [f.message for f in found if f.rule == "scanner-failed"]
+    assert {f.file for f in found if f.severity != "note"} & {"tokenizer.json", "generation_config.json"}
+
+
 def test_a_large_vocabulary_takes_little_time(tmp_path: Path) -> None:
     data = tokenizer()
     words = [f"w{i}" for i in range(150_000)]

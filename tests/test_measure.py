@@ -545,11 +545,11 @@ def test_the_end_of_a_thought_in_channels_ends_no_answer(models: tuple[Path, Pat
     raw = "<|channel|>analysis<|message|>hm.<|end|><|start|>assistant<|channel|>final<|message|>Yes."
     assert split_thought(raw) == ("hm.", "Yes.")
     running = load(open_checkpoint(str(models[0])), pico.CPU)
-    plain = running.tokenizer.get_vocab
-    for extra, stops in (({"<|end|>": 90}, True), ({"<|end|>": 90, "<|channel|>": 91}, False)):
-        running.tokenizer.get_vocab = lambda extra=extra: {**plain(), **extra}
-        assert (90 in running.stop_tokens) == stops
-    running.tokenizer.get_vocab = plain
+    before = running.stop_tokens
+    for extra, stops in (("<|end|>", True), ("<|channel|>", False)):
+        running.tokenizer.add_tokens([extra], special_tokens=True)
+        end = running.tokenizer.get_vocab()["<|end|>"]
+        assert running.stop_tokens == ({*before, end} if stops else before)
 
 
 def test_a_direction_that_does_not_fit_is_refused_before_anything_is_asked(models: tuple[Path, Path], tmp_path: Path) -> None:

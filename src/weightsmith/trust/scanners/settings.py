@@ -290,7 +290,7 @@ class _Settings:
             elif is_words(text):
                 yield ODD_STOP.found(f"the tokenizer's end token is {text!r:.60}",
                                      file=shown(self.place.prefix + "tokenizer_config.json"), place="$.eos_token")  # fmt: skip
-            elif ends and not any(self.vocabulary.ids[text] in e for e in ends.values()):
+            elif ends and not any(self.vocabulary.ids[text] in list(e) for e in ends.values()):  # a list: anything can be compared
                 others = sorted(set().union(*ends.values()), key=str)
                 yield DIFFERS.found(f"the tokenizer ends with {text!r:.60} ({self.vocabulary.ids[text]}), the settings with "
                                     f"{others!r:.60}", file=file, place="$.eos_token_id")  # fmt: skip
