@@ -176,6 +176,12 @@ def test_what_is_no_model_at_all(world: World, tmp_path: Path) -> None:
             refused(tmp_path, *argv, says=(says,))
 
 
+def test_a_direction_in_a_models_place(world: World, tmp_path: Path) -> None:
+    for argv in (("edit", world.direction, world.direction, "--remove", "1", "-o", tmp_path / "out"),
+                 ("convert", world.direction, "-o", tmp_path / "out"), ("chat", world.direction)):  # fmt: skip
+        refused(tmp_path, *argv, says=("is a direction, not a model", str(world.direction)))
+
+
 def test_offline_and_not_in_the_cache(tmp_path: Path) -> None:
     refused(tmp_path, "show", "nobody/nothing", "--offline", says=("nobody/nothing", "not in the cache"))
     refused(tmp_path, "show", "nobody/nothing@v1", "--offline", says=("not in the cache",))

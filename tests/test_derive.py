@@ -17,7 +17,7 @@ import torch
 import pico
 from clirun import assert_one_error, cli, edit_json, flip, refused, tree
 from weightsmith import jobs
-from weightsmith.checkpoint import INDEX, KEPT, RECORD, open_checkpoint
+from weightsmith.checkpoint import INDEX, KEPT, RECORD, open_checkpoint, runnable
 from weightsmith.direction import Direction
 from weightsmith.errors import DigestMismatch, UsageError, WeightsmithError
 from weightsmith.execute import FITS
@@ -600,6 +600,25 @@ def test_a_rebuild_of_a_resharded_derivative_says_that_the_files_are_others(mode
     assert again.tensors == [], "the tensors are the same however they are sharded"
     assert again.files == ["model.safetensors"]
     assert again.rebuilt_digest == again.found_digest
+
+
+def test_a_gguf_is_compared_as_the_folder_that_it_stands_for(models: Models, tmp_path: Path) -> None:
+    """As its types have nothing in common with a folder's, every tensor would differ from every edit of it."""
+    export_gguf(open_checkpoint(str(models("llama"))), file := tmp_path / "m.gguf", "Q8_0")
+    folder = runnable(open_checkpoint(str(file))).path
+    for pair in ((file, folder), (folder, file)):
+        found = jobs.diff(*pair)
+        assert found.same
+        assert found.identical_tensors == len(pico.tensors(folder))
+        assert found.notes == ["m.gguf is a GGUF file: compared is the bf16 folder that it stands for"]
+    other = copied(folder, tmp_path / "other")
+    flip(*byte_of(other, UNTOUCHED, 3))
+    (changed,) = jobs.diff(file, other).tensors
+    assert (changed.tensor, changed.what, changed.elements_changed) == (UNTOUCHED, "changed", 1)
+    done = cli("diff", file, other)
+    assert done.code == 1
+    assert "is a GGUF file" in done.words
+    assert jobs.diff(file, file).notes == []
 
 
 def test_metadata_of_two_ggufs_are_compared(tmp_path: Path) -> None:

@@ -290,6 +290,8 @@ def open_checkpoint(ref: str, *, offline: bool = False, progress: Progress | Non
     if path.suffix == ".gguf" or _starts_with(path, b"GGUF"):
         return _open_gguf(ref, path, located.source)
     if path.suffix == ".safetensors":
+        if "weightsmith" in read_header(path).metadata:
+            raise UsageError("this is a direction, not a model", where=path, hint="name the model: a folder or a GGUF file")
         return _open_folder(ref, path.parent, located.source, only=path)
     if path.suffix in PICKLES:
         _refuse_pickles(path, [path])
@@ -302,11 +304,9 @@ def _starts_with(path: Path, magic: bytes) -> bool:
 
 
 def _refuse_pickles(where: Path, pickles: list[Path]) -> None:
-    raise PickleOnly(
-        f"the weights are pickles ({pickles[0].name}), which can run code when they are read; they were not opened",
-        where=where,
-        hint="ask the publisher for safetensors, or convert it in the sandbox: weightsmith convert MODEL -o OUT",
-    )
+    hint = "ask the publisher for safetensors, or convert it in the sandbox: weightsmith convert MODEL -o OUT"
+    raise PickleOnly(f"the weights are pickles ({pickles[0].name}), which can run code when they are read; they were not opened",
+                     where=where, hint=hint)  # fmt: skip
 
 
 def _open_folder(ref: str, folder: Path, source: Mapping[str, str], only: Path | None = None) -> Checkpoint:

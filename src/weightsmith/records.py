@@ -287,7 +287,7 @@ class FileDifference(Strict):
 
 
 class DiffRecord(Strict):
-    """What differs between two checkpoints, exactly; digests are model digests."""
+    """What differs between two checkpoints, exactly; digests are model digests, of what ``notes`` say was compared."""
 
     schema_id: str = Field(DIFF, alias="schema")
     a: str
@@ -297,6 +297,7 @@ class DiffRecord(Strict):
     identical_tensors: int
     tensors: list[TensorDifference]
     files: list[FileDifference]
+    notes: list[str] = []
 
     @property
     def same(self) -> bool:

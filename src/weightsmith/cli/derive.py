@@ -39,6 +39,8 @@ def _print_diff(record: Any) -> None:
     from rich.table import Table
 
     screen = console()
+    for note in record.notes:
+        screen.print(f"[yellow]note[/] {plain(note)}")
     if record.tensors:
         table = Table("tensor", "what", "elements changed", "‖B−A‖/‖A‖", "largest", box=None, header_style="bold")
         for t in record.tensors[:_SHOWN]:

@@ -57,11 +57,20 @@ from .files import as_checkpoint, held_to_pins
 def diff(a: Checkpoint | str | Path, b: Checkpoint | str | Path, *, options: RunOptions | None = None) -> DiffRecord:
     """What differs between two models, exactly, tensor by tensor and file by file.
 
+    A GGUF file beside a folder, whose types have nothing in common, is compared as the bf16 folder that it stands for: what an
+    edit of it began from. The record notes that.
+
     Raises:
         UsageError, FormatError: one of them can't be opened.
+        UnsupportedModel: a GGUF file that no folder stands for.
     """
     options = options or RunOptions()
-    return diff_checkpoints(*(held_to_pins(as_checkpoint(m, options), options) for m in (a, b)))
+    models = [held_to_pins(as_checkpoint(m, options), options) for m in (a, b)]
+    notes = []
+    if {m.kind for m in models} == {"folder", "gguf"}:
+        notes = [f"{m.title} is a GGUF file: compared is the bf16 folder that it stands for" for m in models if m.kind == "gguf"]
+        models = [runnable(m, progress=options.progress) for m in models]
+    return diff_checkpoints(*models).model_copy(update={"notes": notes})
 
 
 def load_record(model: Checkpoint) -> Derivation:
@@ -114,7 +123,7 @@ def find_base(
     digest = found.digest(options.progress)
     if digest != record.base.digest:
         raise DigestMismatch(f"this is not the base: its digest is {digest[:16]}…, the record names "
-                             f"{record.base.digest[:16]}… ({record.base.ref})", where=found.path,
+                             f"{record.base.digest[:16]}… ({record.base.ref})", where=found.ref,
                              hint="fetch the revision that the record names")  # fmt: skip
     return found
 
