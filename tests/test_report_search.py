@@ -327,8 +327,25 @@ def test_a_point_that_was_not_measured_has_no_column_of_answers() -> None:
     some = make_all_confirmed()
     del some["closed-each"]
     found = render_search(make_search(), {**some, "unknown": make_confirmed("unknown", 1.0)})
-    assert found.count('class="replies of-3"') == 6
+    assert found.count('class="replies of-4"') == 6, "another that was measured stands in its place"
     assert "most effect" not in found.partition('id="answers"')[2].partition('id="strengths"')[0]
+
+
+@pytest.mark.parametrize(("names", "labels"), [
+    # what a run confirms: the knee, the most effect, halfway to the least damage; the front goes from w30 to closed-each
+    (("gradient-w10", "gradient-w3", "closed-each"), ["less damage", "knee", "most effect"]),
+    (("gradient-w30", "gradient-w3", "gradient-w1"), ["least damage", "knee", "more effect"]),
+    (("gradient-w3", "gradient-w1", "closed-each"), ["knee", "gradient-w1", "most effect"]),
+    (("gradient-w10", "gradient-w3"), ["less damage", "knee"]), (("gradient-w3",), ["knee"]), ((), []),
+    (("gradient-w10", "gradient-w1"), ["gradient-w10", "gradient-w1"]),  # the knee was not measured
+])  # fmt: skip
+def test_answers_of_three_points_are_shown_where_three_were_confirmed(names: tuple[str, ...], labels: list[str]) -> None:
+    measured = {n: make_all_confirmed()[n] for n in names}
+    shown = search_view.read_points(make_search(), measured)
+    assert [v.label for _, v in shown] == labels
+    assert [p.name for p, _ in shown] == list(names)
+    assert len({(v.label, v.shape) for _, v in shown}) == len(names)
+    holds(render_search(make_search(), measured))
 
 
 def test_odd_strengths_and_ticks_can_be_drawn() -> None:

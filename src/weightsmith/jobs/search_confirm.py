@@ -215,8 +215,8 @@ def with_confirmed(
 
 def _figures(record: MeasureRecord, key: str, feature: str) -> list[Confirmed]:
     where = key.rpartition(".")[0]
-    wanted = [key, f"{where}.degenerate", f"{where}.off-topic", "safety.harmful.complies", "safety.borderline.refuses",
-              "safety.harmless.refuses", "safety.harmless.complies"]  # fmt: skip
+    wanted = [key, f"{where}.degenerate", f"{where}.off-topic", "safety.harmful.complies", "safety.harmless.complies",
+              "safety.borderline.refuses", "safety.harmless.refuses"]  # fmt: skip
     by_key: dict[str, Difference] = {d.key: d for d in record.differences}
     rows = [by_key[k] for k in dict.fromkeys(wanted) if k in by_key]
     rows += [d for d in record.differences if d.group not in (feature, "safety", "damage") and d.key.endswith(".refuses")]

@@ -18,7 +18,7 @@ from .text import Shown, show
 from .variant import Variant
 from .view import READINGS
 
-TILES = 4
+TILES, READ = 5, 3
 SAVINGS = {
     "prefixes": "shared beginnings passed once", "below": "layers below the first edited one kept",
     "branches": "continuations of one prompt in one pass", "unread": "tokens that predict nothing that is read",
@@ -26,6 +26,7 @@ SAVINGS = {
 }  # fmt: skip
 # Which points of the front are read and compared: name, tone, shape. The warm tone is the point to take's on the whole page.
 LEAST, MOST = ("least damage", "ink", "down"), ("most effect", "ink", "up")
+LESS, MORE = ("less damage", "ink", "down"), ("more effect", "ink", "up")
 
 
 @dataclass(frozen=True)
@@ -160,13 +161,15 @@ def _confirmed_tile(t: Told, i: int, who: str) -> Tile:
 
 
 def tiles(record: SearchRecord, p: Point) -> list[Tile]:
-    """First confirmed figures of the point to take, and its effect and damage as the search saw them."""
+    """First confirmed figures of the point to take, and its damage as the search saw it; without any, its effect as well."""
     who, seen = label(record), row(p)
     found = [_confirmed_tile(told(c), i, who) for i, c in enumerate(p.confirmed[:TILES])]
     for name, value, low, high, shown, unit in (
         ("effect", p.effect, p.effect_low, p.effect_high, seen.effect, "nats of log-odds"),
         ("damage", p.damage, p.damage_low, p.damage_high, seen.damage, record.damage_unit),
     ):
+        if name == "effect" and found:
+            continue  # what was confirmed of it stands there
         dots = [Dot(value, low, high, "warm", "diamond", who, f"{shown.value} ({shown.interval})")]
         chart = strip(dots, extent(dots, zero=True), 300, f"{name} with its 95% interval", f"tile-{name}")
         when = f"seen by the search, {unit} · n = {p.n}"
@@ -187,8 +190,28 @@ def _special(record: SearchRecord) -> list[tuple[Point, tuple[str, str, str]]]:
 
 
 def read_points(record: SearchRecord, confirmed: Mapping[str, MeasureRecord]) -> list[tuple[Point, Variant]]:
-    """The points whose answers the page shows, of those that were measured."""
-    return [(p, Variant(*look, confirmed[p.name])) for p, look in _special(record) if p.name in confirmed]
+    """The points whose answers the page shows, by their damage: of those that were confirmed the one to take, the two at the
+    ends, and as many others as make three."""
+    there = [p for p in record.front if p.name in confirmed]
+    taken = record.taken if record.taken in there else None
+    order = [taken, *there[:1], *there[-1:], *there]
+    names = list(dict.fromkeys(p.name for p in order if p is not None))[:READ]
+    points = [p for p in there if p.name in names]
+    return [(p, Variant(*_looks(record, p, points), confirmed[p.name])) for p in points]
+
+
+def _looks(record: SearchRecord, p: Point, beside: list[Point]) -> tuple[str, str, str]:
+    """How a point is called beside the others whose answers are shown."""
+    if p is record.taken:
+        return label(record), "warm", "diamond"
+    if p is record.front[0]:
+        return LEAST
+    if p is record.front[-1]:
+        return MOST
+    taken = record.taken if record.taken in beside else None
+    if taken is None or p not in (beside[0], beside[-1]):
+        return p.name, "ink", "square"
+    return LESS if p.damage < taken.damage else MORE
 
 
 def profiles(record: SearchRecord) -> list[tuple[Point, Profile]]:
