@@ -180,3 +180,24 @@ _JSON = st.recursive(st.one_of(st.none(), st.booleans(), st.text(max_size=12), s
 @given(_JSON, st.sampled_from(("config.json", "modules.json", "model_index.json", "adapter_config.json")))
 def test_any_configuration_is_read(value: Any, name: str) -> None:
     said(value, name)
+
+
+@pytest.mark.parametrize(("name", "value", "place"), [
+    ("modules.json", [{"idx": 0, "name": "0", "path": "", "type": "ldm.Mod"}], "$[0].type"),
+    ("router_config.json", {"types": {"query": "ldm.Mod"}, "structure": {}}, "$.types.query"),
+    ("model_index.json", {"_class_name": "P", "unet": ["ldm", "Net"]}, "$.unet"),
+    ("config.json", {"_target_": "ldm.Mod"}, "$._target_"),
+])  # fmt: skip
+def test_a_file_of_the_folder_comes_before_a_library_of_its_name(name: str, value: Any, place: str) -> None:
+    data = parsed(json.dumps(value).encode())
+    assert list(asks(name, data)) == []
+    assert [ask.place for ask in asks(name, data, frozenset({"ldm"}))] == [place]
+    assert list(asks(name, data, frozenset({"other"}))) == []
+
+
+@pytest.mark.parametrize("target", [
+    "transformers.dynamic_module_utils.get_class_in_module", "torch.utils.collect_env.run", "torch.hub.load_state_dict_from_url",
+    "numpy.testing.runstring", "pandas.read_pickle", "torch.serialization.load", "joblib.load"])  # fmt: skip
+def test_functions_of_known_libraries_that_run_or_load_code(target: str) -> None:
+    assert ("config-calls", "$._target_") in said({"_target_": target})
+    assert [a.rule.severity for a in yaml_asks(f"a:\n  class_path: {target}\n")] == ["malicious"]

@@ -66,6 +66,23 @@ def test_what_none_replaces(text: str, becomes: str, rule: Any) -> None:
     assert judge(text, becomes) is rule
 
 
+@pytest.mark.parametrize(("pattern", "becomes", "rule"), [
+    ("10?", "10", REWRITES), (r"\bdo(?: not)?\b", "do not", REWRITES), ("(?:un)?safe", "unsafe", REWRITES), ("10*", "10", REWRITES),
+    ("1|9", "19", REWRITES), ("(?:un){0}safe", "unsafe", REWRITES), ("(?=un)safe", "unsafe", REWRITES), ("==", "!=", CHANGES),
+    ("&&", "||", CHANGES), (r"\+", "-", CHANGES), ("``", '"', None), ("''", '"', None), (" {2,}", " ", None),
+    (r"\.\.\.", "…", None), ("not", "NOT", None), (r"\s+", " ", None)])  # fmt: skip
+def test_a_pattern_is_judged_by_all_that_it_matches(pattern: str, becomes: str, rule: Any) -> None:
+    assert judge_regex(pattern, becomes) is rule
+
+
+@pytest.mark.parametrize(("text", "becomes"), [
+    ("not able", "notable"), ("therapist", "the rapist"), ("मेरा", "मारो"), ("दिन", "दान"), ("not▁able", "notable"),
+])  # fmt: skip
+def test_another_word_is_no_folding(text: str, becomes: str) -> None:
+    """Spaces between letters and the vowel signs of India's scripts tell words apart."""
+    assert judge(text, becomes) is REWRITES
+
+
 @pytest.mark.parametrize(("pattern", "literal", "broad"), [
     (r"\s+", "", False), (" {2,}", "", False), (r"[\r\n\t]", "", False), (r"(?:not)", "not", False), (r"n\o", "n", True),
     (r"[^a-z]", "", True), (r"\p{L}+", "", True), (r"\p{P}", "", False), (r"[!-~]", "", True), (r"[!-/]", "", False),

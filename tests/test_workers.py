@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -123,8 +124,9 @@ class TestRay:
         broken = pico.build("llama", tmp_path / "broken")
         tensors = load_file(broken / "model.safetensors")
         name = next(n for n in tensors if "lm_head" in n)
-        tensors[name] = torch.full_like(tensors[name], 1e38)
+        tensors[name] = 1e38 * (1 + torch.rand_like(tensors[name]))  # a constant one would be broken, this is suspicious
         save_file(tensors, broken / "model.safetensors", {"format": "pt"})
+        pool.options = replace(pool.options, allow=("suspicious",))
         with pytest.raises(NonFinite):
             pool.answer(open_checkpoint(str(broken)), questions(4), {}.__setitem__, "answering")
 

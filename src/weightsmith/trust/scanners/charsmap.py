@@ -6,6 +6,7 @@ path from the root to a leaf is one text that is replaced; all of them are liste
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -88,7 +89,7 @@ def is_folding(text: str, becomes: str) -> bool:
     candidates |= {unicodedata.normalize(form, c.lower()) for c in list(candidates) for form in ("NFKC", "NFC")}
     if becomes in candidates:
         return True
-    return _skeleton(text) == _skeleton(becomes) and _accents(becomes) <= _accents(text)
+    return _skeleton(text) == _skeleton(becomes) and _accents(becomes) <= _accents(text) and _parted(text) == _parted(becomes)
 
 
 _ALIKE = str.maketrans({
@@ -100,6 +101,11 @@ _ALIKE = str.maketrans({
 })  # fmt: skip
 
 
+def _parted(text: str) -> int:
+    """Spaces between two letters: taking one away, or putting one in, makes another word."""
+    return len(re.findall(r"(?<=[^\W\d_])(?:\s|[▁Ġ])+(?=[^\W\d_])", text))
+
+
 def _accents(text: str) -> int:
     return sum(unicodedata.category(c) == "Mn" for c in unicodedata.normalize("NFD", text))
 
@@ -107,5 +113,6 @@ def _accents(text: str) -> int:
 def _skeleton(text: str) -> str:
     """What is left of a text without case, accents, kinds of quotes, dashes and spaces, and marks that can't be seen."""
     plain = unicodedata.normalize("NFKD", text.translate(_ALIKE)).casefold().translate(_ALIKE)
-    kept = [c for c in plain if unicodedata.category(c) not in ("Mn", "Mc", "Me", "Cf", "Cc", "Zs", "Zl", "Zp", "Co", "Cn")]
+    # not Mc: the vowel signs of India's scripts are letters to their readers
+    kept = [c for c in plain if unicodedata.category(c) not in ("Mn", "Me", "Cf", "Cc", "Zs", "Zl", "Zp", "Co", "Cn")]
     return "".join(kept).replace("''", '"').replace("--", "-")

@@ -156,9 +156,17 @@ def _embedding(place: Place, file: str) -> Iterator[Finding]:
     if said is not None and said != rows and place.kind not in ("mllama", "mllama_text_model"):
         yield SHAPE.found(f"{name!r} has {rows} rows, the config's vocabulary {said}", file=file, place="$.vocab_size",
                           severity=None if sure else "note")  # fmt: skip
-    if hidden is not None and hidden != width and place.kind not in ("opt", "albert", "electra", "deberta-v2"):
+    odd = hidden is not None and hidden != width and width not in _packed_widths(place, hidden)
+    if odd and place.kind not in ("opt", "albert", "electra", "deberta-v2"):
         yield SHAPE.found(f"{name!r} is {width} wide, the config says {hidden}", file=file, place="$.hidden_size",
                           severity=None if sure else "note")  # fmt: skip
+
+
+def _packed_widths(place: Place, hidden: int) -> set[int]:
+    """Widths of embeddings that MLX packed into words of 32 bits, by the bits that the config names; it quantises them too."""
+    named = [place.config.get(k) for k in ("quantization", "quantization_config")]
+    parts = [v for q in named if isinstance(q, dict) and "group_size" in q for v in (q, *q.values()) if isinstance(v, dict)]
+    return {hidden * n // 32 for v in parts if (n := whole_number(v.get("bits"))) is not None and 0 < n <= 16}
 
 
 def _stacks(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[int, dict[str, tuple[int, ...]]]]:

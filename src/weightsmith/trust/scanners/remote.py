@@ -47,14 +47,16 @@ class RemoteCode(Scanner):
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Code inside archives; that of the folder is seen together with what asks for it."""
         if item.outer is not None:
-            yield from (_asked(item, {}) if "yaml" in item.kinds else _notebook(item) if "notebook" in item.kinds
+            yield from (_asked(item, {}, frozenset()) if "yaml" in item.kinds else _notebook(item) if "notebook" in item.kinds
                         else _python(item, ""))  # fmt: skip
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Every configuration, every Python file, and what goes with them."""
         wanted: dict[str, str] = {}
+        # loaders look for a file of a module's name beside the configuration before they import a library of that name
+        local = frozenset(item.basename.removesuffix(".py") for item in folder.items.values() if _is_python(item))
         for item in folder.items.values():
-            yield from _asked(item, wanted)
+            yield from _asked(item, wanted, local)
         left = [MOST_ALL]
         codes = {item.name: read_code(_bytes(item), left)
                  for item in folder.items.values() if _is_python(item)}  # fmt: skip
@@ -82,10 +84,10 @@ def _beside(item: Item, file: str) -> str:
     return folder + file
 
 
-def _asked(item: Item, wanted: dict[str, str]) -> Iterator[Finding]:
+def _asked(item: Item, wanted: dict[str, str], local: frozenset[str]) -> Iterator[Finding]:
     """What one configuration asks for; the files that it names are added to ``wanted``."""
     try:
-        for ask in _asks(item):
+        for ask in _asks(item, local):
             for file in ask.files:
                 wanted.setdefault(_beside(item, file), item.name)
             finding = ask.rule.found(ask.message, file=shown(item.name), place=ask.place, evidence=ask.evidence)
@@ -94,14 +96,14 @@ def _asked(item: Item, wanted: dict[str, str]) -> Iterator[Finding]:
         yield rules.TOO_LARGE.found(f"it holds {error.message}", file=shown(item.name))
 
 
-def _asks(item: Item) -> Iterator[Ask]:
+def _asks(item: Item, local: frozenset[str]) -> Iterator[Ask]:
     """Raises :class:`LimitExceeded` for a configuration that is too large to be read."""
     base = item.basename
     if base.lower().endswith((".yaml", ".yml")):
         if item.size > LARGEST_CONFIG:
             raise LimitExceeded(f"{item.size} bytes")
         with contextlib.suppress(FormatError):  # said by what reads settings
-            yield from yaml_asks(item.text(LARGEST_CONFIG))
+            yield from yaml_asks(item.text(LARGEST_CONFIG), local)
         return
     config = _CONFIGS.fullmatch(base) is not None
     if not (config or ("json" in item.kinds and not _NOT_CONFIGS.fullmatch(base))):
@@ -112,7 +114,7 @@ def _asks(item: Item) -> Iterator[Ask]:
         return
     value = parsed(item.read(LARGEST_CONFIG))
     if isinstance(value, Pairs | list):
-        yield from asks(item.name, value)
+        yield from asks(item.name, value, local)
 
 
 def _follow(wanted: dict[str, str], codes: dict[str, Code]) -> None:

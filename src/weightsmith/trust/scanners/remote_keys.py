@@ -44,7 +44,9 @@ DANGEROUS = re.compile(
     r"(?:os|posix|nt)\.(?:system|popen|exec\w*|spawn\w*|remove|unlink|posix_spawn\w*|startfile)|subprocess\.\w+|(?:builtins|__builtin__)\."
     r"(?:exec|eval|compile|__import__|open|getattr)|runpy\.\w+|pty\.spawn|commands\.\w+|importlib\.import_module|pickle\.loads?|"
     r"marshal\.loads|shutil\.rmtree|ctypes\.\w[\w.]*|webbrowser\.open|code\.interact|timeit\.timeit|pip\.\w[\w.]*|"
-    r"pathlib\.Path\.\w+|torch\.(?:load|hub\.load)|cProfile\.run|bdb\.\w[\w.]*|pdb\.run|trace\.\w[\w.]*"
+    r"pathlib\.Path\.\w+|torch\.(?:load|hub\.\w+|jit\.load|serialization\.load|package\.\w[\w.]*|utils\.(?:collect_env|cpp_extension)\.\w+)|"
+    r"transformers\.dynamic_module_utils\.\w+|numpy\.(?:load|testing\.\w[\w.]*|f2py\.\w[\w.]*)|pandas\.(?:read_pickle|eval)|"
+    r"(?:joblib|dill|cloudpickle)\.\w+|yaml\.(?:unsafe_load|load)|cProfile\.run|bdb\.\w[\w.]*|pdb\.run|trace\.\w[\w.]*"
 )
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?:@[\w.-]+)?(?::[\w.]+)?")
 _PAGED = re.compile(r"(?:paged\||flash\||[a-z]+\|)")
@@ -93,19 +95,20 @@ def parsed(data: bytes) -> Any:
         raise LimitExceeded("values nested too deep to be followed") from error
 
 
-def asks(name: str, value: Any) -> Iterator[Ask]:
-    """Everything in one configuration that makes a loader import or download code.
+def asks(name: str, value: Any, local: frozenset[str] = frozenset()) -> Iterator[Ask]:
+    """Everything in one configuration that makes a loader import or download code. ``local`` are names of modules that lie in
+    the folder: they come before a library of that name.
 
     Raises:
         LimitExceeded: more values than are looked at.
     """
-    base = name.rsplit("/", 1)[-1]
+    base, known = name.rsplit("/", 1)[-1], KNOWN - local
     if base == "modules.json" and isinstance(value, list):
-        yield from _modules(value)
+        yield from _modules(value, known)
     if base in ("router_config.json", "config.json") and isinstance(value, Pairs):
-        yield from _routes(value)
+        yield from _routes(value, known)
     if base in ("model_index.json", "modular_model_index.json") and isinstance(value, Pairs):
-        yield from _components(value)
+        yield from _components(value, known)
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
     count = 0
     left = [MOST_VALUES]
@@ -121,7 +124,7 @@ def asks(name: str, value: Any) -> Iterator[Ask]:
             pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(here) if isinstance(v, str | list | Pairs)]
         yield from _by_key(base, path, key, here, left)
         if isinstance(here, str):
-            yield from _by_shape(base, path, key, here)
+            yield from _by_shape(base, path, key, here, known)
 
 
 def _strings(value: Any, left: list[int]) -> list[str]:
@@ -175,7 +178,7 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
         yield Ask(rules.KERNEL, path, f"{key} is {value[:160]!r}", value[:200])
 
 
-def _by_shape(base: str, path: str, key: str, value: str) -> Iterator[Ask]:
+def _by_shape(base: str, path: str, key: str, value: str, known: frozenset[str]) -> Iterator[Ask]:
     if len(value) > 300:
         if (key in _TARGETS or _IMPORTING.fullmatch(key)) and _DOTTED.fullmatch(value.strip()):  # os.path.os.path.os is os
             yield Ask(rules.CLASS_PATH, path, f"{key} names {value[:100]}…, a path of {len(value)} letters", value[:300])
@@ -187,14 +190,14 @@ def _by_shape(base: str, path: str, key: str, value: str) -> Iterator[Ask]:
     elif _HANDLED.search(path) or (key == "model_file" and value.endswith(".py")):
         return
     elif key in _TARGETS and _DOTTED.fullmatch(value):
-        if root not in KNOWN:
+        if root not in known:
             yield Ask(rules.CLASS_PATH, path, f"{key} names {value}", value, _files(value))
     elif _OTHER.fullmatch(value) and "/" in value:
         yield Ask(rules.ELSEWHERE, path, f"{key} names code of another repository: {value}", value)
     elif _IMPORTING.fullmatch(key) and base != "modules.json":
         if _CODE_FILE.fullmatch(value):
             yield Ask(rules.REMOTE, path, f"{key} names the file {value}", value, (value.replace("\\", "/").rsplit("/", 1)[-1],))
-        elif _DOTTED.fullmatch(value) and root not in KNOWN and not _REPOSITORY.fullmatch(value):
+        elif _DOTTED.fullmatch(value) and root not in known and not _REPOSITORY.fullmatch(value):
             yield Ask(rules.CLASS_PATH, path, f"{key} names {value}", value, _files(value))
     elif key in ("architectures", "tokenizer_class", "model_type") and re.fullmatch(r"[\w./-]+(?:[.:/]|--)\w+", value) and (
         ":" in value or "--" in value or (key != "model_type" and "." in value)
@@ -206,11 +209,11 @@ def _files(value: str) -> tuple[str, ...]:
     return (value.split(".")[0].split(":")[0] + ".py",)
 
 
-def _modules(modules: list[Any]) -> Iterator[Ask]:
+def _modules(modules: list[Any], known: frozenset[str]) -> Iterator[Ask]:
     """The list of modules of a sentence-transformers model: their ``type`` is imported."""
     for n, module in enumerate(modules):
         kind = dict(module).get("type") if isinstance(module, Pairs) else None
-        if not isinstance(kind, str) or kind.split(".")[0] in KNOWN:
+        if not isinstance(kind, str) or kind.split(".")[0] in known:
             continue
         if DANGEROUS.fullmatch(kind.strip()):
             continue
@@ -218,18 +221,18 @@ def _modules(modules: list[Any]) -> Iterator[Ask]:
         yield Ask(rule, f"$[{n}].type", f"the module type {kind[:160]} is imported", kind, () if "--" in kind else _files(kind))
 
 
-def _routes(config: Pairs) -> Iterator[Ask]:
+def _routes(config: Pairs, known: frozenset[str]) -> Iterator[Ask]:
     """The modules that a router of sentence-transformers (or its older ``Asym``) imports, by their names in it."""
     found = dict(config)
     types = found.get("types")
     for name, kind in types if isinstance(types, Pairs) and "structure" in found else ():
-        if isinstance(kind, str) and kind.split(".")[0] not in KNOWN and not DANGEROUS.fullmatch(kind.strip()):
+        if isinstance(kind, str) and kind.split(".")[0] not in known and not DANGEROUS.fullmatch(kind.strip()):
             rule = rules.ELSEWHERE if "--" in kind else rules.REMOTE
             yield Ask(rule, f"$.types.{name}"[:200], f"the module type {kind[:160]} is imported", kind[:300],
                       () if "--" in kind else _files(kind))  # fmt: skip
 
 
-def _components(index: Pairs) -> Iterator[Ask]:
+def _components(index: Pairs, known: frozenset[str]) -> Iterator[Ask]:
     """The parts of a diffusers pipeline: (library, class) each, and the class of the pipeline itself."""
     for key, value in index:
         if key == "_class_name" and isinstance(value, list):
@@ -239,7 +242,7 @@ def _components(index: Pairs) -> Iterator[Ask]:
         if key.startswith("_") or not isinstance(value, list) or len(value) not in (2, 3) or not isinstance(value[0], str):
             continue
         library = value[0]
-        if library.split(".")[0] in KNOWN or _PIPELINES.fullmatch(library):
+        if library.split(".")[0] in known or _PIPELINES.fullmatch(library):
             continue
         rule = rules.ELSEWHERE if "--" in library or "/" in library else rules.REMOTE
         of = f"the part {key} is {value[1]!s:.80} of {library[:80]}"
@@ -251,14 +254,14 @@ _YAML_TARGET = re.compile(
 _YAML_TRUST = re.compile(r"^[ \t-]*trust_remote_code\s*:\s*(?:true|yes|on)\b", re.MULTILINE | re.IGNORECASE)
 
 
-def yaml_asks(text: str) -> Iterator[Ask]:
+def yaml_asks(text: str, local: frozenset[str] = frozenset()) -> Iterator[Ask]:
     """The same for the keys of a YAML file that instantiate by name."""
     for match in _YAML_TARGET.finditer(text):
         key, value = match.groups()
         place = f"line {text.count(chr(10), 0, match.start()) + 1}"
         if DANGEROUS.fullmatch(value):
             yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
-        elif "." in value and value.split(".")[0] not in KNOWN:
+        elif "." in value and value.split(".")[0] not in KNOWN - local:
             yield Ask(rules.CLASS_PATH, place, f"{key} names {value}", value, _files(value))
     if (trust := _YAML_TRUST.search(text)) is not None:
         place = f"line {text.count(chr(10), 0, trust.start()) + 1}"

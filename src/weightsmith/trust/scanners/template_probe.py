@@ -233,6 +233,7 @@ class Behaviour:
         for name, text in self.outputs.items():
             self.lines.update(dict.fromkeys(self._lines(text, self.shapes[name])))
         yield from self._lost_plainly()
+        yield from self._in_parts()
         yield from self._lengths()
         yield from self._clocks()
         yield from self._words()
@@ -252,6 +253,25 @@ class Behaviour:
                 if self.word(n) not in text and role in ("user", "assistant", "system"):
                     yield Seen("", f"the {role} message of a conversation ({', '.join(shape.roles if shape else ())})",
                                lost=f"{role} {self.word(n)!r}", evidence=text[-300:])  # fmt: skip
+
+    def _in_parts(self) -> Iterator[Seen]:
+        """The same conversations with contents as lists of parts, as many clients send them, where the template takes both:
+        no new lines; what it does to words is tried for them as well."""
+        for name in ("plain", "talk"):
+            shape = self.shapes.get(name)
+            if shape is None or shape.style != "text":
+                continue
+            other = Shape(f"{name} in parts", shape.roles, shape.more, "parts")
+            text = self.render(other)
+            said = [word for word in map(self.word, range(len(shape.roles))) if word in self.outputs[name]]
+            whole = re.search(r"""['"]text['"]\s*:\s*['"]""", text or "")  # a list that was written down as it is
+            if text is None or whole or any(word not in text for word in said):
+                continue
+            self.shapes[other.name], self.outputs[other.name] = other, text
+            added = [line for line in self._lines(text, other) if line not in self.lines]
+            if added:
+                change = _change(self.outputs[name], text)
+                yield Seen("content", "contents that are given as parts", tuple(dict.fromkeys(added)), evidence=change)
 
     def _lengths(self) -> Iterator[Seen]:
         """Conversations of many lengths: no new lines, and no message may go missing that shorter ones keep."""
@@ -341,7 +361,7 @@ class Behaviour:
         if _control(needle) and needle.strip() and not SWITCH.fullmatch(needle):
             yield from self._sign(needle)
         for form in forms:
-            for name in ("talk", "plain", "answered", "tools"):
+            for name in ("talk", "plain", "plain in parts", "talk in parts", "answered", "tools"):
                 shape = self.shapes.get(name)
                 if shape is None or (name == "tools" and form != forms[0]):
                     continue

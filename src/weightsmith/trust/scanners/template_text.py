@@ -37,7 +37,7 @@ _COVERT = tuple(re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in (
     r"\b(?:give|provide|answer|respond|reply)\w*\b[^.\n]{0,40}\b(?:wrong|false|incorrect|misleading|inaccurate|biased|harmful)\b"
     r"[^.\n]{0,20}\b(?:answer|information|advice|result|response|fact)",
     r"\bcurl\s+\S*https?:|\bwget\s+\S*https?:|\|\s*(?:ba|z)?sh\b|\brm\s+-rf\b|base64\s+(?:-d|--decode)|powershell\s+-e|/dev/tcp/|os\.system\(",
-    r"<!--[^>]{12,}-->",
+    r"<!--(?:(?!<!--)[^>]){12,}-->",  # up to the next one: many that never end would be read many times
 ))  # fmt: skip
 _BLOB = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}|(?:[0-9a-fA-F]{2}){24,}")
 _TOKEN = re.compile(r"<\|?[^<>\s|]{2,40}\|?>|\[/?\w{2,20}\]")

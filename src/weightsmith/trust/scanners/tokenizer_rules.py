@@ -199,6 +199,9 @@ def judge(text: str, becomes: str) -> Rule | None:
 
 def judge_regex(pattern: str, becomes: str) -> Rule | None:
     """The same for a regular expression, which is read and never run: what could it match?"""
+    exact = _exact(pattern)
+    if exact is not None and exact.strip():
+        return judge(exact, becomes)  # it matches that one text
     literal, broad = regex_parts(pattern)
     if not literal and not broad:  # spaces, marks that can't be seen, punctuation in a class
         visible = _visible(becomes)
@@ -206,7 +209,8 @@ def judge_regex(pattern: str, becomes: str) -> Rule | None:
             return None
         return REWRITES if re.search(r"[^\W\d_]{2}", visible) else None if not any(c.isalnum() for c in visible) else CHANGES
     if literal:
-        if is_folding(literal, becomes):
+        # letters that may also be missing, repeat, or stand for each other don't fold into anything
+        if is_folding(literal, becomes) and not _VARIES.search(_ESCAPE.sub("", pattern)):
             return None
         return REWRITES if _visible(becomes) else DROPS
     if _visible(becomes):
@@ -218,6 +222,16 @@ def judge_regex(pattern: str, becomes: str) -> Rule | None:
 _ESCAPE = re.compile(r"\\(?:[pP]\{\^?[A-Za-z_=& ]+\}|x\{[0-9A-Fa-f]+\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|.)", re.DOTALL)
 _INVISIBLE = re.compile(r"\\(?:[sntrfvRbBAzZGK]|p\{(?:Z\w?|Cc|Cf|C|M\w?|P\w?|S\w?|Separator|Punctuation|Space|White_Space)\})")
 _GROUP = re.compile(r"\(\?(?:[imsxu-]*:|[imsxu-]+\)|<?[=!]|>|P?<\w+>)|[|()*+?^$]|\{\d*,?\d*\}")
+
+
+_VARIES = re.compile(r"[?*+|{]|\(\?<?[=!]")
+_PLAIN_ESCAPE = re.compile(r"\\([^\w\s])")
+
+
+def _exact(pattern: str) -> str | None:
+    """The one text that a pattern matches, where it has nothing but characters and escaped punctuation."""
+    bare = _PLAIN_ESCAPE.sub("", pattern)
+    return None if re.search(r"[\\|()*+?^$.\[\]{}]", bare) else _PLAIN_ESCAPE.sub(r"\1", pattern)
 
 
 def regex_parts(pattern: str) -> tuple[str, bool]:

@@ -97,7 +97,7 @@ def judge_tag(tag: str) -> Severity:
 def judge_target(target: str) -> str:
     """``"malicious"``, ``"suspicious"`` or, for classes of model libraries, ``""``."""
     target = target.strip()
-    if _CALLS.match(target) or _INNER & set(target.split(".")):
+    if _CALLS.match(target) or DANGEROUS.fullmatch(target) or _INNER & set(target.split(".")):
         return "malicious"
     return "" if _KNOWN.match(target) else "suspicious"
 
