@@ -21,7 +21,7 @@ import weightsmith
 from clirun import Outcome, World, cli, make_world, refused, tree, unshielded
 from weightsmith import errors, hub, measured, records
 from weightsmith.cli import main as entry
-from weightsmith.cli.common import gigabytes, parse_layers, plain, safe
+from weightsmith.cli.common import gigabytes, parse_layers, plain, print_json, safe
 from weightsmith.errors import DigestMismatch, NetworkError, UsageError
 from weightsmith.hub import DEMOS, locate
 from weightsmith.jobs.edit import load_edit
@@ -429,3 +429,12 @@ def test_only_data_files_of_a_hub_model_are_asked_for(monkeypatch: pytest.Monkey
         monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, files=listing, **__: files)
         with pytest.raises(errors.WeightsmithError, match=says), contextlib.nullcontext():
             locate("a/b")
+
+
+@given(st.text(st.characters(exclude_categories=()) | st.sampled_from("\x9b\x1b\x7f\u202e\u2066\udc80é")))
+def test_json_holds_nothing_that_a_terminal_acts_on(text: str) -> None:
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        print_json({text: [text]})
+    assert json.loads(out.getvalue()) == {text: [text]}
+    assert safe(out.getvalue()) == out.getvalue()

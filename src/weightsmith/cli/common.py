@@ -182,16 +182,19 @@ def console() -> Console:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
+    """One JSON document on standard output, in which what a terminal would act on is written as JSON's own escapes."""
     text = json.dumps(value, indent=1, ensure_ascii=False, default=str)
-    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")  # a file name may hold stray bytes
+    sys.stdout.write(_ACTED_ON.sub(lambda match: f"\\u{ord(match[0]):04x}", text) + "\n")
+
+
+#: control and direction-changing characters, and the stray bytes of file names
+_ACTED_ON = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def safe(text: str) -> str:
     """Text that came with a model, for a terminal: control and direction-changing characters become visible escapes."""
-    hidden = {*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C, 0x7F, *range(0x80, 0xA0),
-              *range(0xD800, 0xE000)}  # fmt: skip
-    return "".join(c if c in "\n\t" or (ord(c) >= 32 and ord(c) not in hidden) else f"\\x{ord(c):02x}" for c in text)
+    odd = {c for c in text if (ord(c) < 32 and c not in "\n\t") or _ACTED_ON.match(c)}
+    return "".join(f"\\x{ord(c):02x}" if c in odd else c for c in text)
 
 
 def plain(text: str) -> str:

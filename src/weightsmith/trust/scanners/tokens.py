@@ -106,6 +106,7 @@ CUTS = Rule(
     "Usual for models that give embeddings; a model that writes text would not see the rest of a long prompt.",
     "Nothing for an embedding model; else set `truncation` in tokenizer.json to null.",
 )  # fmt: skip
+_MANY_LETTERS, _FEW_LETTERS = 60, 6
 _VERSIONED = re.compile(r"tokenizer\.[\d.]+\.json")
 _FILES = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                     "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})  # fmt: skip
@@ -305,6 +306,12 @@ def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     if None in numbers:
         lost.update(t for t in joined if t not in known)
     yield from _order(vocabulary.base, numbers, file)
+    # many vocabularies number single characters in the order of their bytes, others by how frequent they are
+    letters, digits = ([i for c in map(chr, span) if type(i := known.get(c)) is int] for span in (range(33, 127), range(48, 58)))
+    if len(letters) > _MANY_LETTERS:
+        yield from _order(vocabulary.base, letters, file, most=_FEW_LETTERS)
+    elif len(digits) == 10:
+        yield from _order(vocabulary.base, digits, file, most=2)
     if lost:
         at = next(i for i, three in enumerate(zip(left, right, joined, strict=True)) if not lost.isdisjoint(three))
         yield MERGES.found(f"{len(lost)} tokens of the merges are not in the vocabulary, e.g. {min(lost)!r:.60}", file=file,
@@ -312,10 +319,10 @@ def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
                            evidence=", ".join(f"{t!r:.40}" for t in sorted(lost)[:_SHOWN]))  # fmt: skip
 
 
-def _order(ids: Mapping[str, Any], numbers: list[Any], file: str) -> Iterator[Finding]:
-    """Tokens that were exchanged among the numbers which the order of the merges gives."""
+def _order(ids: Mapping[str, Any], numbers: list[Any], file: str, most: int = 1 << 30) -> Iterator[Finding]:
+    """Tokens that were exchanged among the numbers which the order of the merges, or of the bytes, gives; at most so many."""
     swapped = exchanged(numbers)
-    if swapped:
+    if 0 < len(swapped) <= most:
         texts = {i: t for t, i in ids.items() if type(i) is int and i in swapped}
         named = "; ".join(f"{readable(texts[i])!r:.40} ({i}) in the place of {readable(texts[j])!r:.40} ({j})"
                           for j, i in swapped.items() if i in texts and j in texts)  # fmt: skip
