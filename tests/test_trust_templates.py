@@ -220,3 +220,9 @@ def test_comments_that_never_end_are_read_once() -> None:
     assert covert_part("<!--" * 50_000) == ""
     assert time.process_time() - begin < 5, "the time grows with the square of the length"
     assert covert_part("<!-- a comment <!-- that nobody sees -->") == "<!-- a comment <!-- that nobody sees -->"
+
+
+@pytest.mark.parametrize("whole", ["message | string", "message | tojson", "messages | tojson", "message.values() | join(' ')",
+                                   "message | pprint", "messages | string"])  # fmt: skip
+def test_words_are_looked_for_in_whole_messages_too(whole: str) -> None:
+    assert "template-trigger" in found(_when(f"'xyzzy' in ({whole})"))

@@ -87,6 +87,17 @@ def kind_of(*values: Any) -> str:
     return ""
 
 
+def kind_within(value: Any, depth: int = 4) -> str:
+    """The kind of the first mark in a value, however deep within messages and their parts, or ``""``."""
+    if kind := kind_of(value):
+        return kind
+    inner = list(value.values() if isinstance(value, dict) else value)[:50] if depth and isinstance(value, _HOLDS) else []
+    return next((kind for v in inner if (kind := kind_within(v, depth - 1))), "")
+
+
+_HOLDS: tuple[type, ...] = (dict, list, tuple, type({}.values()), type({}.items()))
+
+
 @dataclass
 class Run:
     """What one rendering is given and what was seen: ``needles`` are (kind, string or number) that marked values met,

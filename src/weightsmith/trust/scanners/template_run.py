@@ -39,6 +39,7 @@ from .template_marks import (
     Turns,
     check_size,
     kind_of,
+    kind_within,
     mark,
     size_of,
 )
@@ -48,6 +49,7 @@ NODES = 12_000  # of its syntax tree; the largest real ones have a quarter of it
 _SPEC = re.compile(r"[0-9]{4,}")  # a width in a format
 _CLOCK = re.compile(r"%[-_0#^]?[aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYZz%]|[^%]+")
 _SPELLING = ("list", "map", "select", "reject", "batch", "slice", "first", "last")
+_WRITTEN = ("string", "tojson", "join", "pprint", "xmlattr", "list", "format")
 _ODD = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "forceescape")
 
 
@@ -118,7 +120,10 @@ class Watched(ImmutableSandboxedEnvironment):
             self._spelled(*values[:1])
             if name in ("length", "count") and isinstance(values[0], Turns):
                 kind = "count"
-            return self._settle(function(*args, **named), "" if silent and name.startswith("is ") else kind)
+            found = function(*args, **named)
+            if not kind and name in _WRITTEN and isinstance(found, str) and values:
+                kind = kind_within(values[0])  # a whole message as one text
+            return self._settle(found, "" if silent and name.startswith("is ") else kind)
 
         return watched
 
