@@ -95,7 +95,7 @@ def kind_within(value: Any, depth: int = 4) -> str:
     return next((kind for v in inner if (kind := kind_within(v, depth - 1))), "")
 
 
-_HOLDS: tuple[type, ...] = (dict, list, tuple, type({}.values()), type({}.items()))
+_HOLDS: Any = (dict, list, tuple, type({}.values()), type({}.items()))
 
 
 @dataclass
