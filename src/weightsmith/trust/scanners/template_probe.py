@@ -91,6 +91,8 @@ SHAPES = (
 )
 
 
+#: a content in parts of a template that knows none, as Python or JSON writes it
+_AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
 _HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?]*=[^.!?]*")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
@@ -264,13 +266,14 @@ class Behaviour:
             other = Shape(f"{name} in parts", shape.roles, shape.more, "parts")
             text = self.render(other)
             said = [word for word in map(self.word, range(len(shape.roles))) if word in self.outputs[name]]
-            whole = re.search(r"""['"]text['"]\s*:\s*['"]""", text or "")  # a list that was written down as it is
-            if text is None or whole or any(word not in text for word in said):
+            if text is None or any(word not in text for word in said):
                 continue
-            self.shapes[other.name], self.outputs[other.name] = other, text
-            added = [line for line in self._lines(text, other) if line not in self.lines]
+            taken = _AS_IT_IS.sub(r"\1", text)
+            if taken == text:  # a list that is written down as it is would only be tried for how it is spelled
+                self.shapes[other.name], self.outputs[other.name] = other, text
+            added = [line for line in self._lines(taken, other) if line not in self.lines]
             if added:
-                change = _change(self.outputs[name], text)
+                change = _change(self.outputs[name], taken)
                 yield Seen("content", "contents that are given as parts", tuple(dict.fromkeys(added)), evidence=change)
 
     def _lengths(self) -> Iterator[Seen]:
