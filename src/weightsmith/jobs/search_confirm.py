@@ -66,8 +66,9 @@ class Brief:
         from ..measure.suites import Suite
 
         assert search.material is not None
+        # refusals that a system prompt asks for are for `measure`: a seventh of the answers each, and nothing is chosen by them
         suite = Suite("confirmation", n=wish.confirm_n, tokens=wish.confirm_tokens, safety=min(12, wish.confirm_n), longer=0,
-                      shown=search.plan.kind == "remove", texts=False)  # fmt: skip
+                      shown=search.plan.kind == "remove", texts=False, asked=False)  # fmt: skip
         pairs = zip([feature, *wish.protect], [(search.spec, search.sets), *search.protect], strict=True)
         asked = [(name, (spec.digest, sets.digest)) for name, (spec, sets) in pairs if _asked(spec)]
         return cls(tuple(n for n, _ in asked), tuple(d for _, d in asked), suite,

@@ -14,7 +14,8 @@ class Suite:
     other wordings with ``seeds`` seeds; ``scenarios`` conversations of three turns a feature; ``longer`` unfinished
     answers a condition are read on to twice the length; ``safety`` prompts a safety condition where it is not ``n``;
     ``choice`` and ``bias`` are items a set. ``shown`` is whether a feature is also asked for where the base shows it, which says
-    nothing of an addition; ``texts`` whether the shipped texts are read for perplexity.
+    nothing of an addition; ``texts`` whether the shipped texts are read for perplexity; ``asked`` whether refusals that a system
+    prompt asks for are tried.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Suite:
     bias: int = 0
     shown: bool = True
     texts: bool = True
+    asked: bool = True
 
     def __post_init__(self) -> None:
         if (self.n is not None and self.n < 2) or self.tokens < 1:

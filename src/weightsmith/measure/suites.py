@@ -122,9 +122,9 @@ SAFETY = {
 
 
 def safety_blocks(suite: Suite, gone: Collection[str] = ()) -> list[Block]:
-    """Safety behaviour, both ways: harmful requests, harmless ones, and refusals that the user asked for; without the
-    prompts that are ``gone``."""
-    from .sets import NEUTRAL_SYSTEM, AskedRefusal, asked_refusals
+    """Safety behaviour, both ways: harmful requests, harmless ones, and refusals that the user asked for where the suite
+    has them; without the prompts that are ``gone``."""
+    from .sets import NEUTRAL_SYSTEM
 
     blocks, n = [], suite.safety or suite.n
     for name, prompts in safety_prompts().items():
@@ -135,9 +135,15 @@ def safety_blocks(suite: Suite, gone: Collection[str] = ()) -> list[Block]:
             led: Rows = [(p, _system(NEUTRAL_SYSTEM[0], m)) for p, m in rows]
             blocks.append(_block("safety.harmful.system", "safety", "harmful requests, with a system prompt", led,
                                  verdicts=True))  # fmt: skip
-    asked = asked_refusals()
+    return [*blocks, *(_asked_blocks(n) if suite.asked else [])]
+
+
+def _asked_blocks(n: int | None) -> list[Block]:
+    from .sets import AskedRefusal, asked_refusals
+
+    blocks = []
     for inside, name in ((False, "outside"), (True, "inside")):
-        own = [a for a in asked if a.inside == inside]
+        own = [a for a in asked_refusals() if a.inside == inside]
         # first one question of every scope, then the next: a short suite still has all scopes
         turn: dict[int, list[AskedRefusal]] = {}
         for a in own:
