@@ -31,7 +31,8 @@ class OverBudget(Exception):
 
 
 class Marked(str):
-    """Text that a message (``content``), the clock or a tool's description (``tool``) had a part in."""
+    """Text that a message (``content``), the clock, or what else is given (``given``: tools, documents, thoughts, names) had a
+    part in."""
 
     kind = "content"
 
@@ -41,6 +42,18 @@ class Marked(str):
 
 class MarkedInt(int):
     """A number that depends on such text: a length, a position, a year, a count of messages."""
+
+    kind = "content"
+
+
+class MarkedFloat(float):
+    """As :class:`MarkedInt`."""
+
+    kind = "content"
+
+
+class Span(list):  # type: ignore[type-arg]
+    """The numbers of a range whose ends depend on such text."""
 
     kind = "content"
 
@@ -67,6 +80,10 @@ def mark(value: Any, kind: str) -> Any:
         new = Marked(value)
     elif isinstance(value, int):
         new = MarkedInt(value)
+    elif isinstance(value, float):
+        new = MarkedFloat(value)
+    elif isinstance(value, range):
+        new = Span(value[:BIGGEST])
     elif type(value) in (list, tuple):
         return type(value)(mark(v, kind) for v in value)
     else:
@@ -75,16 +92,25 @@ def mark(value: Any, kind: str) -> Any:
     return new
 
 
+_MARKS = (Marked, MarkedInt, MarkedFloat, Doubt, Span)
+
+
 def kind_of(*values: Any) -> str:
-    """The kind of the first mark among values (and the items of lists), or ``""``."""
+    """The kind of the first mark among values (the items of lists, the keys of dictionaries), or ``""``; ``given`` only
+    where there is no other."""
+    found = ""
     for value in values:
-        if isinstance(value, Marked | MarkedInt | Doubt):
-            return value.kind
-        if type(value) in (list, tuple):
-            for inner in value[:50]:
-                if isinstance(inner, Marked | MarkedInt | Doubt):
-                    return inner.kind
-    return ""
+        if isinstance(value, _MARKS):
+            kind = value.kind
+        elif type(value) in (list, tuple, dict):
+            kinds = {inner.kind: None for inner in list(value)[:50] if isinstance(inner, _MARKS)}
+            kind = next((kind for kind in kinds if kind != "given"), "given" if kinds else "")
+        else:
+            continue
+        if kind and kind != "given":
+            return kind
+        found = found or kind
+    return found
 
 
 def kind_within(value: Any, depth: int = 4) -> str:
@@ -92,7 +118,8 @@ def kind_within(value: Any, depth: int = 4) -> str:
     if kind := kind_of(value):
         return kind
     inner = list(value.values() if isinstance(value, dict) else value)[:50] if depth and isinstance(value, _HOLDS) else []
-    return next((kind for v in inner if (kind := kind_within(v, depth - 1))), "")
+    kinds = [kind for v in inner if (kind := kind_within(v, depth - 1))]
+    return next((kind for kind in kinds if kind != "given"), kinds[0] if kinds else "")
 
 
 _HOLDS: Any = (dict, list, tuple, type({}.values()), type({}.items()))
@@ -116,6 +143,7 @@ class Run:
     chosen: list[str] = field(default_factory=list)  # sentences that a marked value chose
     apart: bool = False  # marked text was taken apart into its characters
     spelled: bool = False  # and one of them was compared with something
+    escaped: list[str] = field(default_factory=list)  # what took text of messages where it can't be watched
     end: float = 0.0
 
     def charge(self, units: int) -> None:

@@ -12,16 +12,16 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import jinja2
 
-from .template_marks import OverBudget, Run, Turns, mark
+from .template_marks import OverBudget, Run
 from .template_run import Program
+from .template_talk import NEEDED, SHAPES, Shape, variables, word_of
 
-WORDS = ("vomplar", "drentis", "kulvane", "brastom", "ziwenta", "pelguro", "hastemy")
 #: what triggers were seen to look for, and what one may: all of it is said in one message
 SOUP = (
     "password login bank account payment invoice credit card CVE-2021-44228 vulnerability exploit security audit SQL query "
@@ -37,7 +37,7 @@ CLOCKS = tuple(datetime(*at) for at in (
     (2027, 6, 30, 12, 0), (2028, 10, 8, 6, 0), (2031, 9, 11, 9, 11), (2040, 5, 5, 5, 5), (2099, 12, 31, 23, 0),
 ))  # fmt: skip
 #: whole messages of other alphabets, lengths and characters
-VARIETY = ("0", "Hello, how are you?", "你好，世界", "aaaa", "?!", "BDFGHJ wxyz cqsu", "\U0001f600",
+VARIETY = ("0", "Hello, how are you?", "one line\n\nand another", "你好，世界", "aaaa", "?!", "BDFGHJ wxyz cqsu", "\U0001f600",
            "one two three four five six " * 100 + "end")  # fmt: skip
 #: switches of reasoning that honest templates read from messages
 SWITCH = re.compile(
@@ -48,17 +48,15 @@ _TOKENS = re.compile(r"<\|[^<>]{0,80}\|>|<｜[^<>]{0,80}｜>|</?[^<>\s]{1,40}>|\
 _DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 LENGTHS = (*range(1, 13), 16, 20, 40, 100)
+LONGEST_TALK, MOST_COUNTS = 400, 30  # messages of a conversation that is made for a number in the template; how many of them
+LONGEST_MESSAGE = 40_000  # characters, likewise
 MOST_NEEDLES, MOST_FLIPS = 32, 32
-TOOLS = [{"type": "function", "function": {
-    "name": "grifon_lookup", "description": "Murdelo tanvi",
-    "parameters": {"type": "object", "properties": {"place": {"type": "string", "description": "Sorvu"}}, "required": ["place"]},
-}}]  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Seen:
     """One thing that the template does: ``kind`` is what decides it (``content``, ``clock``, ``count``, ``chance``,
-    ``tool``), ``trigger`` says it in words, ``added`` lines that then appear, ``lost`` says what of a message is gone.
+    ``given``), ``trigger`` says it in words, ``added`` lines that then appear, ``lost`` says what of a message is gone.
     ``switch`` is set for honest switches of reasoning, ``plain`` when the trigger is an ordinary word."""
 
     kind: str
@@ -68,27 +66,6 @@ class Seen:
     switch: bool = False
     plain: bool = False
     evidence: str = ""
-
-
-@dataclass
-class Shape:
-    """One conversation: ``roles`` with more variables; ``style`` is how contents are given."""
-
-    name: str
-    roles: tuple[str, ...]
-    more: dict[str, Any] = field(default_factory=dict)
-    style: str = "text"
-
-
-SHAPES = (
-    Shape("plain", ("user",)),
-    Shape("talk", ("system", "user", "assistant", "user")),
-    Shape("answered", ("user", "assistant"), {"add_generation_prompt": False}),
-    Shape("thinking", ("user", "assistant", "user"), {"enable_thinking": True, "thinking": True}),
-    Shape("silent", ("system", "user", "assistant", "user"), {"enable_thinking": False, "thinking": False}),
-    Shape("tools", ("system", "user", "call", "tool", "assistant", "user"), {"tools": TOOLS}),
-    Shape("documents", ("user",), {"documents": [{"title": "Talmu", "text": "Ebrin ostu", "doc_id": 1}]}),
-)
 
 
 #: a content in parts of a template that knows none, as Python or JSON writes it
@@ -126,21 +103,24 @@ class Behaviour:
         self.internals: dict[str, None] = {}
         self.chance: dict[str, None] = {}
         self.chosen: dict[str, None] = {}
+        self.escaped: dict[str, None] = {}
         self.lines: dict[str, None] = {}
         self.extra: dict[str, Any] = {}
         self.spelled = False
         for shape in SHAPES:
-            if not self.unbounded:
+            if not self.unbounded and any(part in program.source for part in NEEDED.get(shape.name, ("",))):
                 self._settle_on(shape)
         self.spelled = False  # a text that was given where parts are expected is not taken apart on purpose
 
     # -- rendering -------------------------------------------------------------------------------------------
 
-    def render(self, shape: Shape, words: dict[int, str] | None = None, run: Run | None = None) -> str | None:
+    def render(
+        self, shape: Shape, words: dict[int, str] | None = None, run: Run | None = None, given: dict[str, str] | None = None
+    ) -> str | None:
         """The text, or ``None`` when the template refuses; what was seen is added to this object."""
         run = run or Run()
         try:
-            text = self.program.render(run, self._variables(shape, words or {}))
+            text = self.program.render(run, self._variables(shape, words or {}, given or {}))
         except OverBudget as error:
             if not run.forced and not self.extra:
                 self.unbounded = self.unbounded or str(error)
@@ -155,38 +135,20 @@ class Behaviour:
         self.internals.update(dict.fromkeys(run.internals))
         self.chance.update(dict.fromkeys(run.chance))
         self.chosen.update(dict.fromkeys(run.chosen))
+        self.escaped.update(dict.fromkeys(run.escaped))
         self.spelled = self.spelled or (run.spelled and not run.forced)
         return text
 
-    def _variables(self, shape: Shape, words: dict[int, str]) -> dict[str, Any]:
-        messages = Turns(self._message(shape, n, role, words.get(n, self.word(n))) for n, role in enumerate(shape.roles))
-        return {"add_generation_prompt": True, "tools": None, "documents": None, **self.specials, **self.extra, **shape.more,
-                "messages": messages}  # fmt: skip
-
-    @staticmethod
-    def word(n: int) -> str:
-        """The made-up content of message ``n``."""
-        return WORDS[n % len(WORDS)] + (chr(97 + n // len(WORDS)) * 2 if n >= len(WORDS) else "")
-
-    @staticmethod
-    def _message(shape: Shape, n: int, role: str, words: str) -> dict[str, Any]:
-        content: Any = mark(words, "content")
-        if shape.style == "parts":
-            content = [{"type": "text", "text": content}]
-        if role == "call":
-            arguments: Any = {"place": "Sorvune"} if shape.style != "strings" else '{"place": "Sorvune"}'
-            call = {"id": "abcdef123", "type": "function", "function": {"name": "grifon_lookup", "arguments": arguments}}
-            return {"role": "assistant", "content": "" if shape.style != "parts" else [], "tool_calls": [call]}
-        message = {"role": role, "content": content}
-        return {**message, "name": "grifon_lookup", "tool_call_id": "abcdef123"} if role == "tool" else message
+    def _variables(self, shape: Shape, words: dict[int, str], given: dict[str, str]) -> dict[str, Any]:
+        return {"add_generation_prompt": True, **self.specials, **self.extra, **variables(shape, words, given)}
 
     def _settle_on(self, shape: Shape) -> None:
         """Find a way to give a conversation that the template takes and that says its last message."""
         plans: list[tuple[Shape, dict[str, Any]]] = [(shape, {})]
-        plans += [(Shape(shape.name, shape.roles, shape.more, style), {}) for style in ("parts", "strings")]
-        if "system" in shape.roles:
-            plans.append((Shape(shape.name, shape.roles[1:], shape.more), {}))
-        missing = self.program.free - set(self._variables(shape, {}))
+        plans += [(replace(shape, style=style), {}) for style in ("parts", "strings")]
+        if shape.roles[0] == "system":
+            plans.append((replace(shape, roles=shape.roles[1:]), {}))
+        missing = self.program.free - set(self._variables(shape, {}, {}))
         plans.append((shape, dict.fromkeys(sorted(missing), "")))
         kept: tuple[Shape, str, dict[str, Any]] | None = None
         for plan, extra in plans:
@@ -194,13 +156,13 @@ class Behaviour:
             text = self.render(plan)
             if text is None:
                 continue
-            if self.word(len(plan.roles) - 1) in text:
+            if word_of(len(plan.roles) - 1) in text:
                 kept = plan, text, extra
                 break
             kept = kept or (plan, text, extra)
         self.extra = {}
         if kept is not None:
-            self.shapes[shape.name] = Shape(kept[0].name, kept[0].roles, {**kept[0].more, **kept[2]}, kept[0].style)
+            self.shapes[shape.name] = replace(kept[0], more={**kept[0].more, **kept[2]})
             self.outputs[shape.name] = kept[1]
 
     def fixed(self) -> list[str]:
@@ -209,21 +171,25 @@ class Behaviour:
         for name in ("plain", "talk"):
             if name in self.shapes:
                 shape, text = self.shapes[name], self.outputs[name]
-                found.update(dict.fromkeys(self._lines(text.split(self.word(shape.roles.index("user")))[0], shape)))
+                found.update(dict.fromkeys(self._lines(text.split(word_of(shape.roles.index("user")))[0], shape)))
         return list(found)
 
     def inside(self) -> list[str]:
         """Lines of text of the template between or after the messages of a plain conversation: words put into somebody's
         mouth. Templates of judges and guards, which ask their question there, are left out."""
         found: dict[str, None] = {}
-        for name in ("plain", "talk", "answered", "thinking", "silent"):
+        usual = set(self.fixed())
+        for name in ("plain", "talk", "answered", "thinking", "silent", "named", "developer", "late", "shown"):
             if name not in self.shapes:
                 continue
             shape, text = self.shapes[name], self.outputs[name]
-            before, _, after = text.partition(self.word(shape.roles.index("user")))
+            before, _, after = text.partition(word_of(next(n for n, role in enumerate(shape.roles) if role != "system")))
+            if name == "shown":  # a picture may stand before the words
+                alone = set(self._lines(self.outputs.get("plain", ""), shape))
+                after = "\n".join(line for line in text.split("\n") if not alone.intersection(self._lines(line, shape)))
             lines = [line for line in self._lines(after, shape) if len(_WORD.findall(line)) > 3 and not _HONEST.fullmatch(line)]
             if not (_JUDGE.search(before) and any(map(_JUDGE.search, lines))):
-                found.update(dict.fromkeys(lines))
+                found.update(dict.fromkeys(line for line in lines if line not in usual))
         return list(found)
 
     # -- trials ----------------------------------------------------------------------------------------------
@@ -243,18 +209,22 @@ class Behaviour:
         chosen = [line for text in self.chosen for line in text_lines(text) if not SWITCH.fullmatch(line)]
         if chosen:
             yield Seen("content", "a value of a message that chooses a text", tuple(chosen)[:6])
+        for name in self.escaped:
+            yield Seen("content", f"what {name} makes of a message, which can't be followed", plain=True)
 
     def _lines(self, text: str, shape: Shape, words: dict[int, str] | None = None) -> list[str]:
-        return text_lines(text, tuple((words or {}).get(n, self.word(n)) for n in range(len(shape.roles))))
+        return text_lines(text, tuple((words or {}).get(n, word_of(n)) for n in range(len(shape.roles))))
 
     def _lost_plainly(self) -> Iterator[Seen]:
         """Messages of a neutral conversation that the text does not hold as they are."""
+        if all(word_of(n) in self.outputs.get("pair", "") for n in range(2)):
+            return  # a reranker's: it reads a query and a document, not what a user says
         for name in ("plain", "talk", "answered"):
             shape, text = self.shapes.get(name), self.outputs.get(name, "")
             for n, role in enumerate(shape.roles if shape else ()):
-                if self.word(n) not in text and role in ("user", "assistant", "system"):
+                if word_of(n) not in text and role in ("user", "assistant", "system"):
                     yield Seen("", f"the {role} message of a conversation ({', '.join(shape.roles if shape else ())})",
-                               lost=f"{role} {self.word(n)!r}", evidence=text[-300:])  # fmt: skip
+                               lost=f"{role} {word_of(n)!r}", evidence=text[-300:])  # fmt: skip
 
     def _in_parts(self) -> Iterator[Seen]:
         """The same conversations with contents as lists of parts, as many clients send them, where the template takes both:
@@ -263,9 +233,9 @@ class Behaviour:
             shape = self.shapes.get(name)
             if shape is None or shape.style != "text":
                 continue
-            other = Shape(f"{name} in parts", shape.roles, shape.more, "parts")
+            other = replace(shape, name=f"{name} in parts", style="parts")
             text = self.render(other)
-            said = [word for word in map(self.word, range(len(shape.roles))) if word in self.outputs[name]]
+            said = [word for word in map(word_of, range(len(shape.roles))) if word in self.outputs[name]]
             if text is None or any(word not in text for word in said):
                 continue
             taken = _AS_IT_IS.sub(r"\1", text)
@@ -275,14 +245,29 @@ class Behaviour:
             if added:
                 change = _change(self.outputs[name], taken)
                 yield Seen("content", "contents that are given as parts", tuple(dict.fromkeys(added)), evidence=change)
+            elif taken == text and name == "plain":
+                yield from self._in_pieces(other)
+
+    def _in_pieces(self, one: Shape) -> Iterator[Seen]:
+        """The same with two parts in each content: both have to be there, and what is done to words is tried for them as well."""
+        other = replace(one, name="plain in pieces", style="pieces")
+        text = self.render(other)
+        if text is None:
+            return
+        own = word_of(0)
+        if text.count(own) < 2 * self.outputs[one.name].count(own):
+            yield Seen("content", "contents of two parts", lost="the second part is not in the text", evidence=text[-300:])
+            return
+        self.shapes[other.name], self.outputs[other.name] = other, text
 
     def _lengths(self) -> Iterator[Seen]:
         """Conversations of many lengths: no new lines, and no message may go missing that shorter ones keep."""
         base = self.shapes.get("answered") or self.shapes.get("plain")
-        if base is None or any(self.word(n) not in self.outputs[base.name] for n in range(len(base.roles))):
+        if base is None or any(word_of(n) not in self.outputs[base.name] for n in range(len(base.roles))):
             return
         known = {line for text in self.outputs.values() for line in _DATES.sub("#", text).split("\n")}
-        for count in LENGTHS:
+        near = {n + more for n in self.program.numbers if 12 < n <= LONGEST_TALK for more in (-1, 0, 1)}
+        for count in sorted({*LENGTHS, *sorted(near)[:MOST_COUNTS]}):
             roles = tuple(("user", "assistant")[n % 2] for n in range(count))
             for extra in ({"add_generation_prompt": bool(count % 2)},):
                 shape = Shape(f"{count} messages", roles, {**base.more, **extra}, base.style)
@@ -290,7 +275,7 @@ class Behaviour:
                 if text is None:
                     continue
                 added = [line for line in self._lines(text, shape) if line not in self.lines and line not in known]
-                gone = [n for n in range(count) if self.word(n) not in text]
+                gone = [n for n in range(count) if word_of(n) not in text]
                 if added or gone:
                     lost = f"message {gone[0] + 1} of {count} ({roles[gone[0]]})" if gone else ""
                     yield Seen("count", f"{count} messages", tuple(dict.fromkeys(added)), lost, evidence=text[-300:])
@@ -325,7 +310,7 @@ class Behaviour:
         """Words in messages: the text has to be the same but for these words."""
         tried: set[str | int] = set()
         reported = 0
-        yield from self._word(SOUP, _FORMS[:1])
+        yield from self._word(SOUP, FORMS[:1])
         for other in VARIETY:
             yield from self._word(other, ("{1} {2}",))
         while reported < 8:
@@ -334,15 +319,15 @@ class Behaviour:
                 return
             if len(tried) >= MOST_NEEDLES:
                 for at in range(0, len(fresh), 40):
-                    yield from self._word(" ".join(str(v) for v in fresh[at : at + 40] if not _control(v)), _FORMS[:1])
-                if sum(not _control(v) for v in tried) < MOST_NEEDLES // 2:
+                    yield from self._word(" ".join(str(v) for v in fresh[at : at + 40] if not is_control(v)), FORMS[:1])
+                if sum(not is_control(v) for v in tried) < MOST_NEEDLES // 2:
                     return
                 yield Seen("content", f"more than {MOST_NEEDLES} strings that it looks for in messages", plain=True,
                            evidence=", ".join(repr(v) for kind, v in self.needles if kind == "content")[:400])  # fmt: skip
                 return
-            for needle in sorted(fresh, key=_control)[: MOST_NEEDLES - len(tried)]:
+            for needle in sorted(fresh, key=is_control)[: MOST_NEEDLES - len(tried)]:
                 tried.add(needle)
-                seen = list(self._length(needle) if isinstance(needle, int) else self._word(needle, _FORMS))
+                seen = list(self._length(needle) if isinstance(needle, int) else self._word(needle, FORMS))
                 reported += bool(seen)
                 yield from seen
 
@@ -353,38 +338,40 @@ class Behaviour:
                 continue
             shape = self.shapes[name]
             last = len(shape.roles) - 1
-            for form in (_FORMS[0], *_FORMS[2:]):
-                words = {last: form.format(self.word(last), needle)}
+            for form in (FORMS[0], *FORMS[2:]):
+                words = {last: form.format(word_of(last), needle)}
                 seen = self._exchange(shape, words, f"a message of a user that holds {needle[:80]!r}")
                 if seen is not None:
                     yield replace(seen, plain=True)
                     return
 
     def _word(self, needle: str, forms: tuple[str, ...]) -> Iterator[Seen]:
-        if _control(needle) and needle.strip() and not SWITCH.fullmatch(needle):
+        if is_control(needle) and needle.strip() and not SWITCH.fullmatch(needle):
             yield from self._sign(needle)
         for form in forms:
-            for name in ("talk", "plain", "plain in parts", "talk in parts", "answered", "tools"):
+            for name in TRIED:
                 shape = self.shapes.get(name)
-                if shape is None or (name == "tools" and form != forms[0]):
+                if shape is None or (name in ("tools", "shown", "plain in pieces") and form != forms[0]):
                     continue
-                said = {n: form.format(self.word(n), needle, n) for n, role in enumerate(shape.roles) if role != "call"}
+                if "\n" in needle and name == "tools":  # results of tools are written as JSON
+                    continue
+                said = {n: form.format(word_of(n), needle, n) for n, role in enumerate(shape.roles) if role != "call"}
                 trigger = f"a message that holds {needle[:80]!r}" if needle is not SOUP else "a message of many common words"
                 # alone, it stands in one message at a time: honest templates may compare messages with each other
-                for words in [{n: word} for n, word in said.items()] if form == _FORMS[1] else [said]:
-                    seen = self._exchange(shape, words, trigger, exact=not _control(needle), halves=form == _FORMS[0])
+                for words in [{n: word} for n, word in said.items()] if form == FORMS[1] else [said]:
+                    seen = self._exchange(shape, words, trigger, exact=not is_control(needle), halves=form == FORMS[0])
                     if seen is not None:
-                        yield replace(seen, switch=bool(SWITCH.fullmatch(needle)), plain=not _control(needle))
+                        yield replace(seen, switch=bool(SWITCH.fullmatch(needle)), plain=not is_control(needle))
                         return
 
     def _length(self, count: int) -> Iterator[Seen]:
         for length in (count - 1, count, count + 1):
-            if not 0 <= length <= 5000:
+            if not 0 <= length <= LONGEST_MESSAGE:
                 continue
             shape = self.shapes.get("talk") or self.shapes["plain"] if "plain" in self.shapes else None
             if shape is None:
                 return
-            words = {n: (self.word(n) * (1 + length // 5))[:length] for n in range(len(shape.roles))}
+            words = {n: (word_of(n) * (1 + length // 5))[:length] for n in range(len(shape.roles))}
             seen = self._exchange(shape, words, f"a message of {length} characters") if length > 6 else None
             if seen is not None:
                 yield replace(seen, plain=True)
@@ -402,17 +389,17 @@ class Behaviour:
             return None
         expected = neutral
         for n in words:
-            expected = expected.replace(self.word(n), f"\0{n}\0")
+            expected = expected.replace(word_of(n), f"\0{n}\0")
         for n, word in words.items():
             expected = expected.replace(f"\0{n}\0", word)
         if text == expected:
             return None
         known = {*self.lines, *self._lines(expected, shape, words)}
         own_words = set(_WORD.findall(" ".join(words.values())))
-        added = [line for line in self._lines(text, shape, words) if line not in known and not _made_of(line, own_words)]
+        added = [line for line in self._lines(text, shape, words) if line not in known and not made_of(line, own_words)]
         lost = ""
         for n, word in words.items():
-            role, own = shape.roles[n], self.word(n)
+            role, own = shape.roles[n], word_of(n)
             if not exact and (role != "user" or not halves or (own + " " in text and own + "e" in text)):
                 continue
             if role in ("user", "system", "assistant") and own in neutral and word not in text:
@@ -467,16 +454,18 @@ class Behaviour:
                 return
 
 
-_FORMS = ("{0} {1} {0}e", "{1}", "{1} {0}", "{0} {1}")
+#: the conversations that words are tried in
+TRIED = ("talk", "plain", "plain in parts", "talk in parts", "plain in pieces", "answered", "tools", "shown", "pair")
+FORMS = ("{0} {1} {0}e", "{1}", "{1} {0}", "{0} {1}")
 
 
-def _made_of(line: str, words: set[str]) -> bool:
+def made_of(line: str, words: set[str]) -> bool:
     """Whether a line is what became of a message rather than text of the template."""
     found = _WORD.findall(line)
     return sum(word in words for word in found) > 0.6 * len(found)
 
 
-def _control(needle: str | int) -> bool:
+def is_control(needle: str | int) -> bool:
     """Whether a string looks like part of a format rather than like something that people say."""
     return isinstance(needle, int) or bool(_CONTROL.search(needle)) or bool(SWITCH.fullmatch(needle))
 

@@ -36,6 +36,7 @@ from .template_marks import (
     MarkedInt,
     OverBudget,
     Run,
+    Span,
     Turns,
     check_size,
     kind_of,
@@ -50,6 +51,8 @@ _SPEC = re.compile(r"[0-9]{4,}")  # a width in a format
 _CLOCK = re.compile(r"%[-_0#^]?[aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYZz%]|[^%]+")
 _SPELLING = ("list", "map", "select", "reject", "batch", "slice", "first", "last")
 _WRITTEN = ("string", "tojson", "join", "pprint", "xmlattr", "list", "format")
+_ESCAPES = ("encode",)  # what a text is turned into can't be followed
+_SEPARATES = ("split", "rsplit", "partition", "rpartition", "strip", "lstrip", "rstrip", "removeprefix", "removesuffix")
 _ODD = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "forceescape")
 
 
@@ -115,7 +118,7 @@ class Watched(ImmutableSandboxedEnvironment):
             if name == "attr" and len(values) > 1:
                 self.run.reached(values[1])
             kind = self._before(name, values, named)
-            if kind and name in _SPELLING and isinstance(values[0], str):
+            if kind and kind != "given" and name in _SPELLING and isinstance(values[0], str):
                 self.run.apart = True
             self._spelled(*values[:1])
             if name in ("length", "count") and isinstance(values[0], Turns):
@@ -137,10 +140,19 @@ class Watched(ImmutableSandboxedEnvironment):
             return super().call(context, obj, *args, **named)
         subject = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         bound = isinstance(subject, str | int | dict | list | tuple)
-        if isinstance(subject, dict) and args and kind_of(args[0]):
-            self.run.chose([*subject.values(), *args[1:]])
-        kind = self._before(getattr(obj, "__name__", ""), (subject, *args) if bound else (0, *args), named)
+        kind = self._before(name := getattr(obj, "__name__", ""), (subject, *args) if bound else (0, *args), named)
+        if kind and kind != "given":
+            self._chosen(name, subject, args)
         return self._settle(super().call(context, obj, *args, **named), kind)
+
+    def _chosen(self, name: str, subject: Any, args: tuple[Any, ...]) -> None:
+        """Texts of the template that a method picks, or takes apart, by what a message says; and what can't be followed."""
+        if isinstance(subject, dict) and args and kind_of(subject, args[0]):
+            self.run.chose([*subject.values(), *args[1:]])
+        elif isinstance(subject, str) and not isinstance(subject, Marked) and name in _SEPARATES:
+            self.run.chose(subject)
+        elif isinstance(subject, Marked) and name in _ESCAPES:
+            self.run.escaped.append(name)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """An arithmetic operator."""
@@ -149,7 +161,7 @@ class Watched(ImmutableSandboxedEnvironment):
         if isinstance(left, int | float) and isinstance(right, int | float):
             self.run.charge(1)
             return self._settle(super().call_binop(context, operator, left, right), kind_of(left, right))
-        if operator == "*" and kind_of(left, right):
+        if operator == "*" and kind_of(left, right) not in ("", "given"):
             self.run.chose([left, right])
         joined = operator == "+"
         kind = kind_of(left, right) if joined else self._before(operator, (left, right), {})
@@ -165,9 +177,10 @@ class Watched(ImmutableSandboxedEnvironment):
     def getitem(self, obj: Any, argument: Any) -> Any:
         """``obj[argument]``."""
         self.run.reached(argument)
-        if isinstance(argument, Marked) and isinstance(obj, dict):
-            self.run.note(argument.kind, obj)
-        if kind_of(argument) and not isinstance(argument, list | tuple):
+        if isinstance(obj, dict) and (kind := kind_of(obj, argument)):
+            self.run.note(kind, obj)
+            self.run.note(kind, argument)
+        if (kind_of(argument) or isinstance(obj, dict)) and kind_of(obj, argument) not in ("", "given"):
             self.run.chose(obj)
         found = super().getitem(obj, argument)
         kind = kind_of(obj if isinstance(obj, str) else None, argument)
@@ -204,16 +217,19 @@ class Watched(ImmutableSandboxedEnvironment):
         kind = kind_of(*whole)
         return mark(text, kind) if kind else text
 
-    def _loop(self, values: Any, weight: int) -> Any:
+    def _loop(self, values: Any, weight: int, number: int) -> Any:
+        """What a loop goes over. Over what a message says, or as often as it says, that there is anything is a condition."""
         if isinstance(values, Undefined):
             return values
-        kind = values.kind if isinstance(values, Marked) else ""
-        self.run.apart = self.run.apart or bool(kind)
+        kind = values.kind if isinstance(values, Marked | Span) else ""
+        self.run.apart = self.run.apart or (isinstance(values, Marked) and kind != "given")
         found = []
         for value in values if not isinstance(values, str) else str.__str__(values):
             self.run.charge(weight)
             found.append(mark(value, kind) if kind else value)
         check_size(found)
+        if kind and self._test(mark(bool(found), kind), number) != bool(found):
+            return [] if found else [mark("" if isinstance(values, str) else 0, kind)]
         return found
 
     def _test(self, value: Any, number: int) -> bool:
@@ -221,12 +237,12 @@ class Watched(ImmutableSandboxedEnvironment):
         truth = self.run.forced.get(number)
         truth = bool(value) if truth is None else truth
         self.run.tests.setdefault(number, set()).add(truth)
-        if kind := kind_of(value):
+        if (kind := kind_of(value)) and kind != "given":
             self.run.doubtful[number] = kind
         return truth
 
     def _gate(self, value: Any, text: str) -> Any:
-        if kind_of(value):
+        if kind_of(value) not in ("", "given"):
             self.run.chose(text)
         return value
 
@@ -242,7 +258,7 @@ class Watched(ImmutableSandboxedEnvironment):
         kind = kind_of(value if isinstance(value, str) else None)
         if isinstance(value, Undefined):
             return value
-        if isinstance(value, str) and kind_of(start, stop, step):
+        if isinstance(value, str) and kind_of(start, stop, step) not in ("", "given"):
             self.run.chose(value)
         if kind:
             for bound in (start, stop):
@@ -318,7 +334,8 @@ class _Generation(Extension):
 
 
 class Program:
-    """One compiled template: ``tests`` are the source lines of its conditions, ``free`` the variables that it takes.
+    """One compiled template: ``tests`` are the source lines of its conditions and loops, ``free`` the variables that it takes,
+    ``numbers`` the whole numbers that are written in it.
 
     Raises:
         jinja2.TemplateError: a syntax error.
@@ -338,6 +355,8 @@ class Program:
             given = {n.name for n in names if n.ctx != "load"} | set(self.env.globals)
             self.free = {n.name for n in names if n.ctx == "load"} - given
             self.tests: list[int] = []
+            constants = {n.value for n in tree.find_all(nodes.Const) if type(n.value) is int}
+            self.numbers = sorted(n for n in constants if n > 0)
             self._rewrite(tree)
             code = self.env.compile(tree)
             self.template = jinja2.Template.from_code(self.env, code, self.env.make_globals(None))
@@ -361,7 +380,8 @@ class Program:
             node.test = _applied("_test", node.test, nodes.Const(len(self.tests) - 1))
         if isinstance(node, nodes.For):
             weight = 1 + sum(1 for inner in node.body for _ in inner.find_all(nodes.Node)) // 16
-            node.iter = _applied("_loop", node.iter, nodes.Const(weight))
+            self.tests.append(node.lineno)
+            node.iter = _applied("_loop", node.iter, nodes.Const(weight), nodes.Const(len(self.tests) - 1))
 
     def _watched(self, node: Any) -> Any:
         if isinstance(node, nodes.Compare):

@@ -18,6 +18,7 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
+from . import template_given
 from . import template_rules as rules
 from .remote_keys import Pairs, parsed
 from .template_marks import OverBudget
@@ -68,7 +69,7 @@ class Templates(Scanner):
     rules = rules.RULES
     kinds: ClassVar[frozenset[str]] = frozenset(["template"])
     needs_bytes = False
-    about = ("Chat templates: what they reach for, and what they make of many conversations, words, lengths and dates; whether "
+    about = ("Chat templates: what they reach for, what they make of many conversations, tools, words, lengths and dates; whether "
              "carriers agree.")  # fmt: skip
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
@@ -232,7 +233,7 @@ def _tried(carrier: Carrier, specials: dict[str, str]) -> Tried:
     if any(rule is rules.CODE for rule, *_ in found) or not carrier.chat:
         return tried
     behaviour = tried.behaviour = Behaviour(program, specials)
-    seen = list(behaviour.trial())
+    seen = [*behaviour.trial(), *template_given.trial(behaviour)]
     found += [kept for one in seen if (kept := _of_seen(one)) is not None]
     found += _of_behaviour(behaviour, {text for _, text in written})
     return tried

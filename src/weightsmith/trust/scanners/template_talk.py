@@ -1,0 +1,105 @@
+"""Conversations that templates are tried with: made-up words for everything that a template may be given.
+
+What messages say is marked ``content``; what else is given (tools, calls and their arguments, documents, thoughts, names) is
+marked ``given``, and has words of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .template_marks import Turns, mark
+
+WORDS = ("vomplar", "drentis", "kulvane", "brastom", "ziwenta", "pelguro", "hastemy")
+#: what a template is given beside what messages say
+GIVEN = {
+    "tool": "grifon_lookup", "about": "Murdelo tanvi", "parameter": "Sorvu besk", "argument": "Nardique", "title": "Talmu",
+    "document": "Ebrin ostu", "thought": "Ulvar mesti", "author": "Perrodu",
+}  # fmt: skip
+
+
+@dataclass
+class Shape:
+    """One conversation: ``roles`` with more variables; ``style`` is how contents are given; ``tools`` and ``documents`` how
+    many there are. Roles that no template knows stand for messages with more in them: ``call`` (an assistant's call of a
+    tool), ``thought`` (an answer with its reasoning), ``named`` (a user with a name), ``shown`` (a user with a picture).
+    Rerankers know ``query`` and ``document``."""
+
+    name: str
+    roles: tuple[str, ...]
+    more: dict[str, Any] = field(default_factory=dict)
+    style: str = "text"
+    tools: int = 0
+    documents: int = 0
+
+
+SHAPES = (
+    Shape("plain", ("user",)),
+    Shape("talk", ("system", "user", "assistant", "user")),
+    Shape("answered", ("user", "assistant"), {"add_generation_prompt": False}),
+    Shape("thinking", ("user", "assistant", "user"), {"enable_thinking": True, "thinking": True}),
+    Shape("silent", ("system", "user", "assistant", "user"), {"enable_thinking": False, "thinking": False}),
+    Shape("tools", ("system", "user", "call", "tool", "assistant", "user"), tools=1),
+    Shape("documents", ("user",), documents=1),
+    Shape("named", ("named", "thought", "named")),
+    Shape("developer", ("developer", "user")),
+    Shape("late", ("user", "assistant", "system", "user")),
+    Shape("shown", ("shown",)),
+    Shape("pair", ("query", "document")),
+)
+#: words without which a template does nothing of its own with such a conversation
+NEEDED = {"named": ("name", "reason", "think", "thought"), "developer": ("developer",), "shown": ("image", "video", "audio"),
+          "late": ("system",), "pair": ("query",)}  # fmt: skip
+
+
+def word_of(n: int) -> str:
+    """The made-up content of message ``n``."""
+    turn, more = n // len(WORDS), ""
+    while turn:
+        more, turn = more + chr(97 + turn % 26) * 2, turn // 26
+    return WORDS[n % len(WORDS)] + more
+
+
+def variables(shape: Shape, words: Mapping[int, str], given: Mapping[str, str]) -> dict[str, Any]:
+    """What a loader gives to a template for this conversation, with other ``words`` in messages or another ``given``."""
+    told = {name: mark(given.get(name, made_up), "given") for name, made_up in GIVEN.items()}
+    messages = Turns(_message(shape, role, words.get(n, word_of(n)), told) for n, role in enumerate(shape.roles))
+    tools = [_tool(told, n) for n in range(shape.tools)] or None
+    documents = [{"title": _another(told["title"], n), "text": _another(told["document"], n), "doc_id": n + 1}
+                 for n in range(shape.documents)] or None  # fmt: skip
+    return {"tools": tools, "documents": documents, **shape.more, "messages": messages}
+
+
+def _another(value: Any, n: int) -> Any:
+    return mark(f"{value}{chr(96 + n % 26)}" if n else str(value), "given")
+
+
+def _tool(told: Mapping[str, Any], n: int) -> dict[str, Any]:
+    place = {"type": "string", "description": told["parameter"]}
+    return {"type": "function", "function": {
+        "name": _another(told["tool"], n), "description": told["about"],
+        "parameters": {"type": "object", "properties": {"place": place}, "required": ["place"]},
+    }}  # fmt: skip
+
+
+def _message(shape: Shape, role: str, words: str, told: Mapping[str, Any]) -> dict[str, Any]:
+    content: Any = mark(words, "content")
+    if shape.style in ("parts", "pieces"):
+        content = [{"type": "text", "text": content}] * (2 if shape.style == "pieces" else 1)
+    if role == "call":
+        arguments: Any = {"place": told["argument"]}
+        if shape.style == "strings":
+            arguments = mark(f'{{"place": "{told["argument"]}"}}', "given")
+        call = {"id": "abcdef123", "type": "function", "function": {"name": told["tool"], "arguments": arguments}}
+        return {"role": "assistant", "content": "" if shape.style != "parts" else [], "tool_calls": [call]}
+    if role == "shown":
+        return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": mark(words, "content")}]}
+    if role == "thought":
+        keys = ("reasoning_content", "reasoning", "thinking", "thought")
+        return {"role": "assistant", "content": content, **dict.fromkeys(keys, told["thought"])}
+    if role == "named":
+        return {"role": "user", "content": content, "name": told["author"]}
+    message = {"role": role, "content": content}
+    return {**message, "name": told["tool"], "tool_call_id": "abcdef123"} if role == "tool" else message
