@@ -78,6 +78,7 @@ OTHER = Rule(
 )  # fmt: skip
 _TRANSCRIBES = ("whisper", "moonshine", "speech", "granite_speech", "voxtral", "kyutai", "musicgen", "bark", "clvp", "parakeet")
 _LISTS = ("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias")
+_BANS = ("suppress_tokens", "bad_words_ids")
 _ENDS = ("forced_bos_token_id", "forced_eos_token_id")
 #: key -> (least, most, what lies outside): a value outside the first pair can't work, one outside the second is absurd
 _RANGES: dict[str, tuple[float, float, float, float]] = {
@@ -85,9 +86,9 @@ _RANGES: dict[str, tuple[float, float, float, float]] = {
     "typical_p": (0.0, 1.0, 1e-9, 1.0), "repetition_penalty": (1e-9, math.inf, 0.5, 5.0),
     "encoder_repetition_penalty": (1e-9, math.inf, 0.2, 5.0), "num_return_sequences": (1, math.inf, 1, 64),
     "num_beams": (1, math.inf, 1, 256), "no_repeat_ngram_size": (0, math.inf, 0, math.inf), "max_new_tokens": (1, math.inf, 1, 1e7),
-    "max_length": (0, math.inf, 0, 1e8), "min_length": (0, math.inf, 0, 2048), "min_new_tokens": (0, math.inf, 0, 2048),
+    "max_length": (0, math.inf, 4, 1e8), "min_length": (0, math.inf, 0, 2048), "min_new_tokens": (0, math.inf, 0, 2048),
     "top_k": (-1, math.inf, -1, math.inf), "epsilon_cutoff": (0, 1, 0, 0.5), "penalty_alpha": (0, 1, 0, 1),
-    "num_assistant_tokens": (1, math.inf, 1, 1000), "max_time": (0.0, math.inf, 0.1, math.inf),
+    "eta_cutoff": (0, 1, 0, 0.5), "num_assistant_tokens": (1, math.inf, 1, 1000), "max_time": (0.0, math.inf, 0.1, math.inf),
     "length_penalty": (-math.inf, math.inf, -100.0, 100.0), "guidance_scale": (-math.inf, math.inf, 0.0, 100.0),
 }  # fmt: skip
 _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
@@ -100,6 +101,7 @@ _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
     "attn_logit_softcapping": (1e-9, math.inf, 0.5, 1e6), "sliding_window": (-1, math.inf, -1, 1e9),
     "max_position_embeddings": (-1, math.inf, -1, 1e10), "num_experts_per_tok": (0, 1e6, 0, 1e4),
 }  # fmt: skip
+_NEVER_ONE = ("sliding_window", "max_position_embeddings")  # with 1 a token sees nothing but itself
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "head_dim",
            "num_key_value_heads")  # fmt: skip
 #: ids that a class of the library has when its config is made without any
@@ -190,16 +192,16 @@ class _Settings:
             value = settings.get(key)
             if value:
                 ids = _ids(value, pairs=key == "forced_decoder_ids", biased=key == "sequence_bias")
-                yield from self._about(key, ids, file, at)
+                yield from self._about(key, ids, value, file, at)
         for key in _ENDS:
             value = settings.get(key)
             ids = [i for i in (value if isinstance(value, list) else [value]) if type(i) is int]
             if ids and not all(self._marker(i) for i in ids):
-                yield from self._about(key, ids, file, at)
+                yield from self._about(key, ids, value, file, at)
 
-    def _about(self, key: str, ids: list[int], file: str, at: str) -> Iterator[Finding]:
+    def _about(self, key: str, ids: list[int], value: Any, file: str, at: str) -> Iterator[Finding]:
         plain = {i for i in ids if not self._marker(i)}
-        if key in ("suppress_tokens", "bad_words_ids") and self.ends and self.ends <= set(ids):
+        if self.ends and self.ends <= set(_pushed_down(value) if key == "sequence_bias" else ids if key in _BANS else ()):
             yield NO_STOP.found(f"{key} forbids the token that ends an answer", file=file, place=f"{at}.{key}")
         texts = [self._text(i) for i in ids]
         transcribes = self.place.kind.startswith(_TRANSCRIBES) or self.config.get("is_encoder_decoder") is True
@@ -290,6 +292,11 @@ class _Settings:
             elif is_words(text):
                 yield ODD_STOP.found(f"the tokenizer's end token is {text!r:.60}",
                                      file=shown(self.place.prefix + "tokenizer_config.json"), place="$.eos_token")  # fmt: skip
+            elif ends and text not in self._others_named and set().union(*ends.values()) <= set(self._others_named.values()):
+                others = sorted(set().union(*ends.values()), key=str)
+                yield ODD_STOP.found(f"answers end with {self._text(others[0])!r:.40}, which begins a text or stands for what is "
+                                     f"unknown; the tokenizer ends with {text!r:.40}", file=file,
+                                     place="$.eos_token_id")  # fmt: skip
             elif ends and not any(self.vocabulary.ids[text] in list(e) for e in ends.values()):  # a list: anything can be compared
                 others = sorted(set().union(*ends.values()), key=str)
                 yield DIFFERS.found(f"the tokenizer ends with {text!r:.60} ({self.vocabulary.ids[text]}), the settings with "
@@ -297,6 +304,15 @@ class _Settings:
         if len(ends) == 2 and not set.intersection(*ends.values()):
             yield DIFFERS.found(f"eos_token_id: {' and '.join(repr(sorted(e, key=str))[:40] for e in ends.values())}", file=file,
                                 place="$.eos_token_id")  # fmt: skip
+
+    @cached_property
+    def _others_named(self) -> dict[str, int]:
+        """Tokens that begin a text or stand for what is unknown, and their ids: models never write them."""
+        config = self.place.json("tokenizer_config.json")
+        named = [config.get(key) for key in ("bos_token", "unk_token")]
+        texts = [n.get("content") if isinstance(n, dict) else n for n in named]
+        known = self.vocabulary.ids if self.vocabulary is not None else {}
+        return {t: known[t] for t in texts if isinstance(t, str) and type(known.get(t)) is int}
 
     def _without_text(self) -> Iterator[Finding]:
         """An end that generation can't come to: none at all, or only ids that stand for no token."""
@@ -330,7 +346,7 @@ class _Settings:
         if settings.get("do_sample") is True and settings.get("temperature") == 0 and type(settings["temperature"]) in (int, float):
             yield IMPOSSIBLE.found("do_sample with a temperature of 0", file=file, place=f"{at}.temperature")
         decay = settings.get("exponential_decay_length_penalty")
-        if isinstance(decay, list) and len(decay) == 2 and isinstance(decay[1], (int, float)) and not 0.1 <= decay[1] <= 10:
+        if isinstance(decay, list) and len(decay) == 2 and isinstance(decay[1], (int, float)) and not 0.5 <= decay[1] <= 10:
             yield ABSURD.found(f"exponential_decay_length_penalty is {decay!r:.60}", file=file,
                                place=f"{at}.exponential_decay_length_penalty")  # fmt: skip
         for key in ("assistant_model", "assistant_model_name_or_path", "draft_model", "speculative_model"):
@@ -354,6 +370,17 @@ def _is_partial(vocabulary: Vocabulary) -> bool:
 
 def _hashable(value: Any) -> bool:
     return all(isinstance(v, (int, str)) for v in (value if isinstance(value, list) else [value]))
+
+
+def _pushed_down(value: Any) -> list[int]:
+    """Ids of single tokens that a ``sequence_bias`` makes all but impossible."""
+    pairs = list(value.items()) if isinstance(value, dict) else [e for e in value if isinstance(e, list) and len(e) == 2]
+    found = []
+    for tokens, bias in pairs:
+        ids = _ids([[tokens, bias]], biased=True)
+        if len(ids) == 1 and isinstance(bias, (int, float)) and bias <= -5:
+            found += ids
+    return found
 
 
 def _ids(value: Any, *, pairs: bool = False, biased: bool = False) -> list[int]:
@@ -389,7 +416,9 @@ def _numbers(
                 yield IMPOSSIBLE.found(f"{key} is {value!r:.60}, not a number", file=file, place=f"{at}.{key}")
         elif math.isnan(value) or not least <= value <= most:
             yield IMPOSSIBLE.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
-        elif not low <= value <= high and not (key in ("top_p", "typical_p") and value == 0):
+        elif (not low <= value <= high and not (key in ("top_p", "typical_p", "max_length") and value == 0)) or (
+            value == 1 and key in _NEVER_ONE
+        ):
             yield ABSURD.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
 
 

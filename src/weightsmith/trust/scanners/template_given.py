@@ -15,6 +15,9 @@ from .template_talk import GIVEN, Shape, word_of
 
 MOST = 24  # strings that are looked for there, and are tried
 COUNTS = (2, 3, 5, 9, 17)
+ODD = (("user", "system"), ("system", "system", "user"), ("user", "user"), ("user", "assistant", "assistant", "user"), ("empty",),
+       ("user", "empty", "user"), ("system",), ("user", "call", "tool", "tool", "call", "tool"), ("user", "calls"),
+       ("user", "assistant", "tool"), ("developer", "developer", "user"))  # fmt: skip
 _WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -22,6 +25,7 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
     """Everything that the template does to what it is given beyond writing it down."""
     if not behaviour.outputs or behaviour.unbounded:
         return
+    yield from _odd(behaviour)
     shapes = [behaviour.shapes[name] for name in ("tools", "documents", "named") if name in behaviour.shapes]
     for shape in shapes:
         if shape.tools or shape.documents:
@@ -38,6 +42,24 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
                 yield seen
                 if seen.added:
                     return
+
+
+def _odd(behaviour: Behaviour) -> Iterator[Seen]:
+    """Conversations that are seldom had, where the template takes them: no new lines."""
+    for roles in ODD:
+        base = behaviour.shapes.get("tools" if {"call", "calls", "tool"}.intersection(roles) else "plain")
+        if base is None:
+            continue
+        # without a message of the system some templates say that there are tools
+        usual = [text for name, text in behaviour.outputs.items() if base.tools or not behaviour.shapes[name].tools]
+        led = ("system",) if base.tools and base.roles[0] == "system" else ()
+        shape = replace(base, name="odd", roles=(*led, *("user" if role == "empty" else role for role in roles)))
+        text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
+        words = set(_WORD.findall("\n".join(usual)))
+        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words)]
+        if added:
+            yield Seen("content", f"a conversation of {', '.join(roles)}", tuple(dict.fromkeys(added)))
+            return
 
 
 def _looked_for(behaviour: Behaviour) -> list[str]:

@@ -259,6 +259,8 @@ class Behaviour:
             yield Seen("content", "contents of two parts", lost="the second part is not in the text", evidence=text[-300:])
             return
         self.shapes[other.name], self.outputs[other.name] = other, text
+        if added := [line for line in self._lines(text, other) if line not in self.lines]:
+            yield Seen("content", "contents of two parts", tuple(dict.fromkeys(added)))
 
     def _lengths(self) -> Iterator[Seen]:
         """Conversations of many lengths: no new lines, and no message may go missing that shorter ones keep."""
@@ -266,7 +268,8 @@ class Behaviour:
         if base is None or any(word_of(n) not in self.outputs[base.name] for n in range(len(base.roles))):
             return
         known = {line for text in self.outputs.values() for line in _DATES.sub("#", text).split("\n")}
-        near = {n + more for n in self.program.numbers if 12 < n <= LONGEST_TALK for more in (-1, 0, 1)}
+        numbers = [n for n in self.program.numbers if 6 < n <= LONGEST_TALK]
+        near = {m + more for n in numbers for m in (n, 2 * n) if m > 12 for more in (-1, 0, 1)}  # twice: one role is counted
         for count in sorted({*LENGTHS, *sorted(near)[:MOST_COUNTS]}):
             roles = tuple(("user", "assistant")[n % 2] for n in range(count))
             for extra in ({"add_generation_prompt": bool(count % 2)},):

@@ -24,8 +24,8 @@ GIVEN = {
 class Shape:
     """One conversation: ``roles`` with more variables; ``style`` is how contents are given; ``tools`` and ``documents`` how
     many there are. Roles that no template knows stand for messages with more in them: ``call`` (an assistant's call of a
-    tool), ``thought`` (an answer with its reasoning), ``named`` (a user with a name), ``shown`` (a user with a picture).
-    Rerankers know ``query`` and ``document``."""
+    tool; ``calls`` are four), ``thought`` (an answer with its reasoning), ``named`` (a user with a name), ``shown`` (a user
+    with a picture). Rerankers know ``query`` and ``document``."""
 
     name: str
     roles: tuple[str, ...]
@@ -88,12 +88,13 @@ def _message(shape: Shape, role: str, words: str, told: Mapping[str, Any]) -> di
     content: Any = mark(words, "content")
     if shape.style in ("parts", "pieces"):
         content = [{"type": "text", "text": content}] * (2 if shape.style == "pieces" else 1)
-    if role == "call":
+    if role in ("call", "calls"):
         arguments: Any = {"place": told["argument"]}
         if shape.style == "strings":
             arguments = mark(f'{{"place": "{told["argument"]}"}}', "given")
         call = {"id": "abcdef123", "type": "function", "function": {"name": told["tool"], "arguments": arguments}}
-        return {"role": "assistant", "content": "" if shape.style != "parts" else [], "tool_calls": [call]}
+        calls = [call] * (4 if role == "calls" else 1)
+        return {"role": "assistant", "content": "" if shape.style != "parts" else [], "tool_calls": calls}
     if role == "shown":
         return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": mark(words, "content")}]}
     if role == "thought":

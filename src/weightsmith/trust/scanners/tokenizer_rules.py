@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -78,11 +79,14 @@ MOST_RULES = 2000
 MOST_MARKERS = 6  # tokens that the post-processor of any known family adds to one text
 
 
-def check_rules(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
-    """Findings about the four stages of a ``tokenizer.json``."""
+def check_rules(vocabulary: Vocabulary, file: str, writes: bool = False) -> Iterator[Finding]:
+    """Findings about the four stages of a ``tokenizer.json``; ``writes`` is whether the model writes text."""
     for stage in _PARTS:
         for at, rule in _flat(vocabulary.settings.get(stage), stage):
             yield from _rule(stage, rule, at, vocabulary, file)
+            if writes and rule["type"] == "CTC" and stage == "decoder":
+                yield CHANGES.found("CTC writes repeated tokens once: it is made for models that listen, and this one writes",
+                                    file=file, place=at, evidence=str(dict(rule))[:300])  # fmt: skip
 
 
 def _flat(value: Any, stage: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -109,7 +113,8 @@ def _rule(stage: str, rule: Mapping[str, Any], at: str, vocabulary: Vocabulary, 
     kind = rule["type"]
     if kind in _HARMLESS[stage]:
         if rule.get("behavior") == "Removed":
-            yield DROPS.found(f"{kind} takes what it cuts at out of every text", file=file, place=at, severity="note")
+            yield DROPS.found(f"{kind} takes what it cuts at out of every text", file=file, place=at,
+                              severity=None if kind == "Punctuation" else "note")  # fmt: skip
         return
     shown = str(dict(rule))[:300]
     pattern = rule.get("pattern")
@@ -203,8 +208,10 @@ def judge_regex(pattern: str, becomes: str) -> Rule | None:
     if exact is not None and exact.strip():
         return judge(exact, becomes)  # it matches that one text
     literal, broad = regex_parts(pattern)
-    if not literal and not broad:  # spaces, marks that can't be seen, punctuation in a class
+    if not literal and not broad:  # spaces, marks that can't be seen, punctuation
         visible = _visible(becomes)
+        if any(not any(is_folding(c * n, becomes) for n in (1, 2, 3)) for c in punctuation(pattern)):
+            return DROPS if not visible else REWRITES if re.search(r"[^\W\d_]{2}", visible) else CHANGES
         if not visible or (_is_mark(becomes) and re.search(r"\\[nrt]", pattern)):
             return None
         return REWRITES if re.search(r"[^\W\d_]{2}", visible) else None if not any(c.isalnum() for c in visible) else CHANGES
@@ -263,6 +270,41 @@ def regex_parts(pattern: str) -> tuple[str, bool]:
             literal += [here] if here.isalnum() else []
             at += 1
     return "".join(literal), broad
+
+
+def punctuation(pattern: str) -> set[str]:
+    """The visible characters, neither letters nor digits, that a pattern asks for; of a class of Unicode those of ASCII."""
+    found: set[str] = set()
+    at, size = 0, len(pattern)
+    while at < size:
+        end = _class_end(pattern, at) + 1 if pattern[at] == "[" else at
+        escape, group = _ESCAPE.match(pattern, at), _GROUP.match(pattern, at)
+        if end > at:
+            found |= _members(pattern[at + 1 : end - 1])
+        elif escape:
+            found |= _members(escape[0])
+            end = escape.end()
+        else:
+            end = group.end() if group else at + 1
+            found |= set() if group else {pattern[at]}
+        at = end
+    return {c for c in found if _visible(c) and not c.isalnum()}
+
+
+def _members(inside: str) -> set[str]:
+    """The characters of a class that names what it matches, as far as they are few."""
+    if inside.startswith("^"):
+        return set()
+    found: set[str] = set()
+    if re.search(r"\\p\{(?:P|S|Punct)\w*\}|\[:punct:\]", inside):
+        found |= set(string.punctuation)
+    for escape in _ESCAPE.findall(inside):
+        number = re.sub(r"\W", "", escape[2:]) if escape[1:2] in ("x", "u") and len(escape) > 2 else ""
+        found.add(chr(min(int(number, 16), 0x10FFFF)) if number else escape[1:] if not escape[1:2].isalnum() else " ")
+    rest = re.sub(r"\[:\w+:\]", "", _ESCAPE.sub("", inside))
+    for first, last in re.findall(r"(.)-(.)", rest, re.DOTALL):
+        found |= {chr(n) for n in range(ord(first), min(ord(last), ord(first) + 512) + 1)}
+    return found | set(re.sub(r".-.", "", rest, flags=re.DOTALL))
 
 
 _OPEN = re.compile(r"\((?:\?(?:<?[=!]|[imsxu-]*:|>|P?<\w+>))?")
@@ -370,7 +412,7 @@ def _mapped(text: str, becomes: str) -> Rule | None:
 def _split(rule: Mapping[str, Any], at: str, file: str) -> Iterator[Finding]:
     """Pieces that are cut out and thrown away."""
     if rule["type"] == "CharDelimiterSplit":
-        if str(rule.get("delimiter", " ")).isalnum():
+        if _visible(str(rule.get("delimiter", " "))):
             yield DROPS.found(f"takes {rule.get('delimiter')!r:.20} out of every text", file=file, place=at)
         return
     if rule.get("behavior") != "Removed":
@@ -380,7 +422,8 @@ def _split(rule: Mapping[str, Any], at: str, file: str) -> Iterator[Finding]:
     literal, broad = regex_parts(str(text)) if key == "Regex" else ("".join(c for c in str(text) if c.isalnum()), False)
     inverted = bool(rule.get("invert"))
     keeps = broad and not any(c.isalnum() for inside in re.findall(r"\[\^([^\]]*)", str(text)) for c in re.sub(_ESCAPE, "", inside))
-    if (inverted and not keeps) or (not inverted and (literal or broad)):
+    marks = punctuation(str(text)) if key == "Regex" else _visible(str(text))
+    if (inverted and not keeps) or (not inverted and (literal or broad or marks)):
         kept = "keeps nothing of a text but" if inverted else "takes out of every text"
         yield DROPS.found(f"{kept} what {text!r:.120} matches", file=file, place=at, evidence=str(dict(rule))[:300])
 

@@ -179,7 +179,7 @@ def check_vocabulary(vocabulary: Vocabulary, rows: int | None, writes: bool = Fa
     yield from _added(vocabulary, file)
     if vocabulary.settings and vocabulary.kind != "gguf":
         yield from _merges(vocabulary, file)
-        yield from check_rules(vocabulary, file)
+        yield from check_rules(vocabulary, file, writes)
         yield from _modes(vocabulary, file, writes)
 
 
@@ -338,6 +338,8 @@ def _modes(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Finding]
     if isinstance(unknown, str) and unknown and unknown not in vocabulary.ids:
         yield INVALID.found(f"the unknown token {unknown!r:.60} is not in the vocabulary", file=file, place="$.model.unk_token",
                             severity="note" if vocabulary.kind == "BPE" else None)  # fmt: skip
+    elif isinstance(unknown, str) and is_words(unknown) and readable(unknown).strip().casefold() not in ("unk", "unknown", "oov"):
+        yield WORDS.found(f"what the vocabulary lacks is read as {unknown!r:.60}", file=file, place="$.model.unk_token")
     dropout = model.get("dropout") if isinstance(model, dict) else None
     if isinstance(dropout, (int, float)) and dropout:
         yield RANDOM.found(f"dropout is {dropout!r:.20}", file=file, place="$.model.dropout")
