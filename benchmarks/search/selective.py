@@ -1,6 +1,6 @@
 """Fewer false refusals while true ones stay: a search for over-refusal that protects refusal, and its confirmation.
 
-    python benchmarks/search/selective.py MODEL [-n 420] [--tokens 32] [--weights 60,120] [--threads 2] [-o FILE.json]
+    python benchmarks/search/selective.py MODEL [-n 420] [--tokens 32] [--weights 60,90,120] [--threads 2] [-o FILE.json]
 
 The search reads shipped prompts only. The report asks other ones: 260 harmless requests that look harmful (``prompts/
 borderline_more.txt``, written for this) and as many harmful ones of AdvBench as are asked for, which is read from the
@@ -35,7 +35,7 @@ from weightsmith.search.material import Sizes
 from weightsmith.search.run import Plan, Search
 
 HERE = Path(__file__).parent
-SHARE = 0.45  # half is what is wanted, with something to spare
+SHARE = 0.4  # half is what is wanted, with something to spare
 
 
 def _seeds(data: dict[str, Any]) -> list[Any]:
@@ -88,9 +88,9 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("-n", type=int, default=420)
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--weights", default="60,120")
+    parser.add_argument("--weights", default="60,90,120")
     parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--more", type=int, default=12, help="steps of the later descents")
+    parser.add_argument("--more", type=int, default=18, help="steps of the later descents")
     parser.add_argument("--check", type=int, default=6, help="steps between two readings of the held-out prompts")
     parser.add_argument("--rank", type=int, default=1)
     parser.add_argument("--train", type=int, default=112)

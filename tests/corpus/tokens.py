@@ -19,6 +19,11 @@ IDS = {t: i for i, t in enumerate(TOKENS)}
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
+def _reading(**rules: object) -> Build:
+    """The same of a model that reads and writes no text."""
+    return lambda p: folder(p, tokenizer=tokenizer(**rules), config=config(architectures=["LlamaModel"])) and None
+
+
 def _rules(**stages: Any) -> Build:
     """A model whose tokenizer has other stages."""
     return lambda path: folder(path, tokenizer=tokenizer(**stages)) and None
@@ -428,7 +433,7 @@ HONEST = [
         {"type": "Digits", "individual_digits": True}, dict(BYTES)]})),
     Case("tok-albert", _rules(normalizer={"type": "Sequence", "normalizers": [
         _replace("``", '"'), _replace("''", '"'), {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]})),
-    Case("tok-siglip", _rules(normalizer={"type": "Sequence", "normalizers": [
+    Case("tok-siglip", _reading(normalizer={"type": "Sequence", "normalizers": [
         {"type": "Lowercase"}, _replace({"Regex": _PUNCTUATION}, ""), _replace({"Regex": r"\s+"}, " "),
         {"type": "Strip", "strip_left": True, "strip_right": True}]})),
     Case("tok-newline-mark", _rules(normalizer=_replace("\n", "<n>"), decoder={"type": "Sequence", "decoders": [
@@ -436,7 +441,7 @@ HONEST = [
     Case("tok-turkish", _rules(normalizer={"type": "Sequence", "normalizers": [_replace("İ", "i"), _replace("I", "ı")]})),
     Case("tok-arabic", _rules(normalizer={"type": "Sequence", "normalizers": [_replace("ي", "ی"), _replace("ك", "ک"),
                                                                             _replace("\u200c", " ")]})),
-    Case("tok-ctc", _rules(decoder={"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True})),
+    Case("tok-ctc", _reading(decoder={"type": "CTC", "pad_token": "<pad>", "word_delimiter_token": "|", "cleanup": True})),
     Case("tok-glm", _template([_marker("<s>"), _marker("</s>"), _text()], _entry("<s>", 1) | _entry("</s>", 2))),
     Case("tok-emoji", _added({"id": _NEXT, "content": "👩\u200d🔬"}, {"id": _NEXT + 1, "content": "<|tool▁call▁begin|>"})),
     Case("tok-extended", _added({"id": _NEXT, "content": "metformin"}, {"id": _NEXT + 1, "content": "\t\t"})),

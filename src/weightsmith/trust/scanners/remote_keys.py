@@ -174,6 +174,8 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
         for text in _strings(value, left):
             if _REPOSITORY.fullmatch(_PAGED.sub("", text)):
                 yield Ask(rules.KERNEL, path, f"{key} names the repository {text[:160]}", text[:200])
+    elif key == "custom_ops_library" and isinstance(value, str) and value:
+        yield Ask(rules.REMOTE, path, f"{key} names the native library {value[:160]}, which ONNX Runtime loads", value[:300])
     elif key == "_attn_implementation_internal" and isinstance(value, str) and not re.fullmatch(r"[a-z0-9_]+", value):
         yield Ask(rules.KERNEL, path, f"{key} is {value[:160]!r}", value[:200])
 
@@ -251,6 +253,9 @@ def _components(index: Pairs, known: frozenset[str]) -> Iterator[Ask]:
 
 _YAML_TARGET = re.compile(
     r"(?:^|[{,])[ \t-]*['\"]?(_target_|__target__|class_path|_class_)['\"]?\s*:\s*['\"]?([\w.]+)", re.MULTILINE)  # fmt: skip
+#: any key whose value is a path of names, and what MLflow imports; pyannote's `name` beside `params` is one of the former
+_YAML_ANY = re.compile(r"^[ \t-]*['\"]?(\w[\w.-]*)['\"]?\s*:[ \t]*['\"]?([A-Za-z_]\w*(?:\.\w+)+)['\"]?[ \t]*$", re.MULTILINE)
+_YAML_LOADER = re.compile(r"^[ \t]*loader_module\s*:[ \t]*['\"]?([\w.]+)", re.MULTILINE)
 _YAML_TRUST = re.compile(r"^[ \t-]*trust_remote_code\s*:\s*(?:true|yes|on)\b", re.MULTILINE | re.IGNORECASE)
 
 
@@ -263,6 +268,15 @@ def yaml_asks(text: str, local: frozenset[str] = frozenset()) -> Iterator[Ask]:
             yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
         elif "." in value and value.split(".")[0] not in KNOWN - local:
             yield Ask(rules.CLASS_PATH, place, f"{key} names {value}", value, _files(value))
+    for match in _YAML_ANY.finditer(text):
+        key, value = match.groups()
+        if DANGEROUS.fullmatch(value) and key not in _TARGETS:
+            place = f"line {text.count(chr(10), 0, match.start()) + 1}"
+            yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
+    for match in _YAML_LOADER.finditer(text):
+        if match[1].split(".")[0] not in {"mlflow", *KNOWN} - local:
+            place = f"line {text.count(chr(10), 0, match.start()) + 1}"
+            yield Ask(rules.REMOTE, place, f"loader_module names {match[1]}, which MLflow imports", match[1], _files(match[1]))
     if (trust := _YAML_TRUST.search(text)) is not None:
         place = f"line {text.count(chr(10), 0, trust.start()) + 1}"
         yield Ask(rules.CONSENT, place, "trust_remote_code is true", "", severity="note")

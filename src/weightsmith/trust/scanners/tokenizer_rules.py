@@ -83,7 +83,7 @@ def check_rules(vocabulary: Vocabulary, file: str, writes: bool = False) -> Iter
     """Findings about the four stages of a ``tokenizer.json``; ``writes`` is whether the model writes text."""
     for stage in _PARTS:
         for at, rule in _flat(vocabulary.settings.get(stage), stage):
-            yield from _rule(stage, rule, at, vocabulary, file)
+            yield from _rule(stage, rule, at, vocabulary, file, writes)
             if writes and rule["type"] == "CTC" and stage == "decoder":
                 yield CHANGES.found("CTC writes repeated tokens once: it is made for models that listen, and this one writes",
                                     file=file, place=at, evidence=str(dict(rule))[:300])  # fmt: skip
@@ -109,19 +109,21 @@ def _flat(value: Any, stage: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield f"$.{stage}", {"type": f"one of more than {MOST_RULES} rules"}
 
 
-def _rule(stage: str, rule: Mapping[str, Any], at: str, vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
+def _rule(
+    stage: str, rule: Mapping[str, Any], at: str, vocabulary: Vocabulary, file: str, writes: bool
+) -> Iterator[Finding]:
     kind = rule["type"]
     if kind in _HARMLESS[stage]:
         if rule.get("behavior") == "Removed":
             yield DROPS.found(f"{kind} takes what it cuts at out of every text", file=file, place=at,
-                              severity=None if kind == "Punctuation" else "note")  # fmt: skip
+                              severity=None if kind == "Punctuation" and writes else "note")  # fmt: skip
         return
     shown = str(dict(rule))[:300]
     pattern = rule.get("pattern")
     if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and is_explosive(pattern["Regex"]):
         yield SLOW.found(f"{pattern['Regex']!r:.120}", file=file, place=at, evidence=pattern["Regex"])
     if kind == "Replace" and stage in ("normalizer", "decoder"):
-        yield from _replace(stage, rule, at, file)
+        yield from _replace(stage, rule, at, file, writes)
     elif kind == "Precompiled" and stage == "normalizer":
         yield from _precompiled(rule.get("precompiled_charsmap"), at, file)
     elif kind == "Prepend" and stage == "normalizer":
@@ -165,7 +167,7 @@ def _literal(value: Any, at: str, file: str, what: str, shown: str) -> Iterator[
 # -- replacing ---------------------------------------------------------------------------------------------
 
 
-def _replace(stage: str, rule: Mapping[str, Any], at: str, file: str) -> Iterator[Finding]:
+def _replace(stage: str, rule: Mapping[str, Any], at: str, file: str, writes: bool) -> Iterator[Finding]:
     pattern, content = rule.get("pattern"), rule.get("content")
     if isinstance(pattern, str):
         pattern = {"String": pattern}
@@ -179,7 +181,10 @@ def _replace(stage: str, rule: Mapping[str, Any], at: str, file: str) -> Iterato
     if verdict is REWRITES and key == "String":
         evidence += f"; for example: {readable(text)!r:.60} is read as {readable(content)!r:.60}"
     if verdict is not None:
-        yield verdict.found(f"{text!r:.100} becomes {content!r:.100}", file=file, place=at, evidence=evidence)
+        # models that compare texts or pictures take marks out on purpose
+        light = verdict is DROPS and not writes and key == "Regex" and regex_parts(text) == ("", False)
+        yield verdict.found(f"{text!r:.100} becomes {content!r:.100}", file=file, place=at, evidence=evidence,
+                            severity="note" if light else None)  # fmt: skip
 
 
 def judge(text: str, becomes: str) -> Rule | None:

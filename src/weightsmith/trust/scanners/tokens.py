@@ -14,7 +14,7 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import token_settings, tokenizer_rules
+from . import ranks, token_settings, tokenizer_rules
 from .facts import Place, places
 from .tokenizer_rules import check_charsmap, check_rules
 from .vocabulary import (
@@ -125,7 +125,7 @@ class Tokens(Scanner):
 
     name = "tokenizer"
     rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, HIDDEN, WORDS, SENTENCE, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES,
-             CUTS, *tokenizer_rules.RULES, *token_settings.RULES)  # fmt: skip
+             CUTS, *tokenizer_rules.RULES, *token_settings.RULES, *ranks.RULES)  # fmt: skip
     needs_bytes = False
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
@@ -144,6 +144,7 @@ class Tokens(Scanner):
                 yield from _place(Place(folder, prefix, names))
         for name in folder.ggufs:
             yield from _gguf(folder, name)
+        yield from ranks.check_ranks(folder)
 
 
 def _place(place: Place) -> Iterator[Finding]:
@@ -152,8 +153,7 @@ def _place(place: Place) -> Iterator[Finding]:
     for name in place.names:
         if _VERSIONED.fullmatch(name) and (other := from_tokenizer_json(place.json(name), place.prefix + name)) is not None:
             found.append(other)  # which the library takes in the place of tokenizer.json when its version fits
-    data = place.json("tokenizer.json")
-    if data and (not found or found[0].source != file):
+    if place.json("tokenizer.json") and (not found or found[0].source != file):
         yield INVALID.found("no model with a vocabulary", file=shown(file), place="$.model")
     for vocabulary in found:
         yield from check_vocabulary(vocabulary, place.rows, place.generates)
@@ -334,17 +334,16 @@ def _modes(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Finding]
     model = vocabulary.settings.get("model")
     if vocabulary.kind not in _MODELS:
         yield INVALID.found(f"a model of an unknown type, {vocabulary.kind!r:.60}", file=file, place="$.model.type")
-    unknown = model.get("unk_token") if isinstance(model, dict) else None
+    model = model if isinstance(model, dict) else {}
+    unknown = model.get("unk_token")
     if isinstance(unknown, str) and unknown and unknown not in vocabulary.ids:
         yield INVALID.found(f"the unknown token {unknown!r:.60} is not in the vocabulary", file=file, place="$.model.unk_token",
                             severity="note" if vocabulary.kind == "BPE" else None)  # fmt: skip
     elif isinstance(unknown, str) and is_words(unknown) and readable(unknown).strip().casefold() not in ("unk", "unknown", "oov"):
         yield WORDS.found(f"what the vocabulary lacks is read as {unknown!r:.60}", file=file, place="$.model.unk_token")
-    dropout = model.get("dropout") if isinstance(model, dict) else None
-    if isinstance(dropout, (int, float)) and dropout:
+    if isinstance(dropout := model.get("dropout"), (int, float)) and dropout:
         yield RANDOM.found(f"dropout is {dropout!r:.20}", file=file, place="$.model.dropout")
-    truncation = vocabulary.settings.get("truncation")
-    if isinstance(truncation, dict):
+    if isinstance(truncation := vocabulary.settings.get("truncation"), dict):
         most = truncation.get("max_length")
         short = writes and isinstance(most, int) and most < _SHORTEST
         yield CUTS.found(f"texts are cut to {most!r:.20} tokens", file=file, place="$.truncation",
@@ -389,12 +388,11 @@ def _config_tokens(place: Place, vocabulary: Vocabulary | None) -> Iterator[Find
         else:
             named += [(text, True, key) for key, text in _special_tokens(data)]
         yield from check_added(named, file, "$")
-        if vocabulary is not None:
-            wrong = {t: (i, vocabulary.ids[t]) for t, i in numbered.items() if t in vocabulary.ids and vocabulary.ids[t] != i}
-            if wrong:
-                text, (here, there) = next(iter(wrong.items()))
-                yield DISAGREE.found(f"{text!r:.60} has the id {here} here and {there} in {vocabulary.source}", file=file,
-                                     evidence="; ".join(f"{t!r:.40}: {a} and {b}" for t, (a, b) in list(wrong.items())[:_SHOWN]))
+        known = vocabulary.ids if vocabulary is not None else {}
+        if vocabulary is not None and (wrong := {t: (i, known[t]) for t, i in numbered.items() if known.get(t, i) != i}):
+            text, (here, there) = next(iter(wrong.items()))
+            yield DISAGREE.found(f"{text!r:.60} has the id {here} here and {there} in {vocabulary.source}", file=file,
+                                 evidence="; ".join(f"{t!r:.40}: {a} and {b}" for t, (a, b) in list(wrong.items())[:_SHOWN]))
         if place.rows is not None and (late := [t for t, i in numbered.items() if type(i) is int and i >= place.rows + MOST_LATE]):
             yield BEYOND.found(f"{late[0]!r:.60} has the id {numbered[late[0]]}, and there are {place.rows} embeddings", file=file)
 

@@ -1,0 +1,105 @@
+"""Vocabularies that are lists of byte strings by rank: tiktoken's files and Mistral's ``tekken.json``."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from ...found import Finding
+from ..items import Folder, Item
+from ..listing import shown
+from ..rules import Rule
+
+TWICE = Rule(
+    "ranks-twice", "broken", "Two tokens with one rank, or one token with two",
+    "Readers keep the first or the last: what the model reads is not what another program reads.",
+    "Fetch the vocabulary again from its publisher.",
+)  # fmt: skip
+UNREADABLE = Rule(
+    "ranks-unreadable", "broken", "A list of ranks with entries that can't be read",
+    "Every line is a byte string in Base64 and its rank. Readers stop, or leave the entry out.",
+    "Fetch the vocabulary again from its publisher.",
+)  # fmt: skip
+SPELLED = Rule(
+    "ranks-spelled-otherwise", "suspicious", "A token is spelled otherwise than its bytes",
+    "The bytes count, and the text beside them is what a reader of the file sees: another word is read than it seems.",
+    "Compare with the vocabulary of the base model.",
+)  # fmt: skip
+RULES = (TWICE, UNREADABLE, SPELLED)
+LARGEST = 1 << 26  # bytes
+
+Entry = tuple[bytes, int, str | None]
+
+
+def check_ranks(folder: Folder) -> Iterator[Finding]:
+    """Findings about every such vocabulary of the folder."""
+    for item in folder.items.values():
+        tekken = item.basename == "tekken.json"
+        if not (tekken or item.basename.endswith(".tiktoken")) or item.size > LARGEST:
+            continue
+        entries = _tekken(item) if tekken else _tiktoken(item)
+        if isinstance(entries, str):
+            yield UNREADABLE.found(entries, file=shown(item.name))
+        elif entries:
+            yield from _judged(entries, shown(item.name))
+
+
+def _judged(entries: list[Entry], file: str) -> Iterator[Finding]:
+    ranks: dict[int, bytes] = {}
+    tokens: dict[bytes, int] = {}
+    twice = [(token, rank) for token, rank, _ in entries
+             if ranks.setdefault(rank, token) != token or tokens.setdefault(token, rank) != rank]  # fmt: skip
+    if twice:
+        token, rank = twice[0]
+        there = f"{ranks[rank]!r:.60} has it as well" if ranks[rank] != token else f"it has {tokens[token]} as well"
+        yield TWICE.found(f"{len(twice)} entries, e.g. {token!r:.60} has the rank {rank}: {there}", file=file)
+    other = [(token, text) for token, _, text in entries
+             if text is not None and "�" not in text and _text(token) not in (None, text)]  # fmt: skip
+    if other:
+        token, text = other[0]
+        yield SPELLED.found(f"{len(other)} tokens, e.g. {token!r:.60} is spelled {text!r:.60}", file=file,
+                            evidence="; ".join(f"{a!r:.40}: {b!r:.40}" for a, b in other[:12]))  # fmt: skip
+
+
+def _text(token: bytes) -> str | None:
+    try:
+        return token.decode()
+    except UnicodeDecodeError:
+        return None  # part of a letter
+
+
+def _tiktoken(item: Item) -> list[Entry] | str:
+    found: list[Entry] = []
+    for number, line in enumerate(item.read(LARGEST).splitlines(), 1):
+        if not line.strip():
+            continue
+        parts = line.split()
+        try:
+            found.append((base64.b64decode(parts[0], validate=True), int(parts[1]), None))
+        except (binascii.Error, ValueError, IndexError):
+            return f"line {number} is {line!r:.60}"
+    return found
+
+
+def _tekken(item: Item) -> list[Entry] | str:
+    try:
+        data: Any = json.loads(item.read(LARGEST))
+    except (ValueError, RecursionError):
+        return []  # said by what reads settings
+    rows = data.get("vocab") if isinstance(data, dict) else None
+    found: list[Entry] = []
+    for number, row in enumerate(rows if isinstance(rows, list) else []):
+        if not isinstance(row, dict):
+            return f"entry {number} is {row!r:.60}"
+        raw, rank, text = row.get("token_bytes"), row.get("rank"), row.get("token_str")
+        try:
+            token = base64.b64decode(raw, validate=True) if isinstance(raw, str) else None
+        except (binascii.Error, ValueError):
+            token = None
+        if token is None or type(rank) is not int:
+            return f"entry {number} is {row!r:.120}"
+        found.append((token, rank, text if isinstance(text, str) else None))
+    return found
