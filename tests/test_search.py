@@ -24,6 +24,7 @@ from weightsmith.errors import OutputExists, UsageError
 from weightsmith.features.prompts import PARTS, prompt_sets
 from weightsmith.features.recipe import load_feature
 from weightsmith.features.select import compile_hooks
+from weightsmith.formats.gguf_export import export_gguf
 from weightsmith.jobs.edit import find_directions, load_edit
 from weightsmith.jobs.measure import Session
 from weightsmith.jobs.search import Listener, load_confirmed, load_search
@@ -424,3 +425,13 @@ def test_another_search_is_not_gone_on_with(world: Path, runs: Runs, tmp_path: P
     with pytest.raises(OutputExists):
         searching.sought(world / "model", feature, tmp_path / "mine", resume=True)
     assert list(tree(tmp_path / "mine")) == ["letter.txt"]
+
+
+def test_a_search_of_a_gguf_file_is_gone_on_with(world: Path, tmp_path: Path) -> None:
+    """What runs is the folder that the file stands for, and the record is of that."""
+    export_gguf(open_checkpoint(str(world / "model")), tmp_path / "model.gguf", "BF16")
+    feature, wish = world / "prompt_sets.yaml", {"confirm": 0}
+    first = searching.sought(tmp_path / "model.gguf", feature, tmp_path / "run", **wish)
+    again = searching.sought(tmp_path / "model.gguf", feature, tmp_path / "run", resume=True, **wish)
+    assert [p.strengths for p in again.points] == [p.strengths for p in first.points]
+    assert again.model == first.model

@@ -248,12 +248,15 @@ class _Run:
             refuse_existing(self.out)
             return None
         record = load_search(file)
-        mine = (self.spec.digest, self.sets.digest, self.wish.kind, self.checkpoint.digest(self.options.progress))
-        theirs = (record.feature_digest, record.prompts_digest, record.kind, record.model.digest)
+        mine = (self.spec.digest, self.sets.digest, self.wish.kind)
+        theirs = (record.feature_digest, record.prompts_digest, record.kind)
         if mine != theirs or record.options != self._options():
-            raise UsageError("this folder holds another search (feature, prompts, model or options differ)", where=self.out,
-                             hint="resume with the same command, or choose another folder")  # fmt: skip
+            raise self._another("feature, prompts or options differ")
         return record
+
+    def _another(self, why: str) -> UsageError:
+        return UsageError(f"this folder holds another search ({why})", where=self.out,
+                          hint="resume with the same command, or choose another folder")  # fmt: skip
 
     def _options(self) -> dict[str, Any]:
         wish = self.wish
@@ -270,6 +273,9 @@ class _Run:
         from ..search.run import Search
 
         running = load(self.checkpoint, self.options)
+        # of the weights that run, as the record has it: those of a GGUF file are read only behind the gate
+        if self.old is not None and self.old.model.digest != running.identity.digest:
+            raise self._another("the model differs")
         self.search = Search(running, self.spec, self.sets, self.plan, self.protect, on_tick=self.listener.tick,
                              on_found=self._found, on_stage=self._settle, crew=self.crew)  # fmt: skip
         self.search.gather()

@@ -83,11 +83,13 @@ def divergence(before: Reference, edited: Subject) -> Divergence:
             width = min(base.shape[-1], other.shape[-1])  # rows that only pad the vocabulary stand for no token
             p = torch.log_softmax(base[:, :width], -1)
             q = torch.log_softmax(other[:, :width], -1).to(p.device)
-            kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)
+            same = p.argmax(-1) == q.argmax(-1)
+            q = torch.sub(p, q, out=q)  # in place: these are the largest things here
+            kl = torch.linalg.vecdot(p.exp_(), q).clamp(min=0)
             if not bool(torch.isfinite(kl).all()):
                 raise NonFinite("KL is not finite: the edited model's logits overflow", where=edited.checkpoint.path)
             found.kl.append(kl.double().cpu().numpy())
-            found.agree.append((p.argmax(-1) == q.argmax(-1)).double().cpu().numpy())
+            found.agree.append(same.double().cpu().numpy())
             edited.options.report("comparing distributions", k + 1, len(after))
     return found
 

@@ -266,7 +266,7 @@ class _Joining(_Batch):
 
     def __init__(self, model: RunningModel, decoding: Decoding, prefix: Prefix) -> None:
         super().__init__(model, decoding, prefix)
-        self.slots = Slots()
+        self.slots = Slots(decoding.max_new_tokens)
 
     @property
     def token_bytes(self) -> int:
@@ -274,7 +274,7 @@ class _Joining(_Batch):
 
     def forget(self) -> None:
         super().forget()
-        self.slots = Slots()
+        self.slots = Slots(self.decoding.max_new_tokens)
 
     def admit(self, queue: list[_Row], limit: int) -> list[_Row]:
         free = limit - len(self.rows)

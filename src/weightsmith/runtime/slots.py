@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer
 
-#: free slots when buffers are made or grown
-_AHEAD = 64
+#: free slots when buffers are made or grown, at the least and at the most: growing copies all that is alive
+_AHEAD, _FAR = 64, 256
 
 
 class _Layer(DynamicLayer):  # type: ignore[misc]
@@ -38,9 +38,11 @@ class _Layer(DynamicLayer):  # type: ignore[misc]
 
 
 class Slots:
-    """The cache of a batch of rows of unequal length: ``lengths[row]`` tokens each, all of which end before ``end``."""
+    """The cache of a batch of rows of unequal length: ``lengths[row]`` tokens each, all of which end before ``end``; rows are
+    expected to grow by ``ahead`` tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = _AHEAD) -> None:
+        self.ahead = min(max(ahead, _AHEAD), _FAR)
         self.lengths: list[int] = []
         self.end = 0
         self.cache: Any = None
@@ -104,7 +106,7 @@ class Slots:
                 if not _holds(layer):
                     layers.append(DummyLayer())
                     continue
-                mine = _Layer(self, *(_room(x, rows, longest + _AHEAD) for x in (layer.keys, layer.values)))
+                mine = _Layer(self, *(_room(x, rows, longest + self.ahead) for x in (layer.keys, layer.values)))
                 self._layers.append(mine)
                 layers.append(mine)
             self.cache = Cache(layers=layers)
