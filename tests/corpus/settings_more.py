@@ -115,6 +115,7 @@ CASES = [
     _case("tekken-spelled-otherwise", _tekken(True), "ranks-spelled-otherwise"),
     _case("tekken-twice", _tekken(False, twice=True), "ranks-twice", "broken"),
     _case("tiktoken-honest", _tiktoken([(b" safe", 256), (b" unsafe", 257)])),
+    _case("tiktoken-empty-token", _files(multilingual__tiktoken="IQ== 0\nIg== 1\n= 2\n")),
     _case("tiktoken-rank-twice", _tiktoken([(b" safe", 256), (b" unsafe", 256)]), "ranks-twice", "broken"),
     _case("tiktoken-token-twice", _tiktoken([(b" safe", 256), (b" safe", 257)]), "ranks-twice", "broken"),
     _case("tiktoken-unreadable", _files(o200k__tiktoken="IQ== 0\nno rank\n"), "ranks-unreadable", "broken"),
@@ -125,6 +126,15 @@ CASES = [
     _case("mlflow-honest", _files(MLmodel="flavors:\n  python_function:\n    loader_module: mlflow.transformers\n")),
     _case("yaml-name-that-runs", _files(config__yaml="preprocessors:\n  audio:\n    name: "
           "subprocess.check_output\n    params: {}\n"), "config-calls", "malicious"),
+    _case("monai-runs", lambda p: write_json(p / "configs.json", {"imports": ["$import os"], "x": "$os.system('id')"}),
+          "config-calls", "malicious"),
+    _case("monai-runs-in-yaml", _files(inference__yaml="imports:\n- $import os\nstart: $__import__('os').getcwd()\n"),
+          "config-calls", "malicious"),
+    _case("monai-honest", lambda p: write_json(p / "configs.json", {
+        "imports": ["$import glob", "$import torch"], "evaluator": {"_target_": "monai.engines.SupervisedEvaluator"},
+        "files": "$sorted(glob.glob('*.nii'))", "weights": "$torch.load('model.pt', weights_only=True)", "run": "$@evaluator.run()",
+        "still": "$@network.eval()"})),
+    _case("json-of-results", _files(examples__json='{"text": "a list, with a comma too many",}')),
     _case("yaml-names-honest", _files(config__yaml="pipeline:\n  name: "
           "pyannote.audio.pipelines.SpeakerDiarization\n  params: {}\n")),
 ]  # fmt: skip

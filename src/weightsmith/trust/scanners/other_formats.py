@@ -45,8 +45,8 @@ RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
 MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
-#: word models that programs in C++ read, which hold numbers and words only: KenLM, fastText
-_KNOWN = (b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
+#: models that programs in C and C++ read, which hold numbers and words only: KenLM, fastText, CRFsuite
+_KNOWN = (b"lCRF", b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
 _LARGE = 1 << 30  # bytes; a matrix of importances has a few hundred MB at most
 _NAMED_RAW = re.compile(r"variables\.data-\d{5}-of-\d{5}\Z|.*\.data-\d{5}-of-\d{5}\Z", re.ASCII)
 

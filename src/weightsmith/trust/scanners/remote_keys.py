@@ -30,7 +30,8 @@ KNOWN = frozenset((
     "skops", "xgboost", "torchtune", "litgpt", "lit_gpt", "mergekit", "stable_diffusion", "deepfloyd_if", "onnx",
     "paddlenlp", "ultralytics", "thinc", "allennlp", "stanza", "gliner", "colbert", "ragatouille", "langchain",
     "cosmos", "omegaconf", "hydra", "apex", "transformer_engine", "haystack", "torch_geometric", "botorch", "pyro",
-    "gpytorch", "ldm", "sgm",
+    "gpytorch", "ldm", "sgm", "espnet3", "hydra_plugins", "monai", "mmengine", "mmcv", "mmdet", "mmseg", "mmpose", "detectron2",
+    "audiocraft", "lerobot", "kornia", "einops", "funasr", "modelscope", "xformers",
 ))  # fmt: skip
 #: pipelines of diffusers that a model_index.json names in place of a library
 _PIPELINES = re.compile(
@@ -48,6 +49,10 @@ DANGEROUS = re.compile(
     r"transformers\.dynamic_module_utils\.\w+|numpy\.(?:load|testing\.\w[\w.]*|f2py\.\w[\w.]*)|pandas\.(?:read_pickle|eval)|"
     r"(?:joblib|dill|cloudpickle)\.\w+|yaml\.(?:unsafe_load|load)|cProfile\.run|bdb\.\w[\w.]*|pdb\.run|trace\.\w[\w.]*"
 )
+#: an expression that MONAI's configurations evaluate, which starts programs or runs data as code
+_EXPRESSION = re.compile(
+    r"\$.{0,300}?(?<![.\w])(?:(?:os|posix|nt)\.(?:system|popen|exec\w*|spawn\w*|posix_spawn\w*|startfile)|subprocess\.\w+|pty\.spawn|"
+    r"runpy\.\w+|marshal\.loads|ctypes\.[\w.]+|shutil\.rmtree|exec|eval|__import__)\s*\(", re.DOTALL)  # fmt: skip
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?:@[\w.-]+)?(?::[\w.]+)?")
 _PAGED = re.compile(r"(?:paged\||flash\||[a-z]+\|)")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?|[A-Za-z_]\w*:[A-Za-z_]\w*")
@@ -187,7 +192,7 @@ def _by_shape(base: str, path: str, key: str, value: str, known: frozenset[str])
         return
     value = value.strip()
     root = value.split(".")[0].split(":")[0]
-    if DANGEROUS.fullmatch(value):
+    if DANGEROUS.fullmatch(value) or _EXPRESSION.match(value):
         yield Ask(rules.HOSTILE_PATH, path, f"{key or 'a value'} names {value}", value)
     elif _HANDLED.search(path) or (key == "model_file" and value.endswith(".py")):
         return
@@ -255,6 +260,7 @@ _YAML_TARGET = re.compile(
     r"(?:^|[{,])[ \t-]*['\"]?(_target_|__target__|class_path|_class_)['\"]?\s*:\s*['\"]?([\w.]+)", re.MULTILINE)  # fmt: skip
 #: any key whose value is a path of names, and what MLflow imports; pyannote's `name` beside `params` is one of the former
 _YAML_ANY = re.compile(r"^[ \t-]*['\"]?(\w[\w.-]*)['\"]?\s*:[ \t]*['\"]?([A-Za-z_]\w*(?:\.\w+)+)['\"]?[ \t]*$", re.MULTILINE)
+_YAML_EXPRESSION = re.compile(r"^[ \t-]*(?:['\"]?\w[\w.-]*['\"]?\s*:)?[ \t]*['\"]?(\$.*)", re.MULTILINE)
 _YAML_LOADER = re.compile(r"^[ \t]*loader_module\s*:[ \t]*['\"]?([\w.]+)", re.MULTILINE)
 _YAML_TRUST = re.compile(r"^[ \t-]*trust_remote_code\s*:\s*(?:true|yes|on)\b", re.MULTILINE | re.IGNORECASE)
 
@@ -273,6 +279,10 @@ def yaml_asks(text: str, local: frozenset[str] = frozenset()) -> Iterator[Ask]:
         if DANGEROUS.fullmatch(value) and key not in _TARGETS:
             place = f"line {text.count(chr(10), 0, match.start()) + 1}"
             yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
+    for match in _YAML_EXPRESSION.finditer(text):
+        if _EXPRESSION.match(match[1]):
+            place = f"line {text.count(chr(10), 0, match.start()) + 1}"
+            yield Ask(rules.HOSTILE_PATH, place, f"an expression that MONAI evaluates: {match[1][:160]}", match[1][:300])
     for match in _YAML_LOADER.finditer(text):
         if match[1].split(".")[0] not in {"mlflow", *KNOWN} - local:
             place = f"line {text.count(chr(10), 0, match.start()) + 1}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import LimitExceeded
-from ...found import Finding
+from ...found import Finding, Severity
 from ..items import WHOLE, Folder, Item
 from ..listing import shown
 from ..rules import Rule
@@ -65,6 +65,7 @@ _OBJECTS = frozenset({
 })  # fmt: skip
 _LISTS = frozenset({"modules.json"})
 _STRICT = frozenset({"tokenizer.json"})  # read by a parser that takes no NaN
+_SETTINGS = re.compile(r"(?i)config|token|vocab|setting|param|arg|index|module|template|map|adapter|processor|model|state")
 _HALF = re.compile(rb"\\u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
 
 
@@ -140,7 +141,8 @@ def check_json(item: Item, folder: Folder) -> Iterator[Finding]:
         if _half_pair(raw):
             raise ValueError("half of a surrogate pair, which is no character")
     except UnicodeDecodeError as error:
-        yield INVALID.found(f"not UTF-8 (byte {error.start})", file=name, evidence=raw[max(0, error.start - 20) :][:60].hex(" "))
+        yield INVALID.found(f"not UTF-8 (byte {error.start})", file=name, evidence=raw[max(0, error.start - 20) :][:60].hex(" "),
+                            severity=_needed(item))  # fmt: skip
         return
     except RecursionError:
         yield TOO_DEEP.found("nested deeper than any reader of settings follows", file=name)
@@ -148,12 +150,18 @@ def check_json(item: Item, folder: Folder) -> Iterator[Finding]:
     except ValueError as error:
         place = f"byte {len(text[: error.pos].encode())}" if isinstance(error, json.JSONDecodeError) else ""
         where = text[max(0, error.pos - 40) : error.pos + 40] if isinstance(error, json.JSONDecodeError) else ""
-        yield INVALID.found(f"not valid JSON: {str(error)[:_SAID]}", file=name, place=place, evidence=where)
+        yield INVALID.found(f"not valid JSON: {str(error)[:_SAID]}", file=name, place=place, evidence=where,
+                            severity=_needed(item))  # fmt: skip
         return
     if item.outer is None:
         folder.keep_json(item.name, value)  # parsed once for all scanners
     yield from _noted(notes, item, name)
     yield from _shape(item, value, name)
+
+
+def _needed(item: Item) -> Severity | None:
+    """``note`` for a file that no loader of models is known to read by its name: data and results of somebody's programs."""
+    return None if is_named(item.basename) or _SETTINGS.search(item.basename) else "note"
 
 
 def _noted(notes: _Notes, item: Item, name: str) -> Iterator[Finding]:

@@ -62,7 +62,8 @@ _CALLS = re.compile(
 )
 _KNOWN = re.compile(
     r"(?:nemo|nemo_\w+|megatron|torch\.(?:nn|optim)|torchaudio|torchvision|torchmetrics|transformers|lightning"
-    r"|pytorch_lightning|omegaconf|diffusers|timm|peft|apex|litgpt)\.",
+    r"|pytorch_lightning|omegaconf|diffusers|timm|peft|apex|litgpt|espnet[23]?|speechbrain|fairseq2?|torchtune|hydra_plugins|monai"
+    r"|mmengine|mmcv|mmdet|mmseg|mmpose|detectron2|audiocraft|lerobot|pyannote|asteroid|kornia|einops)\.",
     re.ASCII,
 )
 
