@@ -165,7 +165,7 @@ HOSTILE = [
     Case("yaml-key-by-alias", _file("model_config.yaml", "a: &k _target_\nmodel:\n  *k : os.system\n  command: id\n"), "malicious",
          ("config-names-code",), see="CVE-2025-23304"),
     Case("yaml-target-computed", _file("model_config.yaml", "a: os.system\nmodel:\n  _target_: ${a}\n  command: id\n"),
-         "malicious", ("config-calls",), see="CVE-2025-23304"),
+         "malicious", ("config-names-code",), see="CVE-2025-23304"),
     Case("yaml-class-path-in-flow", _file("x.yaml", "model: {class_path: evil.mod.Cls, init_args: {}}\n"), "suspicious",
          ("config-imports",)),
     Case("yaml-tag-that-calls", _file("hyperparams.yaml", "a: !apply:os.system [id]\n"), "malicious", ("config-names-code",),

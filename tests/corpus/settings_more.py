@@ -50,13 +50,13 @@ def _unknown(path: Path) -> None:
     folder(path, tokenizer=made)
 
 
-def _tekken(swap: bool, twice: bool = False) -> Build:
+def _tekken(swap: bool, twice: bool = False, mark: str = "") -> Build:
     def build(path: Path) -> None:
         folder(path)
         words = [bytes([i]) for i in range(256)] + [b" safe", b" unsafe"]
         shown = [w.decode("utf-8", "replace") for w in words]
         if swap:
-            shown[256:] = shown[:255:-1]
+            shown[256:] = [s + mark for s in shown[:255:-1]]
         rows = [{"rank": min(n, 256) if twice else n, "token_bytes": base64.b64encode(w).decode(), "token_str": s}
                 for n, (w, s) in enumerate(zip(words, shown, strict=True))]  # fmt: skip
         write_json(path / "tekken.json", {"config": {"pattern": "\\p{L}+", "version": "v3"}, "vocab": rows, "special_tokens": []})
@@ -122,14 +122,26 @@ CASES = [
     _case("onnx-library", lambda p: write_json(p / "genai_config.json", {"model": {"decoder": {
         "filename": "model.onnx", "session_options": {"custom_ops_library": "ops.so"}}}}), "remote-code"),
     _case("mlflow-loader", _files(MLmodel="flavors:\n  python_function:\n    loader_module: loading\n    code: code\n"),
-          "remote-code"),
+          "config-names-code"),
     _case("mlflow-honest", _files(MLmodel="flavors:\n  python_function:\n    loader_module: mlflow.transformers\n")),
     _case("yaml-name-that-runs", _files(config__yaml="preprocessors:\n  audio:\n    name: "
-          "subprocess.check_output\n    params: {}\n"), "config-calls", "malicious"),
+          "subprocess.check_output\n    params: {}\n"), "config-names-code", "malicious"),
     _case("monai-runs", lambda p: write_json(p / "configs.json", {"imports": ["$import os"], "x": "$os.system('id')"}),
           "config-calls", "malicious"),
     _case("monai-runs-in-yaml", _files(inference__yaml="imports:\n- $import os\nstart: $__import__('os').getcwd()\n"),
-          "config-calls", "malicious"),
+          "config-names-code", "malicious"),
+    _case("monai-handed-on", lambda p: write_json(p / "configs.json", {
+        "imports": ["$import os"], "x": "$list(map(os.system, ['id']))"}), "config-calls", "malicious"),
+    _case("yaml-in-flow", _files(x__yaml="a: {name: subprocess.check_output, b: 1}  # as it is\n"), "config-names-code",
+          "malicious"),
+    _case("yaml-names-of-files-honest", _files(x__yaml="profile: trace.json\nfile: commands.txt\nmodel: joblib.pkl\n"
+                                               "b: pip.conf\n")),
+    _case("yaml-shell-honest", _files(x__yaml="imports: a\nrun: |\n  $PYTHON -c \"exec(open('setup.py').read())\"\n")),
+    _case("bias-of-nothing", _generation(sequence_bias=True, temperature=99.0), "settings-absurd"),
+    _case("tekken-spelled-with-a-mark", _tekken(True, mark="\ufffd"), "ranks-spelled-otherwise"),
+    _case("marks-before-honest", _replace("\\s+(?=[.,!?])", "")),
+    _case("cut-all-but-letters", _cut(type="Split", pattern={"Regex": "[\\p{L}\\p{N}\\s]+"}, behavior="Removed", invert=True),
+          "tokenizer-drops-text"),
     _case("monai-honest", lambda p: write_json(p / "configs.json", {
         "imports": ["$import glob", "$import torch"], "evaluator": {"_target_": "monai.engines.SupervisedEvaluator"},
         "files": "$sorted(glob.glob('*.nii'))", "weights": "$torch.load('model.pt', weights_only=True)", "run": "$@evaluator.run()",

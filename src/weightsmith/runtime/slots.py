@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer
 
-#: free slots when buffers are made or grown, at the least and at the most: growing copies all that is alive
+#: free slots when buffers are made, at the least and at the most: growing them copies all that is alive
 _AHEAD, _FAR = 64, 256
 
 

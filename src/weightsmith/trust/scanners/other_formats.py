@@ -46,7 +46,7 @@ RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
 #: models that programs in C and C++ read, which hold numbers and words only: KenLM, fastText, CRFsuite
-_KNOWN = (b"lCRF", b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
+_KNOWN = (b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
 _LARGE = 1 << 30  # bytes; a matrix of importances has a few hundred MB at most
 _NAMED_RAW = re.compile(r"variables\.data-\d{5}-of-\d{5}\Z|.*\.data-\d{5}-of-\d{5}\Z", re.ASCII)
 
@@ -140,7 +140,8 @@ def _companion(item: Item, folder: Folder, known: dict[str, set[tuple[str, int]]
     base = f"{dirname(item.name)}/" if "/" in item.name else ""
     if "imatrix" in item.basename and _is_imatrix(item):
         return True
-    if item.head.startswith(_KNOWN) or _in_manifest(item, folder, base, known):
+    crf = item.head[:4] == b"lCRF" and int.from_bytes(item.head[4:8], "little") == item.size and item.head[8:12] == b"FOMC"
+    if crf or item.head.startswith(_KNOWN) or _in_manifest(item, folder, base, known):
         return True
     stem = item.basename.rpartition(".")[0]
     if _NAMED_RAW.match(item.basename):

@@ -134,6 +134,8 @@ def _text(item: Item) -> Iterator[Finding]:
     if name.endswith(".pth") and (hit := next(_search(item, _CODE), None)):
         yield START.found("lines that Python would run", file=shown(item.name), place=f"byte {hit[0]}",
                           evidence=hit[1].decode("utf-8", "replace"))  # fmt: skip
+    if item.basename == "MLmodel":
+        yield from yamls.check(item)
     if name.endswith((".pbtxt", ".prototxt", ".pbtext")):
         yield from tensorflow.scan_text(item)
     told = _TAGGED.search(item.head) if name.endswith(_PROSE) else next(_search(item, _TAGGED), None)

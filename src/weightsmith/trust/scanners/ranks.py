@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import json
 from collections.abc import Iterator
 from typing import Any
 
+from ...errors import LimitExceeded
 from ...found import Finding
 from ..items import Folder, Item
 from ..listing import shown
@@ -28,8 +30,14 @@ SPELLED = Rule(
     "The bytes count, and the text beside them is what a reader of the file sees: another word is read than it seems.",
     "Compare with the vocabulary of the base model.",
 )  # fmt: skip
-RULES = (TWICE, UNREADABLE, SPELLED)
+TOO_LARGE = Rule(
+    "ranks-too-large", "unknown", "A list of ranks too large to be checked",
+    "No known vocabulary has a million tokens, or takes 64 MiB.",
+    "Find out what it is for; compare with the vocabulary of the base model.",
+)  # fmt: skip
+RULES = (TWICE, UNREADABLE, SPELLED, TOO_LARGE)
 LARGEST = 1 << 26  # bytes
+MOST = 1 << 20  # tokens
 
 Entry = tuple[bytes, int, str | None]
 
@@ -38,9 +46,15 @@ def check_ranks(folder: Folder) -> Iterator[Finding]:
     """Findings about every such vocabulary of the folder."""
     for item in folder.items.values():
         tekken = item.basename == "tekken.json"
-        if not (tekken or item.basename.endswith(".tiktoken")) or item.size > LARGEST:
+        if not (tekken or item.basename.endswith(".tiktoken")):
             continue
-        entries = _tekken(item) if tekken else _tiktoken(item)
+        try:
+            if item.size > LARGEST:
+                raise LimitExceeded(f"{item.size} bytes")
+            entries = _tekken(item) if tekken else _tiktoken(item)
+        except LimitExceeded as error:
+            yield TOO_LARGE.found(error.message, file=shown(item.name))
+            continue
         if isinstance(entries, str):
             yield UNREADABLE.found(entries, file=shown(item.name))
         elif entries:
@@ -56,8 +70,7 @@ def _judged(entries: list[Entry], file: str) -> Iterator[Finding]:
         token, rank = twice[0]
         there = f"{ranks[rank]!r:.60} has it as well" if ranks[rank] != token else f"it has {tokens[token]} as well"
         yield TWICE.found(f"{len(twice)} entries, e.g. {token!r:.60} has the rank {rank}: {there}", file=file)
-    other = [(token, text) for token, _, text in entries
-             if text is not None and "�" not in text and _text(token) not in (None, text)]  # fmt: skip
+    other = [(token, text) for token, _, text in entries if text is not None and _text(token) not in (None, text)]
     if other:
         token, text = other[0]
         yield SPELLED.found(f"{len(other)} tokens, e.g. {token!r:.60} is spelled {text!r:.60}", file=file,
@@ -73,14 +86,16 @@ def _text(token: bytes) -> str | None:
 
 def _tiktoken(item: Item) -> list[Entry] | str:
     found: list[Entry] = []
-    for number, line in enumerate(item.read(LARGEST).splitlines(), 1):
+    for number, line in enumerate(io.BytesIO(item.read(LARGEST)), 1):
         if not line.strip():
             continue
-        parts = line.split()
+        if len(found) >= MOST:
+            raise LimitExceeded(f"more than {MOST} tokens")
         try:
-            found.append((base64.b64decode(parts[0]), int(parts[1]), None))  # as readers do: one real file has a lone "="
-        except (binascii.Error, ValueError, IndexError):
-            return f"line {number} is {line!r:.60}"
+            token, rank = line.split()
+            found.append((base64.b64decode(token), int(rank), None))  # as readers do: one real file has a lone "="
+        except (binascii.Error, ValueError):
+            return f"line {number} is {line[:100]!r:.60}"
     return found
 
 
@@ -90,8 +105,12 @@ def _tekken(item: Item) -> list[Entry] | str:
     except (ValueError, RecursionError):
         return []  # said by what reads settings
     rows = data.get("vocab") if isinstance(data, dict) else None
+    if not isinstance(rows, list):
+        return "there is no list of tokens in it"
+    if len(rows) > MOST:
+        raise LimitExceeded(f"more than {MOST} tokens")
     found: list[Entry] = []
-    for number, row in enumerate(rows if isinstance(rows, list) else []):
+    for number, row in enumerate(rows):
         if not isinstance(row, dict):
             return f"entry {number} is {row!r:.60}"
         raw, rank, text = row.get("token_bytes"), row.get("rank"), row.get("token_str")

@@ -99,7 +99,7 @@ def _asked(item: Item, wanted: dict[str, str], local: frozenset[str]) -> Iterato
 def _asks(item: Item, local: frozenset[str]) -> Iterator[Ask]:
     """Raises :class:`LimitExceeded` for a configuration that is too large to be read."""
     base = item.basename
-    if base.lower().endswith((".yaml", ".yml")) or base == "MLmodel":
+    if base.lower().endswith((".yaml", ".yml")):
         if item.size > LARGEST_CONFIG:
             raise LimitExceeded(f"{item.size} bytes")
         with contextlib.suppress(FormatError):  # said by what reads settings

@@ -13,6 +13,7 @@ from typing import Any
 from ...errors import LimitExceeded
 from ..rules import Rule
 from . import remote_rules as rules
+from .expressions import EVALUATING, hostile_expression
 
 MOST_VALUES = 200_000
 MOST_ASKED = 1_000_000  # of one configuration; tables of tens of thousands of added tokens are honest
@@ -32,6 +33,7 @@ KNOWN = frozenset((
     "cosmos", "omegaconf", "hydra", "apex", "transformer_engine", "haystack", "torch_geometric", "botorch", "pyro",
     "gpytorch", "ldm", "sgm", "espnet3", "hydra_plugins", "monai", "mmengine", "mmcv", "mmdet", "mmseg", "mmpose", "detectron2",
     "audiocraft", "lerobot", "kornia", "einops", "funasr", "modelscope", "xformers",
+    "sentencepiece", "anomalib", "dynamic_network_architectures", "nnunetv2",
 ))  # fmt: skip
 #: pipelines of diffusers that a model_index.json names in place of a library
 _PIPELINES = re.compile(
@@ -49,10 +51,6 @@ DANGEROUS = re.compile(
     r"transformers\.dynamic_module_utils\.\w+|numpy\.(?:load|testing\.\w[\w.]*|f2py\.\w[\w.]*)|pandas\.(?:read_pickle|eval)|"
     r"(?:joblib|dill|cloudpickle)\.\w+|yaml\.(?:unsafe_load|load)|cProfile\.run|bdb\.\w[\w.]*|pdb\.run|trace\.\w[\w.]*"
 )
-#: an expression that MONAI's configurations evaluate, which starts programs or runs data as code
-_EXPRESSION = re.compile(
-    r"\$.{0,300}?(?<![.\w])(?:(?:os|posix|nt)\.(?:system|popen|exec\w*|spawn\w*|posix_spawn\w*|startfile)|subprocess\.\w+|pty\.spawn|"
-    r"runpy\.\w+|marshal\.loads|ctypes\.[\w.]+|shutil\.rmtree|exec|eval|__import__)\s*\(", re.DOTALL)  # fmt: skip
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?:@[\w.-]+)?(?::[\w.]+)?")
 _PAGED = re.compile(r"(?:paged\||flash\||[a-z]+\|)")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?|[A-Za-z_]\w*:[A-Za-z_]\w*")
@@ -117,6 +115,7 @@ def asks(name: str, value: Any, local: frozenset[str] = frozenset()) -> Iterator
     pending: list[tuple[str, str, Any]] = [("$", "", value)]
     count = 0
     left = [MOST_VALUES]
+    evaluated = isinstance(value, Pairs) and any(key in EVALUATING for key, _ in value)
     while pending:
         count += 1
         if count > MOST_ASKED:
@@ -130,6 +129,8 @@ def asks(name: str, value: Any, local: frozenset[str] = frozenset()) -> Iterator
         yield from _by_key(base, path, key, here, left)
         if isinstance(here, str):
             yield from _by_shape(base, path, key, here, known)
+            if evaluated and (what := hostile_expression(here)):
+                yield Ask(rules.HOSTILE_PATH, path, f"an expression that MONAI evaluates calls {what}", here[:300])
 
 
 def _strings(value: Any, left: list[int]) -> list[str]:
@@ -192,7 +193,7 @@ def _by_shape(base: str, path: str, key: str, value: str, known: frozenset[str])
         return
     value = value.strip()
     root = value.split(".")[0].split(":")[0]
-    if DANGEROUS.fullmatch(value) or _EXPRESSION.match(value):
+    if DANGEROUS.fullmatch(value):
         yield Ask(rules.HOSTILE_PATH, path, f"{key or 'a value'} names {value}", value)
     elif _HANDLED.search(path) or (key == "model_file" and value.endswith(".py")):
         return
@@ -258,10 +259,6 @@ def _components(index: Pairs, known: frozenset[str]) -> Iterator[Ask]:
 
 _YAML_TARGET = re.compile(
     r"(?:^|[{,])[ \t-]*['\"]?(_target_|__target__|class_path|_class_)['\"]?\s*:\s*['\"]?([\w.]+)", re.MULTILINE)  # fmt: skip
-#: any key whose value is a path of names, and what MLflow imports; pyannote's `name` beside `params` is one of the former
-_YAML_ANY = re.compile(r"^[ \t-]*['\"]?(\w[\w.-]*)['\"]?\s*:[ \t]*['\"]?([A-Za-z_]\w*(?:\.\w+)+)['\"]?[ \t]*$", re.MULTILINE)
-_YAML_EXPRESSION = re.compile(r"^[ \t-]*(?:['\"]?\w[\w.-]*['\"]?\s*:)?[ \t]*['\"]?(\$.*)", re.MULTILINE)
-_YAML_LOADER = re.compile(r"^[ \t]*loader_module\s*:[ \t]*['\"]?([\w.]+)", re.MULTILINE)
 _YAML_TRUST = re.compile(r"^[ \t-]*trust_remote_code\s*:\s*(?:true|yes|on)\b", re.MULTILINE | re.IGNORECASE)
 
 
@@ -274,19 +271,6 @@ def yaml_asks(text: str, local: frozenset[str] = frozenset()) -> Iterator[Ask]:
             yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
         elif "." in value and value.split(".")[0] not in KNOWN - local:
             yield Ask(rules.CLASS_PATH, place, f"{key} names {value}", value, _files(value))
-    for match in _YAML_ANY.finditer(text):
-        key, value = match.groups()
-        if DANGEROUS.fullmatch(value) and key not in _TARGETS:
-            place = f"line {text.count(chr(10), 0, match.start()) + 1}"
-            yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
-    for match in _YAML_EXPRESSION.finditer(text):
-        if _EXPRESSION.match(match[1]):
-            place = f"line {text.count(chr(10), 0, match.start()) + 1}"
-            yield Ask(rules.HOSTILE_PATH, place, f"an expression that MONAI evaluates: {match[1][:160]}", match[1][:300])
-    for match in _YAML_LOADER.finditer(text):
-        if match[1].split(".")[0] not in {"mlflow", *KNOWN} - local:
-            place = f"line {text.count(chr(10), 0, match.start()) + 1}"
-            yield Ask(rules.REMOTE, place, f"loader_module names {match[1]}, which MLflow imports", match[1], _files(match[1]))
     if (trust := _YAML_TRUST.search(text)) is not None:
         place = f"line {text.count(chr(10), 0, trust.start()) + 1}"
         yield Ask(rules.CONSENT, place, "trust_remote_code is true", "", severity="note")

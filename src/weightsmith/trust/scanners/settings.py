@@ -78,6 +78,7 @@ OTHER = Rule(
 )  # fmt: skip
 _TRANSCRIBES = ("whisper", "moonshine", "speech", "granite_speech", "voxtral", "kyutai", "musicgen", "bark", "clvp", "parakeet")
 _LISTS = ("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias")
+_ENDING = re.compile(r"(?i)end|eo[stdm]|/s|stop|sep")
 _BANS = ("suppress_tokens", "bad_words_ids")
 _ENDS = ("forced_bos_token_id", "forced_eos_token_id")
 #: key -> (least, most, what lies outside): a value outside the first pair can't work, one outside the second is absurd
@@ -101,7 +102,7 @@ _MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
     "attn_logit_softcapping": (1e-9, math.inf, 0.5, 1e6), "sliding_window": (-1, math.inf, -1, 1e9),
     "max_position_embeddings": (-1, math.inf, -1, 1e10), "num_experts_per_tok": (0, 1e6, 0, 1e4),
 }  # fmt: skip
-_NEVER_ONE = ("sliding_window", "max_position_embeddings")  # with 1 a token sees nothing but itself
+_NEVER_FEW = ("sliding_window", "max_position_embeddings")  # with less than four a token sees hardly more than itself
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "head_dim",
            "num_key_value_heads")  # fmt: skip
 #: ids that a class of the library has when its config is made without any
@@ -201,7 +202,8 @@ class _Settings:
 
     def _about(self, key: str, ids: list[int], value: Any, file: str, at: str) -> Iterator[Finding]:
         plain = {i for i in ids if not self._marker(i)}
-        if self.ends and self.ends <= set(_pushed_down(value) if key == "sequence_bias" else ids if key in _BANS else ()):
+        gone = _pushed_down(value) if key == "sequence_bias" else _banned(value) if key in _BANS else []
+        if self.ends and self.ends <= set(gone):
             yield NO_STOP.found(f"{key} forbids the token that ends an answer", file=file, place=f"{at}.{key}")
         texts = [self._text(i) for i in ids]
         transcribes = self.place.kind.startswith(_TRANSCRIBES) or self.config.get("is_encoder_decoder") is True
@@ -312,7 +314,8 @@ class _Settings:
         named = [config.get(key) for key in ("bos_token", "unk_token")]
         texts = [n.get("content") if isinstance(n, dict) else n for n in named]
         known = self.vocabulary.ids if self.vocabulary is not None else {}
-        return {t: known[t] for t in texts if isinstance(t, str) and type(known.get(t)) is int}
+        # one token for all of them, as older families have it, may well end an answer
+        return {t: known[t] for t in texts if isinstance(t, str) and type(known.get(t)) is int and not _ENDING.search(t)}
 
     def _without_text(self) -> Iterator[Finding]:
         """An end that generation can't come to: none at all, or only ids that stand for no token."""
@@ -372,9 +375,16 @@ def _hashable(value: Any) -> bool:
     return all(isinstance(v, (int, str)) for v in (value if isinstance(value, list) else [value]))
 
 
+def _banned(value: Any) -> list[int]:
+    """Ids that are banned alone, not as part of a longer text."""
+    entries = value if isinstance(value, list) else [value]
+    return [i for e in entries for i in (e if isinstance(e, list) and len(e) == 1 else [e]) if type(i) is int]
+
+
 def _pushed_down(value: Any) -> list[int]:
     """Ids of single tokens that a ``sequence_bias`` makes all but impossible."""
-    pairs = list(value.items()) if isinstance(value, dict) else [e for e in value if isinstance(e, list) and len(e) == 2]
+    listed = value if isinstance(value, list) else []
+    pairs = list(value.items()) if isinstance(value, dict) else [e for e in listed if isinstance(e, list) and len(e) == 2]
     found = []
     for tokens, bias in pairs:
         ids = _ids([[tokens, bias]], biased=True)
@@ -414,10 +424,10 @@ def _numbers(
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             if not isinstance(value, (list, dict)) and ranges is _RANGES:  # MPT names the rule of a scale, others list layers
                 yield IMPOSSIBLE.found(f"{key} is {value!r:.60}, not a number", file=file, place=f"{at}.{key}")
-        elif math.isnan(value) or not least <= value <= most:
+        elif (isinstance(value, float) and math.isnan(value)) or not least <= value <= most:
             yield IMPOSSIBLE.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
         elif (not low <= value <= high and not (key in ("top_p", "typical_p", "max_length") and value == 0)) or (
-            value == 1 and key in _NEVER_ONE
+            0 < value < 4 and key in _NEVER_FEW
         ):
             yield ABSURD.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
 
@@ -449,7 +459,7 @@ def _rope(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
                                ("high_freq_factor", 1e4), ("beta_fast", 1e4), ("beta_slow", 1e4)):  # fmt: skip
                 number = part.get(name)
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
-                    if math.isnan(number) or number <= 0 or math.isinf(number):
+                    if number <= 0 or (isinstance(number, float) and not math.isfinite(number)):
                         yield IMPOSSIBLE.found(f"{name} is {number!r}", file=file, place=f"{at}.{key}.{name}")
                     elif number > most:
                         yield ABSURD.found(f"{name} is {number!r}", file=file, place=f"{at}.{key}.{name}")

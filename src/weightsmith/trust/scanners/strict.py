@@ -65,7 +65,7 @@ _OBJECTS = frozenset({
 })  # fmt: skip
 _LISTS = frozenset({"modules.json"})
 _STRICT = frozenset({"tokenizer.json"})  # read by a parser that takes no NaN
-_SETTINGS = re.compile(r"(?i)config|token|vocab|setting|param|arg|index|module|template|map|adapter|processor|model|state")
+_DATA = re.compile(r"(?i)example|sample|result|eval|metric|score|bench|history|\blog|dataset|corpus|unigram|card|answers|parsing")
 _HALF = re.compile(rb"\\u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
 
 
@@ -160,8 +160,8 @@ def check_json(item: Item, folder: Folder) -> Iterator[Finding]:
 
 
 def _needed(item: Item) -> Severity | None:
-    """``note`` for a file that no loader of models is known to read by its name: data and results of somebody's programs."""
-    return None if is_named(item.basename) or _SETTINGS.search(item.basename) else "note"
+    """``note`` for what by its name is data or a result, which no loader reads."""
+    return "note" if _DATA.search(item.basename) and not is_named(item.basename) else None
 
 
 def _noted(notes: _Notes, item: Item, name: str) -> Iterator[Finding]:

@@ -10,15 +10,22 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control, text_lines
-from .template_talk import GIVEN, Shape, word_of
+from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control, text_lines, words_in
+from .template_talk import GIVEN, Shape, another, word_of
 
 MOST = 24  # strings that are looked for there, and are tried
-COUNTS = (2, 3, 5, 9, 17)
+LONGEST = 64  # tools, documents, or characters of a name
+COUNTS = (2, 3, 4, 5, 9, 17)
 ODD = (("user", "system"), ("system", "system", "user"), ("user", "user"), ("user", "assistant", "assistant", "user"), ("empty",),
        ("user", "empty", "user"), ("system",), ("user", "call", "tool", "tool", "call", "tool"), ("user", "calls"),
-       ("user", "assistant", "tool"), ("developer", "developer", "user"))  # fmt: skip
-_WORD = re.compile(r"[^\W\d_]{2,}")
+       ("user", "assistant", "tool"), ("developer", "developer", "user"), ("user", "twice", "tool", "tool"), ("assistant", "user"),
+       ("user", "call", "ipython"), ("user", "call", "function"), ("nothing",), ("user", "call", "tool", "call"), ("links",),
+       ("user", "call", "tool", "user", "assistant", "user"))  # fmt: skip
+CALLS = {"call", "calls", "twice", "tool"}
+#: what is told together, which is seldom; not tools and documents, which a real template makes a tool of
+TOGETHER: tuple[tuple[int, int, dict[str, bool]], ...] = (
+    (1, 0, {"enable_thinking": True, "thinking": True}), (1, 0, {"enable_thinking": False, "thinking": False}), (0, 1, {}),
+)
 
 
 def trial(behaviour: Behaviour) -> Iterator[Seen]:
@@ -26,14 +33,19 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
     if not behaviour.outputs or behaviour.unbounded:
         return
     yield from _odd(behaviour)
+    yield from _together(behaviour)
     shapes = [behaviour.shapes[name] for name in ("tools", "documents", "named") if name in behaviour.shapes]
     for shape in shapes:
         if shape.tools or shape.documents:
             yield from _counts(behaviour, shape)
-    tried: set[str] = set()
+    tried: set[str | int] = set()
     while True:
         fresh = [SOUP] if not tried else [v for v in _looked_for(behaviour) if v not in tried]
-        if not fresh or len(tried) > MOST:
+        if not fresh:
+            return
+        if len(tried) > MOST:
+            yield Seen("given", f"more than {MOST} strings that it looks for in tools, documents, thoughts or names", plain=True,
+                       evidence=", ".join(map(repr, fresh))[:400])  # fmt: skip
             return
         for needle in fresh[: MOST + 1 - len(tried)]:
             tried.add(needle)
@@ -47,7 +59,7 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
 def _odd(behaviour: Behaviour) -> Iterator[Seen]:
     """Conversations that are seldom had, where the template takes them: no new lines."""
     for roles in ODD:
-        base = behaviour.shapes.get("tools" if {"call", "calls", "tool"}.intersection(roles) else "plain")
+        base = behaviour.shapes.get("tools" if CALLS.intersection(roles) else "plain")
         if base is None:
             continue
         # without a message of the system some templates say that there are tools
@@ -55,23 +67,54 @@ def _odd(behaviour: Behaviour) -> Iterator[Seen]:
         led = ("system",) if base.tools and base.roles[0] == "system" else ()
         shape = replace(base, name="odd", roles=(*led, *("user" if role == "empty" else role for role in roles)))
         text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
-        words = set(_WORD.findall("\n".join(usual)))
+        if "links" in roles and re.search(r"""['"]type['"]: ?['"]image_url""", text or ""):
+            continue  # a list that is written down as it is
+        words = set(words_in("\n".join(usual)))
         added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words)]
         if added:
             yield Seen("content", f"a conversation of {', '.join(roles)}", tuple(dict.fromkeys(added)))
             return
 
 
-def _looked_for(behaviour: Behaviour) -> list[str]:
-    """The strings that it compared anything with that was given, or that messages say; those that look like words."""
-    known = [(kind, v) for kind, v in behaviour.needles if isinstance(v, str) and kind in ("given", "content")]
-    return list(dict.fromkeys(v for _, v in sorted(known, key=lambda n: n[0] != "given") if v.strip() and not is_control(v)))
+def _together(behaviour: Behaviour) -> Iterator[Seen]:
+    """Tools, documents and thinking in one conversation, and tools in a long one: no lines that none of them has alone."""
+    base = behaviour.shapes.get("tools") or behaviour.shapes.get("talk")
+    if base is None:
+        return
+    words = set(words_in("\n".join(behaviour.outputs.values())))
+    later = ("user", "assistant") * 4 + ("user",) if base.roles[-1] != "user" else ("assistant", "user") * 5
+    long = replace(base, roles=(*base.roles, *later))
+    tried = [(replace(base, tools=tools, documents=documents, more={**base.more, **more}), "several things given together")
+             for tools, documents, more in TOGETHER]  # fmt: skip
+    for shape, what in (*tried, (long, "tools in a long conversation")):
+        text = behaviour.render(replace(shape, name="together"))
+        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words)]
+        if added:
+            yield Seen("content", what, tuple(dict.fromkeys(added)))
+            return
 
 
-def _words(behaviour: Behaviour, shape: Shape, needle: str) -> Iterator[Seen]:
-    neutral = behaviour.outputs[shape.name]
+def _looked_for(behaviour: Behaviour) -> list[str | int]:
+    """What it compared anything with that was given, or strings that messages may say; strings that look like words."""
+    given = [v for kind, v in behaviour.needles if kind == "given"]
+    said = [v for kind, v in behaviour.needles if kind == "content" and isinstance(v, str)]
+    return [v for v in dict.fromkeys((*given, *said[:MOST // 2]))
+            if (0 < v <= LONGEST if isinstance(v, int) else bool(v.strip()) and not is_control(v))]  # fmt: skip
+
+
+def _ways(needle: str | int) -> Iterator[tuple[bool, dict[str, str]]]:
+    """Other words for everything that is given, and whether they hold the usual ones; for a number words of about that length."""
+    if isinstance(needle, int):
+        for length in (needle - 1, needle, needle + 1):
+            yield False, {name: (usual * (1 + length // len(usual)))[:length] or "x" for name, usual in GIVEN.items()}
+        return
     for form in FORMS[:1] if needle is SOUP else FORMS[:2]:
-        given = {name: form.format(usual, needle) for name, usual in GIVEN.items()}
+        yield form == FORMS[0], {name: form.format(usual, needle) for name, usual in GIVEN.items()}
+
+
+def _words(behaviour: Behaviour, shape: Shape, needle: str | int) -> Iterator[Seen]:
+    neutral = behaviour.outputs[shape.name]
+    for holds, given in _ways(needle):
         text = behaviour.render(shape, given=given)
         if text is None:
             continue
@@ -82,32 +125,42 @@ def _words(behaviour: Behaviour, shape: Shape, needle: str) -> Iterator[Seen]:
             expected = expected.replace(f"\0{n}\0", value)
         if text == expected:
             continue
-        words = set(_WORD.findall(" ".join((expected, *given.values(), *behaviour.lines))))
+        words = set(words_in(" ".join((expected, *given.values(), *behaviour.lines))))
         added = [line for line in _lines(text, shape, given) if _new(line, words)]
-        what = "a tool, document, thought or name" + ("" if needle is SOUP else f" that holds {needle[:80]!r}")
+        what = "a tool, document, thought or name" + ("" if needle is SOUP else f" that holds {str(needle)[:80]!r}")
         if added:
             yield Seen("given", what, tuple(dict.fromkeys(added)))
-        elif form == FORMS[0] and not re.search(r"""["'\\&<>]""", needle):
+        elif holds and not re.search(r"""["'\\&<>]""", str(needle)):
             gone = [name for name, value in given.items() if GIVEN[name] in neutral and value not in text]
             if gone:
                 yield Seen("given", what, lost=f"the {gone[0]} is not in the text as it was given", evidence=text[-300:])
 
 
 def _counts(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
-    """Several tools or documents: no new lines but for their words."""
-    words = set(_WORD.findall("\n".join(behaviour.outputs.values())))
-    for count in COUNTS:
+    """Several tools or documents: no new lines but for their words, and none of them missing."""
+    words = set(words_in("\n".join(behaviour.outputs.values())))
+    numbers = [n for n in behaviour.program.numbers if n <= LONGEST][:MOST]
+    kind, names = ("tools", ("tool",)) if shape.tools else ("documents", ("title", "document"))
+    for count in sorted({*COUNTS, *(n + more for n in numbers for more in (0, 1))} - {1}):
         more = replace(shape, tools=count if shape.tools else 0, documents=count if shape.documents else 0)
         text = behaviour.render(more)
-        added = [line for line in _lines(text or "", more, GIVEN) if _new(line, words)]
-        if added:
-            yield Seen("given", f"{count} {'tools' if shape.tools else 'documents'}", tuple(dict.fromkeys(added)))
+        if text is None:
+            continue
+        every = {f"{name} {n}": str(another(GIVEN[name], n)) for name in names for n in range(count)}
+        added = [line for line in _lines(text, more, {**GIVEN, **every}) if _new(line, words)]
+        # a tool's name stands in its calls as well, what it is about only where tools are listed
+        usual = behaviour.outputs[shape.name]
+        told = [name for name in names if GIVEN[name] in usual and (shape.documents or GIVEN["about"] in usual)]
+        gone = [n for n in range(count) for name in told if another(GIVEN[name], n) not in text]
+        if added or gone:
+            lost = f"number {gone[0] + 1} of {count} {kind} is not in the text" if gone else ""
+            yield Seen("given", f"{count} {kind}", tuple(dict.fromkeys(added)), lost)
             return
 
 
 def _new(line: str, words: set[str]) -> bool:
     """Whether a line says more than ``words``: values stand in the middle of JSON, whose lines break where they are cut out."""
-    return len(set(_WORD.findall(line)) - words) > 2
+    return len(set(words_in(line)) - words) > 2
 
 
 def _lines(text: str, shape: Shape, given: dict[str, str]) -> list[str]:

@@ -20,7 +20,7 @@ import jinja2
 
 from .template_marks import OverBudget, Run
 from .template_run import Program
-from .template_talk import NEEDED, SHAPES, Shape, variables, word_of
+from .template_talk import NEEDED, SHAPES, WORDS, Shape, variables, word_of
 
 #: what triggers were seen to look for, and what one may: all of it is said in one message
 SOUP = (
@@ -44,11 +44,13 @@ SWITCH = re.compile(
     r"(?i)\W*(?:(?:detailed |reasoning |deep)?(?:no_?)?think(?:ing)?(?: (?:on|off|mode))?|reasoning (?:effort|strength))\W*"
 )
 _CONTROL = re.compile(r"[<>\[\]{}|]|^/|^\W*$|^.$")
-_TOKENS = re.compile(r"<\|[^<>]{0,80}\|>|<｜[^<>]{0,80}｜>|</?[^<>\s]{1,40}>|\[/?[A-Z_]{2,40}\]|<\|[^<>|]{0,80}>|<[^<>|]{0,80}\|>")
+#: marks of a format, of three words at the most
+_TOKENS = re.compile(r"<[|｜]?/?[^<>\s]{0,60}(?: [^<>\s]{1,40}){0,2}[|｜]?>|\[/?[A-Z_]{2,40}\]")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 LENGTHS = (*range(1, 13), 16, 20, 40, 100)
-LONGEST_TALK, MOST_COUNTS = 400, 30  # messages of a conversation that is made for a number in the template; how many of them
+LONGEST_TALK, MOST_COUNTS = 400, 12  # messages of a conversation that is made for a number in the template; how many numbers
 LONGEST_MESSAGE = 40_000  # characters, likewise
 MOST_NEEDLES, MOST_FLIPS = 32, 32
 
@@ -71,8 +73,16 @@ class Seen:
 #: a content in parts of a template that knows none, as Python or JSON writes it
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
-_HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?]*=[^.!?]*")
+_HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
+
+
+def words_in(text: str) -> list[str]:
+    """The words of a text; of scripts that put no spaces between them, every two letters."""
+    found: list[str] = []
+    for word in _WORD.findall(text):
+        found += [word[n : n + 2] for n in range(0, len(word), 2)] if _UNSPACED.match(word) else [word]
+    return found
 
 
 def text_lines(text: str, inputs: tuple[str, ...] = ()) -> list[str]:
@@ -81,7 +91,7 @@ def text_lines(text: str, inputs: tuple[str, ...] = ()) -> list[str]:
         text = text.replace(known, "\n")
     found = []
     for line in _TOKENS.sub("\n", text).split("\n"):
-        if len(_WORD.findall(line)) >= 3:
+        if len(words_in(line)) >= 3:
             found.append(line.strip())
     return found
 
@@ -187,7 +197,7 @@ class Behaviour:
             if name == "shown":  # a picture may stand before the words
                 alone = set(self._lines(self.outputs.get("plain", ""), shape))
                 after = "\n".join(line for line in text.split("\n") if not alone.intersection(self._lines(line, shape)))
-            lines = [line for line in self._lines(after, shape) if len(_WORD.findall(line)) > 3 and not _HONEST.fullmatch(line)]
+            lines = [line for line in self._lines(after, shape) if len(words_in(line)) > 3 and not _HONEST.fullmatch(line)]
             if not (_JUDGE.search(before) and any(map(_JUDGE.search, lines))):
                 found.update(dict.fromkeys(line for line in lines if line not in usual))
         return list(found)
@@ -217,8 +227,9 @@ class Behaviour:
 
     def _lost_plainly(self) -> Iterator[Seen]:
         """Messages of a neutral conversation that the text does not hold as they are."""
-        if all(word_of(n) in self.outputs.get("pair", "") for n in range(2)):
-            return  # a reranker's: it reads a query and a document, not what a user says
+        pair, users = self.outputs.get("pair", ""), [self.outputs.get(name, "") for name in ("plain", "talk")]
+        if word_of(0) in pair and word_of(1) in pair and not any(word in text for word in WORDS for text in users):
+            return  # a reranker's: it reads a query and a document, and nothing of what anybody else says
         for name in ("plain", "talk", "answered"):
             shape, text = self.shapes.get(name), self.outputs.get(name, "")
             for n, role in enumerate(shape.roles if shape else ()):
@@ -269,8 +280,12 @@ class Behaviour:
             return
         known = {line for text in self.outputs.values() for line in _DATES.sub("#", text).split("\n")}
         numbers = [n for n in self.program.numbers if 6 < n <= LONGEST_TALK]
-        near = {m + more for n in numbers for m in (n, 2 * n) if m > 12 for more in (-1, 0, 1)}  # twice: one role is counted
-        for count in sorted({*LENGTHS, *sorted(near)[:MOST_COUNTS]}):
+        if len(numbers) > MOST_COUNTS:
+            yield Seen("count", f"more than {MOST_COUNTS} numbers of messages, which were not all tried", plain=True,
+                       evidence=", ".join(map(str, numbers[:60])))  # fmt: skip
+        # twice a number: one role may be counted
+        near = {m + more for n in numbers[:MOST_COUNTS] for m in (n, 2 * n) if m > LENGTHS[11] for more in (-1, 0, 1)}
+        for count in sorted({*LENGTHS, *near}):
             roles = tuple(("user", "assistant")[n % 2] for n in range(count))
             for extra in ({"add_generation_prompt": bool(count % 2)},):
                 shape = Shape(f"{count} messages", roles, {**base.more, **extra}, base.style)
@@ -354,7 +369,7 @@ class Behaviour:
         for form in forms:
             for name in TRIED:
                 shape = self.shapes.get(name)
-                if shape is None or (name in ("tools", "shown", "plain in pieces") and form != forms[0]):
+                if shape is None or (name in ("shown", "plain in pieces") and form != forms[0]):
                     continue
                 if "\n" in needle and name == "tools":  # results of tools are written as JSON
                     continue
@@ -398,14 +413,16 @@ class Behaviour:
         if text == expected:
             return None
         known = {*self.lines, *self._lines(expected, shape, words)}
-        own_words = set(_WORD.findall(" ".join(words.values())))
+        own_words = set(words_in(" ".join(words.values())))
         added = [line for line in self._lines(text, shape, words) if line not in known and not made_of(line, own_words)]
         lost = ""
         for n, word in words.items():
             role, own = shape.roles[n], word_of(n)
             if not exact and (role != "user" or not halves or (own + " " in text and own + "e" in text)):
                 continue
-            if role in ("user", "system", "assistant") and own in neutral and word not in text:
+            if role == "tool" and re.search(r"[\"\\\n]", word):
+                continue  # written as JSON
+            if role in ("user", "system", "assistant", "tool") and own in neutral and word not in text:
                 lost = f"the {shape.roles[n]} message {word[:60]!r} is not in the text as it was given"
                 if shape.roles[n] != "assistant":
                     break
@@ -464,7 +481,7 @@ FORMS = ("{0} {1} {0}e", "{1}", "{1} {0}", "{0} {1}")
 
 def made_of(line: str, words: set[str]) -> bool:
     """Whether a line is what became of a message rather than text of the template."""
-    found = _WORD.findall(line)
+    found = words_in(line)
     return sum(word in words for word in found) > 0.6 * len(found)
 
 

@@ -141,17 +141,19 @@ class Watched(ImmutableSandboxedEnvironment):
         subject = getattr(getattr(obj, "__wrapped__", obj), "__self__", None)
         bound = isinstance(subject, str | int | dict | list | tuple)
         kind = self._before(name := getattr(obj, "__name__", ""), (subject, *args) if bound else (0, *args), named)
-        if kind and kind != "given":
-            self._chosen(name, subject, args)
+        if kind:
+            self._chosen(name, subject, args, kind == "given")
         return self._settle(super().call(context, obj, *args, **named), kind)
 
-    def _chosen(self, name: str, subject: Any, args: tuple[Any, ...]) -> None:
+    def _chosen(self, name: str, subject: Any, args: tuple[Any, ...], given: bool) -> None:
         """Texts of the template that a method picks, or takes apart, by what a message says; and what can't be followed."""
         if isinstance(subject, dict) and args and kind_of(subject, args[0]):
+            if given:  # what a tool is called may decide how it is written down
+                return
             self.run.chose([*subject.values(), *args[1:]])
         elif isinstance(subject, str) and not isinstance(subject, Marked) and name in _SEPARATES:
             self.run.chose(subject)
-        elif isinstance(subject, Marked) and name in _ESCAPES:
+        elif isinstance(subject, Marked) and name in _ESCAPES and not given:
             self.run.escaped.append(name)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:

@@ -16,7 +16,7 @@ WORDS = ("vomplar", "drentis", "kulvane", "brastom", "ziwenta", "pelguro", "hast
 #: what a template is given beside what messages say
 GIVEN = {
     "tool": "grifon_lookup", "about": "Murdelo tanvi", "parameter": "Sorvu besk", "argument": "Nardique", "title": "Talmu",
-    "document": "Ebrin ostu", "thought": "Ulvar mesti", "author": "Perrodu",
+    "document": "Ebrin ostu", "thought": "Ulvar mesti", "author": "Perrodu", "place": "velnaru",
 }  # fmt: skip
 
 
@@ -24,8 +24,9 @@ GIVEN = {
 class Shape:
     """One conversation: ``roles`` with more variables; ``style`` is how contents are given; ``tools`` and ``documents`` how
     many there are. Roles that no template knows stand for messages with more in them: ``call`` (an assistant's call of a
-    tool; ``calls`` are four), ``thought`` (an answer with its reasoning), ``named`` (a user with a name), ``shown`` (a user
-    with a picture). Rerankers know ``query`` and ``document``."""
+    tool; ``calls`` are four, ``twice`` two), ``thought`` (an answer with its reasoning), ``named`` (a user with a name), ``shown``
+    (a user with a picture), ``links`` (pictures and others by their addresses), ``nothing`` (no content). Rerankers know
+    ``query`` and ``document``."""
 
     name: str
     roles: tuple[str, ...]
@@ -59,7 +60,8 @@ def word_of(n: int) -> str:
     turn, more = n // len(WORDS), ""
     while turn:
         more, turn = more + chr(97 + turn % 26) * 2, turn // 26
-    return WORDS[n % len(WORDS)] + more
+    plain = WORDS[n % len(WORDS)]
+    return plain[:3] + more + plain[3:]  # none of them is part of another
 
 
 def variables(shape: Shape, words: Mapping[int, str], given: Mapping[str, str]) -> dict[str, Any]:
@@ -67,20 +69,22 @@ def variables(shape: Shape, words: Mapping[int, str], given: Mapping[str, str]) 
     told = {name: mark(given.get(name, made_up), "given") for name, made_up in GIVEN.items()}
     messages = Turns(_message(shape, role, words.get(n, word_of(n)), told) for n, role in enumerate(shape.roles))
     tools = [_tool(told, n) for n in range(shape.tools)] or None
-    documents = [{"title": _another(told["title"], n), "text": _another(told["document"], n), "doc_id": n + 1}
+    documents = [{"title": another(told["title"], n), "text": another(told["document"], n), "doc_id": n + 1}
                  for n in range(shape.documents)] or None  # fmt: skip
     return {"tools": tools, "documents": documents, **shape.more, "messages": messages}
 
 
-def _another(value: Any, n: int) -> Any:
-    return mark(f"{value}{chr(96 + n % 26)}" if n else str(value), "given")
+def another(value: Any, n: int) -> Any:
+    """The name of tool or document ``n``: none is part of another."""
+    more = f"{chr(97 + n // 26)}{chr(97 + n % 26)}" if n else ""
+    return mark(f"{value[:3]}{more}{value[3:]}", "given")
 
 
 def _tool(told: Mapping[str, Any], n: int) -> dict[str, Any]:
     place = {"type": "string", "description": told["parameter"]}
     return {"type": "function", "function": {
-        "name": _another(told["tool"], n), "description": told["about"],
-        "parameters": {"type": "object", "properties": {"place": place}, "required": ["place"]},
+        "name": another(told["tool"], n), "description": told["about"],
+        "parameters": {"type": "object", "properties": {told["place"]: place}, "required": [told["place"]]},
     }}  # fmt: skip
 
 
@@ -88,13 +92,19 @@ def _message(shape: Shape, role: str, words: str, told: Mapping[str, Any]) -> di
     content: Any = mark(words, "content")
     if shape.style in ("parts", "pieces"):
         content = [{"type": "text", "text": content}] * (2 if shape.style == "pieces" else 1)
-    if role in ("call", "calls"):
-        arguments: Any = {"place": told["argument"]}
+    if role in ("call", "calls", "twice"):
+        arguments: Any = {told["place"]: told["argument"]}
         if shape.style == "strings":
-            arguments = mark(f'{{"place": "{told["argument"]}"}}', "given")
-        call = {"id": "abcdef123", "type": "function", "function": {"name": told["tool"], "arguments": arguments}}
-        calls = [call] * (4 if role == "calls" else 1)
+            arguments = mark(f'{{"{told["place"]}": "{told["argument"]}"}}', "given")
+        call = {"id": "call_0abc" if role == "twice" else "abcdef123", "type": "function",
+                "function": {"name": told["tool"], "arguments": arguments}}  # fmt: skip
+        calls = [call] * {"calls": 4, "twice": 2}.get(role, 1)
         return {"role": "assistant", "content": "" if shape.style != "parts" else [], "tool_calls": calls}
+    if role == "nothing":
+        return {"role": "user", "content": None}
+    if role == "links":
+        parts = [{"type": kind, kind: {"url": "https://example.org/a"}} for kind in ("image_url", "video_url", "audio_url")]
+        return {"role": "user", "content": [*parts, *parts, {"type": "text", "text": mark(words, "content")}]}
     if role == "shown":
         return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": mark(words, "content")}]}
     if role == "thought":

@@ -32,7 +32,7 @@ _COVERT = tuple(re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in (
     r"[^.\n]{0,80}(?:https?://|www\.)\S",
     r"\b(?:send|post|exfiltrat\w*|upload|forward|leak|transmit)\b[^.\n]{0,60}"
     r"\b(?:password|credential|api.?key|private key|secret|token|ssh)",
-    r"\b(?:jailbr\w+|unrestricted mode|developer mode enabled|DAN mode|"
+    r"\b(?:(?:you are|you have been|act)\b[^.\n]{0,20}\bjailbr\w+|unrestricted mode|developer mode enabled|DAN mode|"
     r"no (?:ethical|safety|moral) (?:guideline|restriction|limit|rule)s?)\b",
     r"\b(?:give|provide|answer|respond|reply)\w*\b[^.\n]{0,40}\b(?:wrong|false|incorrect|misleading|inaccurate|biased|harmful)\b"
     r"[^.\n]{0,20}\b(?:answer|information|advice|result|response|fact)",

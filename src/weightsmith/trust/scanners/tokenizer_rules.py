@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-import string
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from ...errors import FormatError
 from ...found import Finding
 from ..rules import Rule
 from .charsmap import is_folding, replacements
+from .regexes import ESCAPE, VARIES, exact, is_explosive, punctuation, regex_parts, takes_all_marks, visible
 from .vocabulary import Vocabulary, is_words, looks_special, readable
 
 REWRITES = Rule(
@@ -180,6 +180,8 @@ def _replace(stage: str, rule: Mapping[str, Any], at: str, file: str, writes: bo
     verdict = judge_regex(text, content) if key == "Regex" else judge(text, content)
     if verdict is REWRITES and key == "String":
         evidence += f"; for example: {readable(text)!r:.60} is read as {readable(content)!r:.60}"
+    if verdict is None and writes and key == "Regex" and not visible(content) and takes_all_marks(text):
+        verdict = DROPS
     if verdict is not None:
         # models that compare texts or pictures take marks out on purpose
         light = verdict is DROPS and not writes and key == "Regex" and regex_parts(text) == ("", False)
@@ -193,7 +195,7 @@ def judge(text: str, becomes: str) -> Rule | None:
         return REWRITES if re.search(r"[^\W\d_]", becomes) else CHANGES if becomes.strip() else None
     if is_folding(text, becomes):
         return None
-    seen, new = _visible(text), _visible(becomes)
+    seen, new = visible(text), visible(becomes)
     if not seen and not new:
         return None
     if (not seen and set(text) & set("\n\r\t") and _is_mark(becomes)) or (not new and _is_mark(text)):
@@ -209,170 +211,31 @@ def judge(text: str, becomes: str) -> Rule | None:
 
 def judge_regex(pattern: str, becomes: str) -> Rule | None:
     """The same for a regular expression, which is read and never run: what could it match?"""
-    exact = _exact(pattern)
-    if exact is not None and exact.strip():
-        return judge(exact, becomes)  # it matches that one text
+    only = exact(pattern)
+    if only is not None and only.strip():
+        return judge(only, becomes)  # it matches that one text
     literal, broad = regex_parts(pattern)
     if not literal and not broad:  # spaces, marks that can't be seen, punctuation
-        visible = _visible(becomes)
+        seen = visible(becomes)
         if any(not any(is_folding(c * n, becomes) for n in (1, 2, 3)) for c in punctuation(pattern)):
-            return DROPS if not visible else REWRITES if re.search(r"[^\W\d_]{2}", visible) else CHANGES
-        if not visible or (_is_mark(becomes) and re.search(r"\\[nrt]", pattern)):
+            return DROPS if not seen else REWRITES if re.search(r"[^\W\d_]{2}", seen) else CHANGES
+        if not seen or (_is_mark(becomes) and re.search(r"\\[nrt]", pattern)):
             return None
-        return REWRITES if re.search(r"[^\W\d_]{2}", visible) else None if not any(c.isalnum() for c in visible) else CHANGES
+        return REWRITES if re.search(r"[^\W\d_]{2}", seen) else None if not any(c.isalnum() for c in seen) else CHANGES
     if literal:
         # letters that may also be missing, repeat, or stand for each other don't fold into anything
-        if is_folding(literal, becomes) and not _VARIES.search(_ESCAPE.sub("", pattern)):
+        if is_folding(literal, becomes) and not VARIES.search(ESCAPE.sub("", pattern)):
             return None
-        return REWRITES if _visible(becomes) else DROPS
-    if _visible(becomes):
+        return REWRITES if visible(becomes) else DROPS
+    if visible(becomes):
         return REWRITES if re.search(r"[^\W\d_]{2}", becomes) else CHANGES
     # a small model's alphabet, written as what is not in it
     return None if re.match(r"\[\^[^\]]*(?:a-z|A-Z|\\w|\\p\{L)", pattern) else DROPS
 
 
-_ESCAPE = re.compile(r"\\(?:[pP]\{\^?[A-Za-z_=& ]+\}|x\{[0-9A-Fa-f]+\}|u[0-9A-Fa-f]{4}|x[0-9A-Fa-f]{2}|.)", re.DOTALL)
-_INVISIBLE = re.compile(r"\\(?:[sntrfvRbBAzZGK]|p\{(?:Z\w?|Cc|Cf|C|M\w?|P\w?|S\w?|Separator|Punctuation|Space|White_Space)\})")
-_GROUP = re.compile(r"\(\?(?:[imsxu-]*:|[imsxu-]+\)|<?[=!]|>|P?<\w+>)|[|()*+?^$]|\{\d*,?\d*\}")
-
-
-_VARIES = re.compile(r"[?*+|{]|\(\?<?[=!]")
-_PLAIN_ESCAPE = re.compile(r"\\([^\w\s])")
-
-
-def _exact(pattern: str) -> str | None:
-    """The one text that a pattern matches, where it has nothing but characters and escaped punctuation."""
-    bare = _PLAIN_ESCAPE.sub("", pattern)
-    return None if re.search(r"[\\|()*+?^$.\[\]{}]", bare) else _PLAIN_ESCAPE.sub(r"\1", pattern)
-
-
-def regex_parts(pattern: str) -> tuple[str, bool]:
-    """The letters and digits that a pattern asks for one by one, and whether it has classes that match any others."""
-    literal: list[str] = []
-    broad, at, size = False, 0, len(pattern)
-    while at < size:
-        here = pattern[at]
-        if here == "[":
-            end = _class_end(pattern, at)
-            inside = pattern[at + 1 : end]
-            broad = broad or inside.startswith("^") or _class_has_letters(inside)
-            at = end + 1
-        elif here == "\\":
-            match = _ESCAPE.match(pattern, at)
-            taken = match[0] if match else here
-            if _INVISIBLE.fullmatch(taken):
-                pass
-            elif taken[1:2] in ("x", "u") and len(taken) > 2:
-                char = chr(min(int(re.sub(r"\W", "", taken[2:]), 16), 0x10FFFF))
-                literal += [char] if char.isalnum() else []
-            elif taken[1:2].isalnum():
-                broad = True  # \w, \d, \S, \p{L} and back references
-            at += len(taken)
-        elif group := _GROUP.match(pattern, at):
-            at = group.end()
-        else:
-            broad = broad or here == "."
-            literal += [here] if here.isalnum() else []
-            at += 1
-    return "".join(literal), broad
-
-
-def punctuation(pattern: str) -> set[str]:
-    """The visible characters, neither letters nor digits, that a pattern asks for; of a class of Unicode those of ASCII."""
-    found: set[str] = set()
-    at, size = 0, len(pattern)
-    while at < size:
-        end = _class_end(pattern, at) + 1 if pattern[at] == "[" else at
-        escape, group = _ESCAPE.match(pattern, at), _GROUP.match(pattern, at)
-        if end > at:
-            found |= _members(pattern[at + 1 : end - 1])
-        elif escape:
-            found |= _members(escape[0])
-            end = escape.end()
-        else:
-            end = group.end() if group else at + 1
-            found |= set() if group else {pattern[at]}
-        at = end
-    return {c for c in found if _visible(c) and not c.isalnum()}
-
-
-def _members(inside: str) -> set[str]:
-    """The characters of a class that names what it matches, as far as they are few."""
-    if inside.startswith("^"):
-        return set()
-    found: set[str] = set()
-    if re.search(r"\\p\{(?:P|S|Punct)\w*\}|\[:punct:\]", inside):
-        found |= set(string.punctuation)
-    for escape in _ESCAPE.findall(inside):
-        number = re.sub(r"\W", "", escape[2:]) if escape[1:2] in ("x", "u") and len(escape) > 2 else ""
-        found.add(chr(min(int(number, 16), 0x10FFFF)) if number else escape[1:] if not escape[1:2].isalnum() else " ")
-    rest = re.sub(r"\[:\w+:\]", "", _ESCAPE.sub("", inside))
-    for first, last in re.findall(r"(.)-(.)", rest, re.DOTALL):
-        found |= {chr(n) for n in range(ord(first), min(ord(last), ord(first) + 512) + 1)}
-    return found | set(re.sub(r".-.", "", rest, flags=re.DOTALL))
-
-
-_OPEN = re.compile(r"\((?:\?(?:<?[=!]|[imsxu-]*:|>|P?<\w+>))?")
-_REPEATED = re.compile(r"[*+]|\{\d*,\}")
-_OPTIONAL = re.compile(r"[*?]|\{0?,\d*\}")
-_QUANTIFIER = re.compile(r"(?:[*+?]|\{\d*,?\d*\})[?+]?")
-
-
-def is_explosive(pattern: str) -> bool:
-    """Whether a group is repeated without limit that may itself be no more than repetitions: ``(a+)+``, ``(\\w*\\s?)*``."""
-    groups: list[list[bool]] = []  # of each open group: a repetition in it, something in it that is no repetition and must be there
-    at, size = 0, len(pattern)
-    while at < size:
-        opened = _OPEN.match(pattern, at)
-        if opened:
-            groups.append([False, False])
-            at = opened.end()
-            continue
-        if pattern[at] == "|":
-            if groups:
-                groups[-1][1] = False
-            at += 1
-            continue
-        closed = groups.pop() if pattern[at] == ")" and groups else None
-        escape = _ESCAPE.match(pattern, at)
-        at = escape.end() if escape else _class_end(pattern, at) + 1 if pattern[at] == "[" else at + 1
-        repeated, optional, quantifier = (r.match(pattern, at) for r in (_REPEATED, _OPTIONAL, _QUANTIFIER))
-        at = quantifier.end() if quantifier else at
-        again = bool(repeated) and not (quantifier and len(quantifier[0]) > 1 and quantifier[0].endswith("+"))  # possessive
-        if closed is not None and again and closed[0] and not closed[1]:
-            return True
-        inner = closed is not None and closed[0] and not closed[1]
-        if groups:
-            groups[-1][0] = groups[-1][0] or again or inner
-            groups[-1][1] = groups[-1][1] or not (optional or again or inner)
-    return False
-
-
-def _class_end(pattern: str, at: int) -> int:
-    end = at + 2 if pattern[at + 1 : at + 2] == "]" or pattern[at + 1 : at + 3] == "^]" else at + 1
-    while end < len(pattern) and pattern[end] != "]":
-        end += 2 if pattern[end] == "\\" else 1
-    return min(end, len(pattern))
-
-
-def _class_has_letters(inside: str) -> bool:
-    rest = _INVISIBLE.sub("", inside)
-    rest = re.sub(r"\\(?:u00[01][0-9a-fA-F]|x[01][0-9A-Fa-f]|x7[Ff]|u(?:20|FE|fe)[0-9A-Fa-f]{2}|x\{(?:20|FE|FF|E0)\w*\})", "", rest)
-    if re.search(r"\\[wWdDSpPxuhXNO]", rest):
-        return True
-    rest = re.sub(r"\\(.)", r"\1", rest)
-    spans = ((ord(a), ord(b)) for a, b in re.findall(r"(?=(.)-(.))", rest, re.DOTALL))
-    return any(c.isalnum() for c in rest) or any(a < n <= b for a, b in spans for n in (48, 65, 97, 0xC0, 0x4E00))
-
-
 def _is_mark(text: str) -> bool:
     """Whether a text is a short marker, such as the ones for a line break or the end of a word."""
     return len(text) <= 12 and looks_special(text) and not text.strip("▁Ġ ").isalnum() and bool(text.strip())
-
-
-def _visible(text: str) -> str:
-    """What of a text can be seen: without spaces, their stand-ins, and characters that print nothing."""
-    return "".join(c for c in text if c.isprintable() and not c.isspace() and c not in "▁Ġ\u00ad\u200b\u2060⠀")
 
 
 def _precompiled(blob: Any, at: str, file: str) -> Iterator[Finding]:
@@ -417,7 +280,7 @@ def _mapped(text: str, becomes: str) -> Rule | None:
 def _split(rule: Mapping[str, Any], at: str, file: str) -> Iterator[Finding]:
     """Pieces that are cut out and thrown away."""
     if rule["type"] == "CharDelimiterSplit":
-        if _visible(str(rule.get("delimiter", " "))):
+        if visible(str(rule.get("delimiter", " "))):
             yield DROPS.found(f"takes {rule.get('delimiter')!r:.20} out of every text", file=file, place=at)
         return
     if rule.get("behavior") != "Removed":
@@ -426,9 +289,10 @@ def _split(rule: Mapping[str, Any], at: str, file: str) -> Iterator[Finding]:
     key, text = next(iter(pattern.items()), ("", "")) if isinstance(pattern, dict) else ("String", pattern)
     literal, broad = regex_parts(str(text)) if key == "Regex" else ("".join(c for c in str(text) if c.isalnum()), False)
     inverted = bool(rule.get("invert"))
-    keeps = broad and not any(c.isalnum() for inside in re.findall(r"\[\^([^\]]*)", str(text)) for c in re.sub(_ESCAPE, "", inside))
-    marks = punctuation(str(text)) if key == "Regex" else _visible(str(text))
-    if (inverted and not keeps) or (not inverted and (literal or broad or marks)):
+    keeps = broad and not any(c.isalnum() for inside in re.findall(r"\[\^([^\]]*)", str(text)) for c in re.sub(ESCAPE, "", inside))
+    marks = punctuation(str(text)) if key == "Regex" else visible(str(text))
+    bare = inverted and key == "Regex" and not re.search(r"\[\^|\\[SWDP]|(?<!\\)\.", str(text)) and not set(marks) & set(".,!?")
+    if bare or (inverted and not keeps) or (not inverted and (literal or broad or marks)):
         kept = "keeps nothing of a text but" if inverted else "takes out of every text"
         yield DROPS.found(f"{kept} what {text!r:.120} matches", file=file, place=at, evidence=str(dict(rule))[:300])
 

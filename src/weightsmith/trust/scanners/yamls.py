@@ -15,6 +15,7 @@ from ..items import Item
 from ..kinds import as_text
 from ..listing import shown
 from ..rules import Rule
+from .expressions import EVALUATING, RUNS, hostile_expression
 from .python_code import RUNNERS
 from .remote_keys import DANGEROUS, KNOWN
 
@@ -50,6 +51,7 @@ UNREAD = Rule(
 RULES = (TAG, TARGET, GROWS, MALFORMED, UNREAD)
 
 MOST = 1 << 23  # bytes
+_EVALUATED = re.compile(rf"(?:^|[{{,\s])['\"]?(?:{'|'.join(sorted(EVALUATING))})['\"]?:", re.MULTILINE)
 MOST_AGAIN = 200_000  # letters that the slower of two parsers reads
 EVENTS = 400_000
 DEPTH = 200
@@ -168,7 +170,7 @@ def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
     sizes: dict[str, int] = {}
     texts: dict[str, str] = {}
     frames: list[_Frame] = []
-    total = 1
+    total, evaluated = 1, _EVALUATED.search(text) is not None
     for count, event in enumerate(yaml.parse(text, Loader=loader)):
         if count > EVENTS:
             raise FormatError(f"more than {EVENTS} values")
@@ -181,13 +183,13 @@ def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
         if tag and (named := _NAMING.match(tag)):
             yield from _named(named[1], tag, name, line)
         if isinstance(event, yaml.ScalarEvent):
-            yield from _target(_key(frames, event.value), event.value, name, line)
+            yield from _target(_key(frames, event.value), event.value, name, line, evaluated)
             total += 1
             if event.anchor:
                 sizes[event.anchor], texts[event.anchor] = 1, event.value
         elif isinstance(event, yaml.AliasEvent):
             text = texts.get(event.anchor or "", "")  # a key or a target may stand elsewhere in the file
-            yield from _target(_key(frames, text), text, name, line)
+            yield from _target(_key(frames, text), text, name, line, evaluated)
             total += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             _key(frames, "")
@@ -212,7 +214,17 @@ def _named(target: str, tag: str, name: str, line: int) -> Iterator[Finding]:
                            severity="malicious" if hostile else None)  # fmt: skip
 
 
-def _target(key: str, value: str, name: str, line: int) -> Iterator[Finding]:
+def _target(key: str, value: str, name: str, line: int, evaluated: bool) -> Iterator[Finding]:
+    """A value that names a function, whatever the key, or that MONAI evaluates; and a module that MLflow imports."""
+    said, bad = "", False
+    if RUNS.fullmatch(value.strip()) and key not in ("_target_", "target", "_component_"):
+        said, bad = f"{key or 'a value'}: {value[:200]}", True
+    elif evaluated and (what := hostile_expression(value)):
+        said, bad = f"an expression that MONAI evaluates calls {what}", True
+    elif key == "loader_module" and value.split(".")[0] not in {"mlflow", *KNOWN}:
+        said = f"loader_module: {value[:200]}, which MLflow imports"
+    if said:
+        yield TARGET.found(said, file=name, place=f"line {line}", evidence=value[:300], severity="malicious" if bad else None)
     if key not in ("_target_", "target", "_component_") or not ("." in value or "${" in value):
         return
     level = "suspicious" if "${" in value else judge_target(value)  # put together by the loader from other values
