@@ -57,6 +57,7 @@ def takes_all_marks(pattern: str) -> bool:
     return kept is not None and not _members(kept[1]).intersection(".,!?-'\"")
 
 
+LONGEST = 5000  # letters of a pattern in which groups are looked for that only look: that takes time with the square of it
 _LOOK = re.compile(r"\(\?<?[=!](?:[^()\\\[]|\\.|\[[^\]]*\])*\)", re.DOTALL)
 _POSIX = re.compile(r"\[:\^?\w+:\]")
 _SIGNS = {"Pd": "-", "Sm": "+<=>|~", "Sc": "$", "Sk": "^`", "Ps": "([{", "Pe": ")]}", "Pc": "_"}
@@ -65,7 +66,8 @@ _SIGNS = {"Pd": "-", "Sm": "+<=>|~", "Sc": "$", "Sk": "^`", "Ps": "([{", "Pe": "
 def punctuation(pattern: str) -> set[str]:
     """The visible characters, neither letters nor digits, that a pattern matches; of a class of Unicode those of ASCII. What
     only has to stand before or behind is not matched."""
-    pattern = _LOOK.sub("", pattern)
+    if len(pattern) <= LONGEST:
+        pattern = _LOOK.sub("", pattern)
     found: set[str] = set()
     at, size = 0, len(pattern)
     while at < size:
