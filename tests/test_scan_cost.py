@@ -29,6 +29,7 @@ from weightsmith.trust.scanners import (
     pickle_machine,
     promised,
     python_code,
+    ranks,
     remote,
     remote_keys,
     template_run,
@@ -75,7 +76,7 @@ def test_the_limits_are_those_that_the_page_states() -> None:
     assert stated == [pickle_judge.MOST_LOOKED, pickle_machine.MOST_ITEMS, listing.MOST_LINKED, facts.MOST_INDEXES,
                       facts.MOST_AGAIN, remote_keys.MOST_VALUES, remote_keys.MOST_ASKED, remote.LARGEST_CONFIG, layout.MOST_STRINGS,
                       templates.MOST_VALUES, yamls.MOST_AGAIN, python_code.MOST_ALL, remote.MOST_CELLS, other_formats.MOST_ARRAYS,
-                      template_run.NODES]  # fmt: skip
+                      template_run.NODES, ranks.MOST]  # fmt: skip
     assert {line.split("|")[3].strip() for line in page.splitlines()[2:]} <= gate.all_rules().keys()
 
 
@@ -310,3 +311,20 @@ def test_members_are_told_apart_without_asking_every_scanner_again(tmp_path: Pat
             archive.writestr(zipfile.ZipInfo(f"f{i}.txt"), b"hello")
     assert said(tmp_path)[0] == "clean"
     assert Item("a!b/c.txt", 0, lambda: None).basename == "c.txt"  # type: ignore[arg-type, return-value]
+
+
+# -- patterns and lists of ranks ------------------------------------------------------------------------------------
+
+
+def test_long_patterns_and_lists_are_read_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What would take time with the square of its length is bounded; a list of too many ranks could not be told."""
+    from weightsmith.trust.scanners import regexes
+
+    monkeypatch.setattr(regexes, "LONGEST", 10)
+    assert regexes.punctuation("(?=[.])") == set()
+    assert regexes.punctuation("(?=[.])" + "a" * 10) == {"."}
+    monkeypatch.setattr(ranks, "MOST", 3)
+    (tmp_path / "long.tiktoken").write_text("IQ== 0\nIg== 1\nIw== 2\n")
+    assert said(tmp_path)[0] == "clean"
+    (tmp_path / "long.tiktoken").write_text("IQ== 0\nIg== 1\nIw== 2\nJA== 3\n")
+    assert said(tmp_path) == ("could not tell", {"ranks-too-large"})
