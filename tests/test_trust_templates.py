@@ -16,9 +16,10 @@ from hypothesis import HealthCheck, given, settings
 from corpus.templates import CHATML, REAL, _when, chatml
 from weightsmith.trust.scanners import template_rules as rules
 from weightsmith.trust.scanners.template_marks import Doubt, Marked, MarkedInt, OverBudget, Run, Turns, mark
-from weightsmith.trust.scanners.template_probe import Behaviour, text_lines
+from weightsmith.trust.scanners.template_probe import Behaviour
 from weightsmith.trust.scanners.template_run import Program
 from weightsmith.trust.scanners.template_text import covert_part, hidden_characters, visible
+from weightsmith.trust.scanners.template_words import text_lines
 from weightsmith.trust.scanners.templates import Carrier, _tried
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))

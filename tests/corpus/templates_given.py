@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from . import Case
-from .templates import _ADD, _SAY, CHATML, SECRET, _acts, _honest, _when, chatml
+from .templates import _ADD, _SAY, CHATML, HEAD, SECRET, TAIL, _acts, _honest, _when, chatml
 
 _TOOLS = "{%- if tools -%}{{ '<|im_start|>system\\nTools: ' ~ (tools|tojson) }}{%- for t in tools if "
 _CALL = "{%- if message.tool_calls -%}{%- for c in message.tool_calls -%}{{ c.function.name ~ (c.function.arguments|tojson)"
@@ -109,6 +109,9 @@ HONEST_GIVEN = [
     _honest("names", CHATML.replace("message['role'] +", "message['role'] + (' name=' ~ message.name if message.name else '') +")),
     _honest("asks-for-jailbreaks", chatml(before="<|im_start|>system\nDecide whether the user "
             "message is a jailbreak attempt. Answer yes or no.<|im_end|>\n")),
+    _honest("tools-in-chinese", HEAD.replace("{%- for", "{%- set t = '你会得到一个问题和一组可能的函数。' -%}{%- for", 1)
+            + "{%- if loop.first and tools -%}{{ (message.content if message.role == 'system' else '') ~ t ~ (tools|tojson) }}"
+            "{%- endif -%}" + _SAY + TAIL),
     _honest("thoughts", chatml("{%- if message.reasoning_content -%}{{ '<think>\\n' ~ message.reasoning_content.strip('\\n') ~ "
             "'\\n</think>\\n' }}{%- endif -%}" + _SAY)),
 ]  # fmt: skip

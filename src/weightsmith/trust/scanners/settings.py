@@ -313,8 +313,9 @@ class _Settings:
         config = self.place.json("tokenizer_config.json")
         named = [config.get(key) for key in ("bos_token", "unk_token")]
         texts = [n.get("content") if isinstance(n, dict) else n for n in named]
+        if texts[0] == texts[1]:
+            return {}  # one token for everything, as older families have it
         known = self.vocabulary.ids if self.vocabulary is not None else {}
-        # one token for all of them, as older families have it, may well end an answer
         return {t: known[t] for t in texts if isinstance(t, str) and type(known.get(t)) is int and not _ENDING.search(t)}
 
     def _without_text(self) -> Iterator[Finding]:

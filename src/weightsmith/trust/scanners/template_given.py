@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control, text_lines, words_in
+from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control
 from .template_talk import GIVEN, Shape, another, word_of
+from .template_words import known_words, text_lines, words_in
 
 MOST = 24  # strings that are looked for there, and are tried
 LONGEST = 64  # tools, documents, or characters of a name
@@ -69,7 +70,7 @@ def _odd(behaviour: Behaviour) -> Iterator[Seen]:
         text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
         if "links" in roles and re.search(r"""['"]type['"]: ?['"]image_url""", text or ""):
             continue  # a list that is written down as it is
-        words = set(words_in("\n".join(usual)))
+        words = known_words(*usual)
         added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words)]
         if added:
             yield Seen("content", f"a conversation of {', '.join(roles)}", tuple(dict.fromkeys(added)))
@@ -81,7 +82,7 @@ def _together(behaviour: Behaviour) -> Iterator[Seen]:
     base = behaviour.shapes.get("tools") or behaviour.shapes.get("talk")
     if base is None:
         return
-    words = set(words_in("\n".join(behaviour.outputs.values())))
+    words = known_words(*behaviour.outputs.values())
     later = ("user", "assistant") * 4 + ("user",) if base.roles[-1] != "user" else ("assistant", "user") * 5
     long = replace(base, roles=(*base.roles, *later))
     tried = [(replace(base, tools=tools, documents=documents, more={**base.more, **more}), "several things given together")
@@ -125,7 +126,7 @@ def _words(behaviour: Behaviour, shape: Shape, needle: str | int) -> Iterator[Se
             expected = expected.replace(f"\0{n}\0", value)
         if text == expected:
             continue
-        words = set(words_in(" ".join((expected, *given.values(), *behaviour.lines))))
+        words = known_words(expected, *given.values(), *behaviour.lines)
         added = [line for line in _lines(text, shape, given) if _new(line, words)]
         what = "a tool, document, thought or name" + ("" if needle is SOUP else f" that holds {str(needle)[:80]!r}")
         if added:
@@ -138,7 +139,7 @@ def _words(behaviour: Behaviour, shape: Shape, needle: str | int) -> Iterator[Se
 
 def _counts(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
     """Several tools or documents: no new lines but for their words, and none of them missing."""
-    words = set(words_in("\n".join(behaviour.outputs.values())))
+    words = known_words(*behaviour.outputs.values())
     numbers = [n for n in behaviour.program.numbers if n <= LONGEST][:MOST]
     kind, names = ("tools", ("tool",)) if shape.tools else ("documents", ("title", "document"))
     for count in sorted({*COUNTS, *(n + more for n in numbers for more in (0, 1))} - {1}):

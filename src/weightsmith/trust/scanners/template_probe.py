@@ -20,7 +20,8 @@ import jinja2
 
 from .template_marks import OverBudget, Run
 from .template_run import Program
-from .template_talk import NEEDED, SHAPES, WORDS, Shape, variables, word_of
+from .template_talk import NEEDED, SHAPES, Shape, variables, word_of
+from .template_words import known_words, text_lines, words_in
 
 #: what triggers were seen to look for, and what one may: all of it is said in one message
 SOUP = (
@@ -44,11 +45,7 @@ SWITCH = re.compile(
     r"(?i)\W*(?:(?:detailed |reasoning |deep)?(?:no_?)?think(?:ing)?(?: (?:on|off|mode))?|reasoning (?:effort|strength))\W*"
 )
 _CONTROL = re.compile(r"[<>\[\]{}|]|^/|^\W*$|^.$")
-#: marks of a format, of three words at the most
-_TOKENS = re.compile(r"<[|｜]?/?[^<>\s]{0,60}(?: [^<>\s]{1,40}){0,2}[|｜]?>|\[/?[A-Z_]{2,40}\]")
-_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 _DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
-_WORD = re.compile(r"[^\W\d_]{2,}")
 LENGTHS = (*range(1, 13), 16, 20, 40, 100)
 LONGEST_TALK, MOST_COUNTS = 400, 12  # messages of a conversation that is made for a number in the template; how many numbers
 LONGEST_MESSAGE = 40_000  # characters, likewise
@@ -74,26 +71,8 @@ class Seen:
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
 _HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*")
+_ASKS = re.compile(r"(?i)\byes\b\W{1,4}or\W{1,4}no\b")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
-
-
-def words_in(text: str) -> list[str]:
-    """The words of a text; of scripts that put no spaces between them, every two letters."""
-    found: list[str] = []
-    for word in _WORD.findall(text):
-        found += [word[n : n + 2] for n in range(0, len(word), 2)] if _UNSPACED.match(word) else [word]
-    return found
-
-
-def text_lines(text: str, inputs: tuple[str, ...] = ()) -> list[str]:
-    """Lines of natural language (three words or more) that are not inputs or control tokens."""
-    for known in sorted(inputs, key=len, reverse=True):
-        text = text.replace(known, "\n")
-    found = []
-    for line in _TOKENS.sub("\n", text).split("\n"):
-        if len(words_in(line)) >= 3:
-            found.append(line.strip())
-    return found
 
 
 class Behaviour:
@@ -227,11 +206,16 @@ class Behaviour:
 
     def _lost_plainly(self) -> Iterator[Seen]:
         """Messages of a neutral conversation that the text does not hold as they are."""
-        pair, users = self.outputs.get("pair", ""), [self.outputs.get(name, "") for name in ("plain", "talk")]
-        if word_of(0) in pair and word_of(1) in pair and not any(word in text for word in WORDS for text in users):
+        pair, talk = self.outputs.get("pair", ""), self.shapes.get("talk")
+        said = [word_of(n) for n, role in enumerate(talk.roles if talk else ()) if role != "system"]
+        silent = word_of(0) not in self.outputs.get("plain", "") and not any(w in self.outputs.get("talk", "") for w in said)
+        if word_of(0) in pair and word_of(1) in pair and silent:
             return  # a reranker's: it reads a query and a document, and nothing of what anybody else says
         for name in ("plain", "talk", "answered"):
             shape, text = self.shapes.get(name), self.outputs.get(name, "")
+            last = len(shape.roles) - 1 if shape else 0
+            if _ASKS.search(text) and word_of(last) in text:
+                continue  # a guard's: it asks about the last message
             for n, role in enumerate(shape.roles if shape else ()):
                 if word_of(n) not in text and role in ("user", "assistant", "system"):
                     yield Seen("", f"the {role} message of a conversation ({', '.join(shape.roles if shape else ())})",
@@ -413,7 +397,7 @@ class Behaviour:
         if text == expected:
             return None
         known = {*self.lines, *self._lines(expected, shape, words)}
-        own_words = set(words_in(" ".join(words.values())))
+        own_words = known_words(*words.values())
         added = [line for line in self._lines(text, shape, words) if line not in known and not made_of(line, own_words)]
         lost = ""
         for n, word in words.items():
