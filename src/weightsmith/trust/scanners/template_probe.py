@@ -56,7 +56,8 @@ MOST_NEEDLES, MOST_FLIPS = 32, 32
 class Seen:
     """One thing that the template does: ``kind`` is what decides it (``content``, ``clock``, ``count``, ``chance``,
     ``given``), ``trigger`` says it in words, ``added`` lines that then appear, ``lost`` says what of a message is gone.
-    ``switch`` is set for honest switches of reasoning, ``plain`` when the trigger is an ordinary word."""
+    ``switch`` is set for honest switches of reasoning, ``plain`` when the trigger is an ordinary word, ``light``
+    when it is worth no more than a note."""
 
     kind: str
     trigger: str
@@ -65,6 +66,7 @@ class Seen:
     switch: bool = False
     plain: bool = False
     evidence: str = ""
+    light: bool = False
 
 
 #: a content in parts of a template that knows none, as Python or JSON writes it
@@ -211,15 +213,18 @@ class Behaviour:
         silent = word_of(0) not in self.outputs.get("plain", "") and not any(w in self.outputs.get("talk", "") for w in said)
         if word_of(0) in pair and word_of(1) in pair and silent:
             return  # a reranker's: it reads a query and a document, and nothing of what anybody else says
+        asks = talk is not None and self._asks_about_the_last(talk)
         for name in ("plain", "talk", "answered"):
             shape, text = self.shapes.get(name), self.outputs.get(name, "")
-            last = len(shape.roles) - 1 if shape else 0
-            if _ASKS.search(text) and word_of(last) in text:
-                continue  # a guard's: it asks about the last message
             for n, role in enumerate(shape.roles if shape else ()):
                 if word_of(n) not in text and role in ("user", "assistant", "system"):
                     yield Seen("", f"the {role} message of a conversation ({', '.join(shape.roles if shape else ())})",
-                               lost=f"{role} {word_of(n)!r}", evidence=text[-300:])  # fmt: skip
+                               lost=f"{role} {word_of(n)!r}", evidence=text[-300:], light=asks)  # fmt: skip
+
+    def _asks_about_the_last(self, talk: Shape) -> bool:
+        """Whether a template is a guard's: it asks a question about the last message, and writes no other down at all."""
+        text, last = self.outputs[talk.name], len(talk.roles) - 1
+        return bool(_ASKS.search(text)) and [n for n in range(last + 1) if word_of(n) in text] == [last]
 
     def _in_parts(self) -> Iterator[Seen]:
         """The same conversations with contents as lists of parts, as many clients send them, where the template takes both:

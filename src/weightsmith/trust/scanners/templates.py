@@ -256,9 +256,9 @@ def _of_seen(seen: Seen) -> _Found | None:
         return rules.SWITCHES, f"on {seen.trigger}", "", evidence, None
     severity = "malicious" if seen.added and covert_part(added) else None
     if seen.kind == "":
-        system = seen.lost.startswith("system")
+        light = seen.light or seen.lost.startswith("system")
         message = f"{seen.lost} is missing from the text: {seen.trigger}"
-        return rules.ALTERS, message, "", visible(seen.evidence), "note" if system else None
+        return rules.ALTERS, message, "", visible(seen.evidence), "note" if light else None
     if seen.kind in ("clock", "chance"):
         return rules.CLOCK, f"the text is another one with {seen.trigger}", "", evidence, severity
     if seen.added:
