@@ -146,6 +146,7 @@ CASES = [
         "imports": ["$import glob", "$import torch"], "evaluator": {"_target_": "monai.engines.SupervisedEvaluator"},
         "files": "$sorted(glob.glob('*.nii'))", "weights": "$torch.load('model.pt', weights_only=True)", "run": "$@evaluator.run()",
         "still": "$@network.eval()"})),
+    _case("json-of-a-sampler", _files(resampler_config__json='{"a": 1,}'), "json-invalid", "broken"),
     _case("json-of-results", _files(examples__json='{"text": "a list, with a comma too many",}')),
     _case("yaml-names-honest", _files(config__yaml="pipeline:\n  name: "
           "pyannote.audio.pipelines.SpeakerDiarization\n  params: {}\n")),

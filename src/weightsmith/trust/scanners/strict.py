@@ -66,6 +66,7 @@ _OBJECTS = frozenset({
 _LISTS = frozenset({"modules.json"})
 _STRICT = frozenset({"tokenizer.json"})  # read by a parser that takes no NaN
 _DATA = re.compile(r"(?i)example|sample|result|eval|metric|score|bench|history|\blog|dataset|corpus|unigram|card|answers|parsing")
+_SETTINGS = re.compile(r"(?i)config|setting|param|args|index")  # whatever else the name says
 _HALF = re.compile(rb"\\u[dD]([89a-fA-F])[0-9a-fA-F]{2}")
 
 
@@ -161,7 +162,8 @@ def check_json(item: Item, folder: Folder) -> Iterator[Finding]:
 
 def _needed(item: Item) -> Severity | None:
     """``note`` for what by its name is data or a result, which no loader reads."""
-    return "note" if _DATA.search(item.basename) and not is_named(item.basename) else None
+    settings = is_named(item.basename) or _SETTINGS.search(item.basename)
+    return "note" if _DATA.search(item.basename) and not settings else None
 
 
 def _noted(notes: _Notes, item: Item, name: str) -> Iterator[Finding]:

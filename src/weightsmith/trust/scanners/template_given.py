@@ -59,19 +59,20 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
 
 def _odd(behaviour: Behaviour) -> Iterator[Seen]:
     """Conversations that are seldom had, where the template takes them: no new lines."""
+    # without a message of the system some templates say that there are tools
+    kinds = {name: shape.tools > 0 for name, shape in behaviour.shapes.items()}
+    words = {True: known_words(*behaviour.outputs.values()),
+             False: known_words(*(text for name, text in behaviour.outputs.items() if not kinds[name]))}  # fmt: skip
     for roles in ODD:
         base = behaviour.shapes.get("tools" if CALLS.intersection(roles) else "plain")
         if base is None:
             continue
-        # without a message of the system some templates say that there are tools
-        usual = [text for name, text in behaviour.outputs.items() if base.tools or not behaviour.shapes[name].tools]
         led = ("system",) if base.tools and base.roles[0] == "system" else ()
         shape = replace(base, name="odd", roles=(*led, *("user" if role == "empty" else role for role in roles)))
         text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
         if "links" in roles and re.search(r"""['"]type['"]: ?['"]image_url""", text or ""):
             continue  # a list that is written down as it is
-        words = known_words(*usual)
-        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words)]
+        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words[base.tools > 0])]
         if added:
             yield Seen("content", f"a conversation of {', '.join(roles)}", tuple(dict.fromkeys(added)))
             return
