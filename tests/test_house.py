@@ -279,6 +279,21 @@ def test_errors_are_one_tree_and_only_bad_verdicts_exit_with_1() -> None:
     assert record["error"] == "digest-mismatch"
 
 
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_every_error_says_what_to_do(name: str) -> None:
+    kinds = {n: e for n, e in vars(errors).items() if isinstance(e, type) and issubclass(e, errors.WeightsmithError)}
+    for node in ast.walk(tree_of(name)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
+            given = any(k.arg in ("hint", None) for k in node.keywords)
+            said = given or kinds[node.func.id].usual or name == "weightsmith.cli.main"  # there it wraps an OSError
+            assert said, f"{name}:{node.lineno}: {node.func.id} without a hint"
+
+
+def test_a_better_advice_takes_the_place_of_the_usual_one() -> None:
+    assert str(errors.Truncated("5 bytes", where="a")) == f"a: 5 bytes\n  {errors.Truncated.usual}"
+    assert str(errors.Truncated("5 bytes", hint="b")) == "5 bytes\n  b"
+
+
 def test_every_written_schema_has_a_name_and_a_version() -> None:
     ids = [records.DIRECTION, records.EDIT, records.DERIVATION, measured.MEASUREMENTS, claimed.CLAIMS, compared.COMPARISON,
            searched.SEARCH, found.SCAN, pinned.LOCK, pinned.VERIFICATION, sets.SCENARIOS, sets.ASKED_REFUSALS]  # fmt: skip

@@ -78,6 +78,7 @@ class Side:
     prefilled: int
     generated: int
     edits: list[tuple[str, Any, Any]] = field(default_factory=list)
+    found: dict[str, float] = field(default_factory=dict)  # seconds after which an edit of the front was found, where known
 
 
 class Judge:
@@ -129,7 +130,9 @@ def ours(model: RunningModel, recipe: str) -> tuple[Side, Search]:
     """(a)"""
     spec, folder = load_feature(recipe)
     begun = time.perf_counter()
-    search = Search(model, spec, prompt_sets(spec, folder), OURS)
+    at: dict[str, float] = {}
+    search = Search(model, spec, prompt_sets(spec, folder), OURS,
+                    on_found=lambda f: at.update({f.point.what: time.perf_counter() - begun}))  # fmt: skip
     search.gather()
     search.floor()
     search.descend()
@@ -140,8 +143,9 @@ def ours(model: RunningModel, recipe: str) -> tuple[Side, Search]:
     print("    savings:", {k: round(v, 2) for k, v in search.ledger.factors().items()})
     names = {p.name for p in points}
     chosen = sorted((f for f in search.found if f.point.name in names), key=lambda f: f.point.damage)
-    return Side("ours", seconds, search.ledger.passed, search.ledger.generated,
-                [(f.point.what, f.spec, f.directions) for f in chosen]), search  # fmt: skip
+    side = Side("ours", seconds, search.ledger.passed, search.ledger.generated,
+                [(f.point.what, f.spec, f.directions) for f in chosen], at)  # fmt: skip
+    return side, search
 
 
 def closed_forms(model: RunningModel, search: Search, seconds: float) -> Side:
@@ -208,12 +212,25 @@ def main() -> None:
         Path(args.out).write_text(json.dumps(data, indent=1))
 
 
+def volume_of(base: Confirmation, rows: Seq[Confirmation]) -> float:
+    """Hypervolume of confirmed points."""
+    return hypervolume([(1 - r.refuses / max(1, base.refuses), r.kl) for r in rows], REFERENCE)
+
+
+def reaches(base: Confirmation, side: Side, rows: Seq[Confirmation], volume: float) -> float | None:
+    """Seconds after which the points that a side had found by then have that hypervolume, by their confirmed figures. Only
+    points of its last front are looked at: no others were confirmed."""
+    mine = [r for r in rows if r.side == side.name]
+    times = sorted(side.found[r.what] for r in mine)
+    return next((t for t in times if volume_of(base, [r for r in mine if side.found[r.what] <= t]) >= volume), None)
+
+
 def report(base: Confirmation, sides: Seq[Side], rows: Seq[Confirmation]) -> None:
     """The table so far; ratios against the baseline where it has run."""
     print()
     for side in sides:
         mine = [r for r in rows if r.side == side.name]
-        volume = hypervolume([(1 - r.refuses / max(1, base.refuses), r.kl) for r in mine], REFERENCE)
+        volume = volume_of(base, mine)
         print(f"{side.name}: {side.seconds:.1f} s, prefilled {side.prefilled}, generated {side.generated}, "
               f"hypervolume {volume:.4f}")  # fmt: skip
         for r in sorted(mine, key=lambda r: r.kl):
@@ -222,6 +239,9 @@ def report(base: Confirmation, sides: Seq[Side], rows: Seq[Confirmation]) -> Non
     by_name = {s.name: s for s in sides}
     if "baseline" in by_name:
         a, b = by_name["ours"], by_name["baseline"]
+        reached = reaches(base, a, rows, volume_of(base, [r for r in rows if r.side == "baseline"]))
+        when = "never" if reached is None else f"after {reached:.1f} s, {reached / b.seconds:.3f} of its time"
+        print(f"ours reached the baseline's hypervolume: {when}")
         print(f"ours / baseline: time {a.seconds / b.seconds:.3f}, generated {a.generated / b.generated:.3f}, "
               f"prefilled {a.prefilled / b.prefilled:.3f}")  # fmt: skip
     print(flush=True)

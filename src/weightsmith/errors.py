@@ -12,6 +12,7 @@
     └ ResourceError   LimitExceeded · OutOfMemory · DiskFull · NetworkError
 
 Each error says *what* is wrong (the message), *where* (``where``), and *what to do* (``hint``).
+An error that knows no better gives the hint of its class (``usual``).
 ``code`` is the stable kebab-case name shown to machines and listed in ``docs/errors.md``.
 Every error of this tree ends a command with exit code 2 ("could not tell"), except
 :class:`IntegrityError` and its children, which are a bad verdict and end it with 1.
@@ -27,12 +28,13 @@ class WeightsmithError(Exception):
     """Base of all errors: message, where it happened, what to do about it, and structured fields."""
 
     exit_code: ClassVar[int] = 2
+    usual: ClassVar[str | None] = None  # what to do where no better advice was given
 
     def __init__(self, message: str, *, where: object = None, hint: str | None = None, **fields: Any) -> None:
         super().__init__(message)
         self.message = message
         self.where = None if where is None else str(where)
-        self.hint = hint
+        self.hint = self.usual if hint is None else hint
         self.fields = fields
 
     @property
@@ -58,9 +60,13 @@ class WeightsmithError(Exception):
 class UsageError(WeightsmithError):
     """The command, option or argument can't be what was meant."""
 
+    usual: ClassVar[str | None] = "`weightsmith COMMAND -h` says what can be given"
+
 
 class RecipeError(UsageError):
     """A feature, edit or prompt file is malformed, empty, one-sided or self-contradicting."""
+
+    usual: ClassVar[str | None] = "correct it there; docs/formats.md lists the fields and gives an example of each file"
 
 
 class UnknownPlugin(UsageError):
@@ -82,6 +88,8 @@ class OutputExists(UsageError):
 class UnsupportedModel(WeightsmithError):
     """The model's family, layout or file type is not one that Weightsmith knows."""
 
+    usual: ClassVar[str | None] = "`weightsmith show forms` lists the families that can be edited; every model can be scanned"
+
 
 class NotAnalysed(WeightsmithError):
     """A file of the model could not be analysed, so nobody can tell whether it is safe to use."""
@@ -98,6 +106,11 @@ class PickleOnly(UnsupportedModel):
 class FormatError(WeightsmithError):
     """A file does not follow the specification of its own format."""
 
+    usual: ClassVar[str | None] = (
+        "it is damaged, or not what its name says: fetch or make it again; `weightsmith scan` names "
+        "what is wrong with a model's file"
+    )
+
 
 class HeaderTooLarge(FormatError):
     """A header claims more than a sane file would hold."""
@@ -110,6 +123,8 @@ class BadOffsets(FormatError):
 class Truncated(FormatError):
     """A file ends before its header says it does."""
 
+    usual: ClassVar[str | None] = "part of it is missing: fetch or make it again"
+
 
 class IntegrityError(WeightsmithError):
     """Bytes are not the bytes that were promised: a bad verdict."""
@@ -120,13 +135,25 @@ class IntegrityError(WeightsmithError):
 class DigestMismatch(IntegrityError):
     """A digest differs from the recorded one."""
 
+    usual: ClassVar[str | None] = (
+        "don't use it before you know why: fetch it again, and ask who published it if that changes "
+        "nothing"
+    )
+
 
 class ManifestMismatch(IntegrityError):
     """An index or record names files or tensors that are not there, or the other way round."""
 
+    usual: ClassVar[str | None] = (
+        "files are missing, left over, or of another version: fetch the model again into an empty "
+        "folder"
+    )
+
 
 class BadSignature(IntegrityError):
     """A signature does not verify."""
+
+    usual: ClassVar[str | None] = "don't use the model before whoever signed it explains this"
 
 
 class UnsafeModel(IntegrityError):
@@ -144,25 +171,46 @@ class BaseChanged(IntegrityError):
 class EditError(WeightsmithError):
     """An edit can't be applied to this model."""
 
+    usual: ClassVar[str | None] = (
+        "leave out the layers, roles or options that this model can't hold; docs/edit.md says what each "
+        "does"
+    )
+
 
 class ShapeMismatch(EditError):
     """A direction has another width than the model."""
+
+    usual: ClassVar[str | None] = (
+        "the parts were made for different models: use a direction, an Edit or a record that was made "
+        "for this one"
+    )
 
 
 class DirectionModelMismatch(EditError):
     """A direction was found on a model of another digest."""
 
+    usual: ClassVar[str | None] = "find the direction on this model, or name the model that it was found on"
+
 
 class NonFinite(EditError):
     """NaN or infinity in weights, before or after the edit."""
+
+    usual: ClassVar[str | None] = (
+        "`weightsmith scan MODEL` says whether the model itself holds such values; if it does not, use "
+        "a smaller amount or --dtype float32"
+    )
 
 
 class ResourceError(WeightsmithError):
     """The machine has not enough of something."""
 
+    usual: ClassVar[str | None] = "free some of it, or use a larger machine"
+
 
 class LimitExceeded(ResourceError):
     """A stated limit was reached."""
+
+    usual: ClassVar[str | None] = "no file of a real model comes near this limit: ask who made it"
 
 
 class OutOfMemory(ResourceError):
@@ -175,3 +223,5 @@ class DiskFull(ResourceError):
 
 class NetworkError(ResourceError):
     """The network was needed and is not there, or refused."""
+
+    usual: ClassVar[str | None] = "try again later, or use what is on this machine with --offline"

@@ -156,7 +156,8 @@ def hub_errors(ref: str, what: str = "model", *, offline: bool = False) -> Itera
         raise UsageError(f"the hub has no such {what}, or it needs a login", where=ref,
                          hint="check the name; `hf auth login` for gated ones") from error  # fmt: skip
     except RevisionNotFoundError as error:
-        raise UsageError(f"the hub has this {what}, but not that revision", where=ref) from error
+        raise UsageError(f"the hub has this {what}, but not that revision", where=ref,
+                         hint="leave the revision out, or copy a commit from its history") from error  # fmt: skip
     except LocalEntryNotFoundError as error:
         raise NetworkError("not in the cache, and the hub can't be reached" if not offline else "not in the cache",
                            where=ref, hint="run once with a network, or give a local path") from error  # fmt: skip

@@ -436,7 +436,7 @@ def load_search(path: str | Path) -> SearchRecord:
     path = Path(path)
     file = path / "search.json" if path.is_dir() else path
     if not file.is_file():
-        raise UsageError("no search is there", where=path)
+        raise UsageError("no search is there", where=path, hint="name the folder that `weightsmith search -o` made")
     record: SearchRecord = parse(SearchRecord, read_json(file), file, SEARCH)
     return record
 

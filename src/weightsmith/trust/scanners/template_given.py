@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control
-from .template_talk import GIVEN, Shape, another, word_of
+from .template_talk import ADDRESS, CALLING, GIVEN, RICH, Shape, another, word_of
 from .template_words import known_words, text_lines, words_in
 
 MOST = 24  # strings that are looked for there, and are tried
@@ -21,11 +22,15 @@ ODD = (("user", "system"), ("system", "system", "user"), ("user", "user"), ("use
        ("user", "empty", "user"), ("system",), ("user", "call", "tool", "tool", "call", "tool"), ("user", "calls"),
        ("user", "assistant", "tool"), ("developer", "developer", "user"), ("user", "twice", "tool", "tool"), ("assistant", "user"),
        ("user", "call", "ipython"), ("user", "call", "function"), ("nothing",), ("user", "call", "tool", "call"), ("links",),
-       ("user", "call", "tool", "user", "assistant", "user"))  # fmt: skip
-CALLS = {"call", "calls", "twice", "tool"}
+       ("user", "call", "tool", "user", "assistant", "user"), ("user", "mute", "tool"), ("user", "spelled", "result"),
+       ("user", "twice", "result", "result"), ("user", "begun"), ("pictures",), ("video",), ("audio",), ("three",))  # fmt: skip
+CALLS = {*CALLING, "tool", "result"}
+#: how templates write types down
+_TYPE_WORDS = "string integer number boolean array object null none any enum minimum maximum default items true url source score"
 #: what is told together, which is seldom; not tools and documents, which a real template makes a tool of
-TOGETHER: tuple[tuple[int, int, dict[str, bool]], ...] = (
+TOGETHER: tuple[tuple[int, int, dict[str, Any]], ...] = (
     (1, 0, {"enable_thinking": True, "thinking": True}), (1, 0, {"enable_thinking": False, "thinking": False}), (0, 1, {}),
+    (0, 0, {"add_generation_prompt": False}), (0, 0, {"bos_token": "", "eos_token": ""}),
 )
 
 
@@ -39,6 +44,9 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
     for shape in shapes:
         if shape.tools or shape.documents:
             yield from _counts(behaviour, shape)
+            yield from _types(behaviour, shape)
+        if shape.tools:
+            yield from _keys(behaviour, shape)
     tried: set[str | int] = set()
     while True:
         fresh = [SOUP] if not tried else [v for v in _looked_for(behaviour) if v not in tried]
@@ -70,7 +78,7 @@ def _odd(behaviour: Behaviour) -> Iterator[Seen]:
         led = ("system",) if base.tools and base.roles[0] == "system" else ()
         shape = replace(base, name="odd", roles=(*led, *("user" if role == "empty" else role for role in roles)))
         text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
-        if "links" in roles and re.search(r"""['"]type['"]: ?['"]image_url""", text or ""):
+        if re.search(r"""['"]type['"]: ?['"](?:image|video|audio|text)""", text or ""):
             continue  # a list that is written down as it is
         added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words[base.tools > 0])]
         if added:
@@ -157,6 +165,43 @@ def _counts(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
         if added or gone:
             lost = f"number {gone[0] + 1} of {count} {kind} is not in the text" if gone else ""
             yield Seen("given", f"{count} {kind}", tuple(dict.fromkeys(added)), lost)
+            return
+
+
+def _types(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
+    """A tool that takes, and is called with, values of many types, and one without ``function`` around it; documents with
+    more in them: no new lines, what a user says stays, and so do numbers."""
+    usual = behaviour.outputs[shape.name]
+    words = known_words(*behaviour.outputs.values(), _TYPE_WORDS, " ".join(RICH), ADDRESS)
+    what = "documents with more in them" if shape.documents else "a tool with arguments of several types"
+    ways = [(replace(shape, name="rich", rich=True), what)]
+    if shape.tools:
+        ways.append((replace(shape, name="flat", flat=True), "a tool with no `function` around it"))
+    for other, what in ways:
+        text = behaviour.render(other)
+        behaviour.unbounded = ""  # real templates don't know all of these types, and look for them for ever
+        if text is None:
+            continue
+        added = [line for line in _lines(text, other, GIVEN) if _new(line, words)]
+        gone = [f"the {role} message" for n, role in enumerate(shape.roles) if word_of(n) in usual and word_of(n) not in text]
+        if other.rich and shape.tools and shape.style != "strings" and GIVEN["argument"] in text:
+            numbers = RICH["n"], RICH["x"]
+            gone += [f"an argument ({value})" for value in numbers if not re.search(rf"(?<![\d.]){value}(?!\d)", text)]
+            gone += ["an argument (true)"] if re.search(r"\byes\b\W{1,12}[Ff]alse", text) else []
+        if added or gone:
+            lost = f"{gone[0]} is not in the text as it was given" if gone else ""
+            yield Seen("given", what, tuple(dict.fromkeys(added)), lost, evidence=text[-300:])
+            return
+
+
+def _keys(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
+    """Arguments called by words of what looks like a part of JSON, and is looked for: nothing else may change."""
+    signs = [v for kind, v in behaviour.needles if kind == "given" and isinstance(v, str) and re.search(r"\W", v)]
+    usual = behaviour.outputs[shape.name]
+    for word in [word for sign in signs[:MOST] for word in re.findall(r"[A-Za-z_]{3,}", sign)[:2]][:MOST]:
+        text = behaviour.render(shape, given={"place": word})
+        if text is not None and text != usual.replace(GIVEN["place"], word):
+            yield Seen("given", f"an argument called {word!r}", lost="it is not in the text as it was given", evidence=text[-300:])
             return
 
 

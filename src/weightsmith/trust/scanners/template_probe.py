@@ -73,7 +73,6 @@ class Seen:
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
 _HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*")
-_ASKS = re.compile(r"(?i)\byes\b\W{1,4}or\W{1,4}no\b")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
 
 
@@ -86,7 +85,7 @@ class Behaviour:
         self.specials = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>", **specials}
         self.shapes: dict[str, Shape] = {}
         self.outputs: dict[str, str] = {}
-        self.error = ""
+        self.error = self.refused = ""
         self.unbounded = ""
         self.needles: dict[tuple[str, str | int], None] = {}
         self.tests: dict[int, set[bool]] = {}
@@ -109,7 +108,7 @@ class Behaviour:
         self, shape: Shape, words: dict[int, str] | None = None, run: Run | None = None, given: dict[str, str] | None = None
     ) -> str | None:
         """The text, or ``None`` when the template refuses; what was seen is added to this object."""
-        run = run or Run()
+        run, self.refused = run or Run(), ""
         try:
             text = self.program.render(run, self._variables(shape, words or {}, given or {}))
         except OverBudget as error:
@@ -117,7 +116,8 @@ class Behaviour:
                 self.unbounded = self.unbounded or str(error)
             text = None
         except jinja2.TemplateError as error:
-            self.error = self.error or str(error.message or error)[:200]
+            self.refused = str(error.message or error)[:200] or "an error"
+            self.error = self.error or self.refused
             text = None
         self.needles.update(run.needles)
         for number, outcomes in run.tests.items():
@@ -165,6 +165,14 @@ class Behaviour:
                 found.update(dict.fromkeys(self._lines(text.split(word_of(shape.roles.index("user")))[0], shape)))
         return list(found)
 
+    def beside(self) -> list[str]:
+        """Lines of text that some conversations have and a plain one has not."""
+        plain = {line for name in ("plain", "talk") for line in self._lines(self.outputs.get(name, ""), SHAPES[0])}
+        usual = known_words(*plain)
+        found = [line for name, text in self.outputs.items() for line in self._lines(text, self.shapes[name])]
+        return [line for line in dict.fromkeys(found) if line not in plain and len(set(words_in(line)) - usual) > 3
+                and not re.search(r"[{}]|\w\":", line)]  # fmt: skip
+
     def inside(self) -> list[str]:
         """Lines of text of the template between or after the messages of a plain conversation: words put into somebody's
         mouth. Templates of judges and guards, which ask their question there, are left out."""
@@ -191,7 +199,6 @@ class Behaviour:
             return
         for name, text in self.outputs.items():
             self.lines.update(dict.fromkeys(self._lines(text, self.shapes[name])))
-        yield from self._lost_plainly()
         yield from self._in_parts()
         yield from self._lengths()
         yield from self._clocks()
@@ -205,26 +212,6 @@ class Behaviour:
 
     def _lines(self, text: str, shape: Shape, words: dict[int, str] | None = None) -> list[str]:
         return text_lines(text, tuple((words or {}).get(n, word_of(n)) for n in range(len(shape.roles))))
-
-    def _lost_plainly(self) -> Iterator[Seen]:
-        """Messages of a neutral conversation that the text does not hold as they are."""
-        pair, talk = self.outputs.get("pair", ""), self.shapes.get("talk")
-        said = [word_of(n) for n, role in enumerate(talk.roles if talk else ()) if role != "system"]
-        silent = word_of(0) not in self.outputs.get("plain", "") and not any(w in self.outputs.get("talk", "") for w in said)
-        if word_of(0) in pair and word_of(1) in pair and silent:
-            return  # a reranker's: it reads a query and a document, and nothing of what anybody else says
-        asks = talk is not None and self._asks_about_the_last(talk)
-        for name in ("plain", "talk", "answered"):
-            shape, text = self.shapes.get(name), self.outputs.get(name, "")
-            for n, role in enumerate(shape.roles if shape else ()):
-                if word_of(n) not in text and role in ("user", "assistant", "system"):
-                    yield Seen("", f"the {role} message of a conversation ({', '.join(shape.roles if shape else ())})",
-                               lost=f"{role} {word_of(n)!r}", evidence=text[-300:], light=asks)  # fmt: skip
-
-    def _asks_about_the_last(self, talk: Shape) -> bool:
-        """Whether a template is a guard's: it asks a question about the last message, and writes no other down at all."""
-        text, last = self.outputs[talk.name], len(talk.roles) - 1
-        return bool(_ASKS.search(text)) and [n for n in range(last + 1) if word_of(n) in text] == [last]
 
     def _in_parts(self) -> Iterator[Seen]:
         """The same conversations with contents as lists of parts, as many clients send them, where the template takes both:
@@ -268,7 +255,8 @@ class Behaviour:
         if base is None or any(word_of(n) not in self.outputs[base.name] for n in range(len(base.roles))):
             return
         known = {line for text in self.outputs.values() for line in _DATES.sub("#", text).split("\n")}
-        numbers = [n for n in self.program.numbers if 6 < n <= LONGEST_TALK]
+        compared = {n for kind, n in self.needles if kind == "count" and isinstance(n, int)}
+        numbers = [n for n in sorted({*self.program.numbers, *compared}) if 6 < n <= LONGEST_TALK]
         if len(numbers) > MOST_COUNTS:
             yield Seen("count", f"more than {MOST_COUNTS} numbers of messages, which were not all tried", plain=True,
                        evidence=", ".join(map(str, numbers[:60])))  # fmt: skip
@@ -340,14 +328,14 @@ class Behaviour:
 
     def _sign(self, needle: str) -> Iterator[Seen]:
         """A string like part of a format in what a user says: honest templates look for those in answers, not here."""
-        for name in ("plain", "talk"):
-            if name not in self.shapes:
+        for name, role in (("plain", "user"), ("talk", "user"), ("tools", "tool"), ("talk", "system")):
+            shape = self.shapes.get(name)
+            if shape is None or role not in shape.roles:
                 continue
-            shape = self.shapes[name]
-            last = len(shape.roles) - 1
+            last = len(shape.roles) - 1 if role == "user" else shape.roles.index(role)
             for form in (FORMS[0], *FORMS[2:]):
                 words = {last: form.format(word_of(last), needle)}
-                seen = self._exchange(shape, words, f"a message of a user that holds {needle[:80]!r}")
+                seen = self._exchange(shape, words, f"a message of the {role} that holds {needle[:80]!r}")
                 if seen is not None:
                     yield replace(seen, plain=True)
                     return
@@ -393,7 +381,8 @@ class Behaviour:
         """
         text, neutral = self.render(shape, words), self.outputs[shape.name]
         if text is None:
-            return None
+            refusal = self.refused if exact else ""  # of contents that look like parts of a format it may complain
+            return Seen("content", trigger, lost=f"it refuses the conversation ({refusal})", plain=True) if refusal else None
         expected = neutral
         for n in words:
             expected = expected.replace(word_of(n), f"\0{n}\0")

@@ -97,7 +97,7 @@ REFUSES = Rule(
 )  # fmt: skip
 FIXED = Rule(
     "template-fixed-text", "note", "A chat template has a text of its own",
-    "This text is part of every chat (or of those without a system message).",
+    "This text is part of every chat (or of those without a system message, with tools, with documents or with reasoning).",
     "Read it, so that you know what the model is told.",
 )  # fmt: skip
 SWITCHES = Rule(

@@ -53,6 +53,7 @@ _SPELLING = ("list", "map", "select", "reject", "batch", "slice", "first", "last
 _WRITTEN = ("string", "tojson", "join", "pprint", "xmlattr", "list", "format")
 _ESCAPES = ("encode",)  # what a text is turned into can't be followed
 _SEPARATES = ("split", "rsplit", "partition", "rpartition", "strip", "lstrip", "rstrip", "removeprefix", "removesuffix")
+_CHOOSES = ("selectattr", "rejectattr", "select", "reject", "list", "reverse", "sort", "unique")
 _ODD = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "forceescape")
 
 
@@ -124,6 +125,8 @@ class Watched(ImmutableSandboxedEnvironment):
             if name in ("length", "count") and isinstance(values[0], Turns):
                 kind = "count"
             found = function(*args, **named)
+            if values and isinstance(values[0], Turns) and name in _CHOOSES:
+                return Turns(list(found)[:BIGGEST])  # how many are left is a count of messages too
             if not kind and name in _WRITTEN and isinstance(found, str) and values:
                 kind = kind_within(values[0])  # a whole message as one text
             return self._settle(found, "" if silent and name.startswith("is ") else kind)

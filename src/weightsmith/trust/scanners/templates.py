@@ -18,7 +18,7 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import template_given
+from . import template_given, template_kept
 from . import template_rules as rules
 from .remote_keys import Pairs, parsed
 from .template_marks import OverBudget
@@ -233,7 +233,7 @@ def _tried(carrier: Carrier, specials: dict[str, str]) -> Tried:
     if any(rule is rules.CODE for rule, *_ in found) or not carrier.chat:
         return tried
     behaviour = tried.behaviour = Behaviour(program, specials)
-    seen = [*behaviour.trial(), *template_given.trial(behaviour)]
+    seen = [*template_kept.trial(behaviour), *behaviour.trial(), *template_given.trial(behaviour)]
     found += [kept for one in seen if (kept := _of_seen(one)) is not None]
     found += _of_behaviour(behaviour, {text for _, text in written})
     return tried
@@ -292,6 +292,9 @@ def _of_behaviour(behaviour: Behaviour, written: set[str]) -> Iterator[_Found]:
         yield rules.INSIDE, f"text beside the messages: {inside[0][:120]!r}", "", visible("\n".join(inside)), None
     if (fixed := behaviour.fixed()):
         yield rules.FIXED, f"every chat is told: {fixed[0][:120]!r}", "", visible("\n".join(fixed)), None
+    if (beside := behaviour.beside()):
+        message = f"with tools, documents or reasoning it is told: {beside[0][:120]!r}"
+        yield rules.FIXED, message, "", visible("\n".join(beside)), None
 
 
 # -- several carriers --------------------------------------------------------------------------------------
