@@ -292,6 +292,9 @@ def test_every_error_says_what_to_do(name: str) -> None:
 def test_a_better_advice_takes_the_place_of_the_usual_one() -> None:
     assert str(errors.Truncated("5 bytes", where="a")) == f"a: 5 bytes\n  {errors.Truncated.usual}"
     assert str(errors.Truncated("5 bytes", hint="b")) == "5 bytes\n  b"
+    assert errors.stated(errors.LimitExceeded("5 bytes", where="a")) == "5 bytes"
+    assert errors.stated(ValueError("two\nlines")) == "two lines"
+    assert errors.stated(ValueError()) == "ValueError"
 
 
 def test_every_written_schema_has_a_name_and_a_version() -> None:

@@ -225,3 +225,9 @@ class NetworkError(ResourceError):
     """The network was needed and is not there, or refused."""
 
     usual: ClassVar[str | None] = "try again later, or use what is on this machine with --offline"
+
+
+def stated(error: BaseException) -> str:
+    """What any error says, in a line: without where, and without advice."""
+    text = error.message if isinstance(error, WeightsmithError) else str(error)
+    return " ".join(text.split()) or type(error).__name__

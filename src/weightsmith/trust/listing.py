@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from ..errors import stated
 from ..found import Finding
 from .items import Folder, file_item
 from .kinds import kinds_of
@@ -131,7 +132,7 @@ def _add(name: str, path: Path, folder: Folder, real: str = "") -> Iterator[Find
         yield UNREADABLE.found(f"can't be read: {error.strerror}", file=shown(name))
         return
     except Exception as error:  # noqa: BLE001 - bytes of a stranger; what can't be told apart can't be skipped either
-        yield UNREADABLE.found(f"nobody can tell what it is: {type(error).__name__}: {str(error)[:200]}", file=shown(name))
+        yield UNREADABLE.found(f"nobody can tell what it is: {type(error).__name__}: {stated(error)[:200]}", file=shown(name))
         return
     folder.items[name] = item
 

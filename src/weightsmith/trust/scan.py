@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FormatError, LimitExceeded, WeightsmithError
+from ..errors import FormatError, LimitExceeded, WeightsmithError, stated
 from ..found import ORDER, Finding
 from ..registry import Registry
 from .items import Folder, Item, Scanner
@@ -206,7 +206,7 @@ class Scan:
         try:
             item.kinds = item.kinds or kinds_of(item)
         except Exception as error:  # noqa: BLE001 - a member that is unpacked as it is read raises what its archive makes it
-            yield FAILED.found(f"it can't be unpacked: {type(error).__name__}: {str(error)[:200]}", file=shown(item.name))
+            yield FAILED.found(f"it can't be unpacked: {type(error).__name__}: {stated(error)[:200]}", file=shown(item.name))
             return
         yield from self._item(item, folder, self.scanners, self._known)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ...errors import LimitExceeded
+from ...errors import LimitExceeded, stated
 from ...found import Finding
 from ..items import Item
 from ..listing import shown
@@ -86,7 +86,7 @@ def scan_archive(item: Item, archive: Zip) -> Iterator[Finding]:
         raw, _ = unpack_entry(item, entry, MOST_CONFIG)
         value = json.loads(raw)
     except (ValueError, RecursionError, LimitExceeded, Missing) as error:
-        yield UNREADABLE.found(str(error)[:200], file=shown(f"{item.name}!config.json"))
+        yield UNREADABLE.found(stated(error)[:200], file=shown(f"{item.name}!config.json"))
         return
     yield from scan_config(value, shown(f"{item.name}!config.json"))
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...errors import FormatError
+from ...errors import FormatError, stated
 from ...found import Finding
 from ..rules import Rule
 from .charsmap import is_folding, replacements
@@ -246,7 +246,7 @@ def _precompiled(blob: Any, at: str, file: str) -> Iterator[Finding]:
         raw = base64.b64decode(blob, validate=True) if isinstance(blob, str) else bytes(blob)
         yield from check_charsmap(raw, at, file)
     except (FormatError, binascii.Error, ValueError, TypeError) as error:
-        yield BROKEN_MAP.found(f"the compiled map can't be read: {str(error)[:100]}", file=file, place=at)
+        yield BROKEN_MAP.found(f"the compiled map can't be read: {stated(error)[:100]}", file=file, place=at)
 
 
 def check_charsmap(raw: bytes, at: str, file: str) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from operator import add
 from typing import Any
 
-from ...errors import FormatError, LimitExceeded, WeightsmithError
+from ...errors import FormatError, LimitExceeded, WeightsmithError, stated
 from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
@@ -489,7 +489,7 @@ def _gguf(folder: Folder, name: str) -> Iterator[Finding]:
         try:
             yield from check_charsmap(bytes(b & 0xFF for b in raw), "tokenizer.ggml.precompiled_charsmap", file)
         except (FormatError, TypeError) as error:
-            yield tokenizer_rules.BROKEN_MAP.found(str(error)[:100], file=file, place="tokenizer.ggml.precompiled_charsmap")
+            yield tokenizer_rules.BROKEN_MAP.found(stated(error)[:100], file=file, place="tokenizer.ggml.precompiled_charsmap")
     prefix = name.rpartition("/")[0]
     beside = from_tokenizer_json(folder.json_object(f"{prefix}/tokenizer.json" if prefix else "tokenizer.json"), "tokenizer.json")
     if beside is not None and vocabulary.types:
