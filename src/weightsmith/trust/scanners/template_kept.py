@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 from .template_probe import Behaviour, Seen
-from .template_talk import Shape, word_of
+from .template_talk import GIVEN, Shape, word_of
+from .template_words import words_in
 
 _ASKS = re.compile(r"(?i)\byes\b\W{1,4}or\W{1,4}no\b")
 #: conversations with something beside the messages, and what that is
@@ -52,10 +54,28 @@ def _beside(behaviour: Behaviour) -> Iterator[Seen]:
     usual = behaviour.outputs["talk"]
     kept = {role for role in _SAID if all(word_of(n) in usual for n, r in enumerate(talk.roles) if r == role)}
     for name, what in _BESIDE.items():
-        shape, text = behaviour.shapes.get(name), behaviour.outputs.get(name, "")
-        for n, role in enumerate(shape.roles if shape else ()):
-            told = role in kept or (role == "tool" and "tool" in behaviour.program.source)
-            if told and word_of(n) not in text:
+        shape = behaviour.shapes.get(name)
+        if shape is None:
+            continue
+        text = behaviour.outputs[name]
+        for n, role in enumerate(shape.roles):
+            if word_of(n) not in text and (role in kept or (role == "tool" and _knows_tools(behaviour, shape, text))):
                 yield Seen("content", f"{what} in the conversation", lost=f"the {role} message is not in the text",
                            evidence=text[-300:])  # fmt: skip
                 break
+
+
+def _knows_tools(behaviour: Behaviour, shape: Shape, text: str) -> bool:
+    """Whether a template writes down tools or calls of them, or anything at all where a result stands: not those that pass
+    over such messages, which only say that the model was not made for tools."""
+    if GIVEN["tool"] in text or GIVEN["argument"] in text:
+        return True
+    bare = replace(shape, name="no result", roles=tuple(role for role in shape.roles if role != "tool"))
+    without = behaviour.render(bare)
+    return without is not None and len(_words(behaviour, without)) != len(_words(behaviour, text))
+
+
+def _words(behaviour: Behaviour, text: str) -> list[str]:
+    for special in behaviour.specials.values():
+        text = text.replace(special, " ")
+    return words_in(text)
