@@ -30,7 +30,8 @@ def main() -> None:
     try:
         command_line()
     finally:
-        gc.freeze()  # nothing is left behind that a last collection would have to end
+        if sys.argv[1:2] == ["scan"]:  # it leaves nothing behind that a last collection would have to end
+            gc.freeze()
 
 
 def begin_digest(argv: Sequence[str]) -> None:
