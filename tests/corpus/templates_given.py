@@ -166,6 +166,8 @@ HONEST_GIVEN = [
     _honest("types-listed", chatml(before="{%- for t in tools or [] -%}{{ 'def ' ~ t.function.name ~ '(' }}{%- for k, v in "
             "t.function.parameters.properties.items() -%}{{ k ~ ': ' ~ v.type|tojson ~ (' = ' ~ v.default if v.default is defined "
             "else '') ~ ', ' }}{%- endfor -%}{{ ')\n' }}{%- endfor -%}")),
+    _honest("results-are-observations", (HEAD + "{%- if message.role in ('system', 'user', 'assistant', 'observation') -%}" + _SAY
+            + "{%- endif -%}" + TAIL).replace("{%- for", "{%- if tools -%}{{ tools|tojson }}{%- endif -%}{%- for", 1)),
     _honest("complains-of-a-picture", chatml("{%- if message.content is not string -%}{{ raise_exception('only texts') }}"
             "{%- endif -%}" + _SAY)),
     _honest("thoughts", chatml("{%- if message.reasoning_content -%}{{ '<think>\\n' ~ message.reasoning_content.strip('\\n') ~ "

@@ -66,8 +66,10 @@ def _beside(behaviour: Behaviour) -> Iterator[Seen]:
 
 
 def _knows_tools(behaviour: Behaviour, shape: Shape, text: str) -> bool:
-    """Whether a template writes down tools or calls of them, or anything at all where a result stands: not those that pass
-    over such messages, which only say that the model was not made for tools."""
+    """Whether a template names the role, and writes down tools or calls of them, or anything at all where a result stands: not
+    those that pass over such messages, made for no tools or for results of another role."""
+    if not re.search(r"""['"]tool['"]""", behaviour.program.source):
+        return False
     if GIVEN["tool"] in text or GIVEN["argument"] in text:
         return True
     bare = replace(shape, name="no result", roles=tuple(role for role in shape.roles if role != "tool"))
