@@ -50,7 +50,7 @@ def _unknown(path: Path) -> None:
     folder(path, tokenizer=made)
 
 
-def _tekken(swap: bool, twice: bool = False, mark: str = "") -> Build:
+def _tekken(swap: bool, twice: bool = False, mark: str = "", special: tuple[str, ...] = ("<unk>", "[INST]")) -> Build:
     def build(path: Path) -> None:
         folder(path)
         words = [bytes([i]) for i in range(256)] + [b" safe", b" unsafe"]
@@ -59,7 +59,9 @@ def _tekken(swap: bool, twice: bool = False, mark: str = "") -> Build:
             shown[256:] = [s + mark for s in shown[:255:-1]]
         rows = [{"rank": min(n, 256) if twice else n, "token_bytes": base64.b64encode(w).decode(), "token_str": s}
                 for n, (w, s) in enumerate(zip(words, shown, strict=True))]  # fmt: skip
-        write_json(path / "tekken.json", {"config": {"pattern": "\\p{L}+", "version": "v3"}, "vocab": rows, "special_tokens": []})
+        marks = [{"rank": n, "token_str": text, "is_control": True} for n, text in enumerate(special)]
+        config = {"pattern": "\\p{L}+", "version": "v3"}
+        write_json(path / "tekken.json", {"config": config, "vocab": rows, "special_tokens": marks})
 
     return build
 
@@ -113,6 +115,7 @@ CASES = [
     _case("one-position", lambda p: folder(p, config=config(max_position_embeddings=1)) and None, "settings-absurd"),
     _case("tekken-honest", _tekken(False)),
     _case("tekken-spelled-otherwise", _tekken(True), "ranks-spelled-otherwise"),
+    _case("tekken-special-word", _tekken(False, special=("<unk>", "however")), "ranks-special-word"),
     _case("tekken-twice", _tekken(False, twice=True), "ranks-twice", "broken"),
     _case("tiktoken-honest", _tiktoken([(b" safe", 256), (b" unsafe", 257)])),
     _case("tiktoken-empty-token", _files(multilingual__tiktoken="IQ== 0\nIg== 1\n= 2\n")),

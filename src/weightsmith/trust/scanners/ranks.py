@@ -14,6 +14,7 @@ from ...found import Finding
 from ..items import Folder, Item
 from ..listing import shown
 from ..rules import Rule
+from .vocabulary import is_words
 
 TWICE = Rule(
     "ranks-twice", "broken", "Two tokens with one rank, or one token with two",
@@ -35,7 +36,13 @@ TOO_LARGE = Rule(
     "No known vocabulary has a million tokens, or takes 64 MiB.",
     "Find out what it is for; compare with the vocabulary of the base model.",
 )  # fmt: skip
-RULES = (TWICE, UNREADABLE, SPELLED, TOO_LARGE)
+WORD = Rule(
+    "ranks-special-word", "suspicious", "An ordinary word is among the special tokens",
+    "Special tokens are left out when the model's answer is turned into text, and text that holds them is refused or cut "
+    "otherwise: the word disappears.",
+    "Compare with the vocabulary of the base model; no family marks words.",
+)  # fmt: skip
+RULES = (TWICE, UNREADABLE, SPELLED, TOO_LARGE, WORD)
 LARGEST = 1 << 26  # bytes
 MOST = 1 << 20  # tokens
 
@@ -51,7 +58,8 @@ def check_ranks(folder: Folder) -> Iterator[Finding]:
         try:
             if item.size > LARGEST:
                 raise LimitExceeded(f"{item.size} bytes")
-            entries = _tekken(item) if tekken else _tiktoken(item)
+            data = _parsed(item) if tekken else None
+            entries = _tekken(data) if tekken else _tiktoken(item)
         except LimitExceeded as error:
             yield TOO_LARGE.found(error.message, file=shown(item.name))
             continue
@@ -59,6 +67,8 @@ def check_ranks(folder: Folder) -> Iterator[Finding]:
             yield UNREADABLE.found(entries, file=shown(item.name))
         elif entries:
             yield from _judged(entries, shown(item.name))
+        if tekken:
+            yield from _special(data, shown(item.name))
 
 
 def _judged(entries: list[Entry], file: str) -> Iterator[Finding]:
@@ -75,6 +85,16 @@ def _judged(entries: list[Entry], file: str) -> Iterator[Finding]:
         token, text = other[0]
         yield SPELLED.found(f"{len(other)} tokens, e.g. {token!r:.60} is spelled {text!r:.60}", file=file,
                             evidence="; ".join(f"{a!r:.40}: {b!r:.40}" for a, b in other[:12]))  # fmt: skip
+
+
+def _special(data: Any, file: str) -> Iterator[Finding]:
+    """Words among the special tokens of a ``tekken.json``."""
+    rows = data.get("special_tokens") if isinstance(data, dict) else None
+    named = [row.get("token_str") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    words = [text for text in named if isinstance(text, str) and is_words(text)]
+    if words:
+        yield WORD.found(f"{len(words)} of them, e.g. {words[0]!r:.60}", file=file, place="$.special_tokens",
+                         evidence=", ".join(f"{word!r:.40}" for word in words[:12]))  # fmt: skip
 
 
 def _text(token: bytes) -> str | None:
@@ -99,11 +119,16 @@ def _tiktoken(item: Item) -> list[Entry] | str:
     return found
 
 
-def _tekken(item: Item) -> list[Entry] | str:
+def _parsed(item: Item) -> Any:
     try:
-        data: Any = json.loads(item.read(LARGEST))
+        return json.loads(item.read(LARGEST))
     except (ValueError, RecursionError):
-        return []  # said by what reads settings
+        return None  # said by what reads settings
+
+
+def _tekken(data: Any) -> list[Entry] | str:
+    if data is None:
+        return []
     rows = data.get("vocab") if isinstance(data, dict) else None
     if not isinstance(rows, list):
         return "there is no list of tokens in it"
