@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import pytest
 
 from weightsmith.formats.safetensors import write_file
 from weightsmith.start import scanned
+from weightsmith.trust import child
 from weightsmith.trust.ahead import begin, can_fork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
@@ -311,3 +314,22 @@ def test_what_was_begun_for_the_wrong_path_is_thrown_away(root: Path, tmp_path: 
     record = json.loads(done.stdout)
     for file in record["files"]:
         assert file["sha256"] == hashlib.sha256((root / file["name"]).read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1.0])
+def test_what_an_interrupted_scan_had_to_say_is_not_taken_for_the_next_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(child.ahead, "can_fork", lambda: False)  # a process of its own scans, one model after the other
+    for name, count in (("one", 30), ("two", 3)):
+        (tmp_path / name).mkdir()
+        for k in range(count):
+            (tmp_path / name / f"{name}-{k}.json").write_text("{}")
+    for _ in range(2):
+        with closing(child._events({"path": os.fsencode(tmp_path / "one").hex()})) as events:
+            next(events)
+            time.sleep(seconds)  # until all of it stands in the pipe
+        outcome = child.run_scan({"path": os.fsencode(tmp_path / "two").hex()})
+        assert sorted(f["name"] for f in outcome.files) == [f"two-{k}.json" for k in range(3)]
+        assert outcome.end
+        assert not outcome.findings

@@ -35,6 +35,7 @@ class WeightsmithError(Exception):
         self.message = message
         self.where = None if where is None else str(where)
         self.hint = self.usual if hint is None else hint
+        self.advised = hint is not None  # the hint is this error's own
         self.fields = fields
 
     @property
@@ -60,13 +61,13 @@ class WeightsmithError(Exception):
 class UsageError(WeightsmithError):
     """The command, option or argument can't be what was meant."""
 
-    usual: ClassVar[str | None] = "`weightsmith COMMAND -h` says what can be given"
+    usual: ClassVar[str | None] = "`weightsmith -h` lists the commands, and -h after one of them what it takes"
 
 
 class RecipeError(UsageError):
     """A feature, edit or prompt file is malformed, empty, one-sided or self-contradicting."""
 
-    usual: ClassVar[str | None] = "correct it there; docs/formats.md lists the fields and gives an example of each file"
+    usual: ClassVar[str | None] = "correct the file or the option that says so; docs/formats.md lists the fields of every file"
 
 
 class UnknownPlugin(UsageError):
@@ -231,3 +232,8 @@ def stated(error: BaseException) -> str:
     """What any error says, in a line: without where, and without advice."""
     text = error.message if isinstance(error, WeightsmithError) else str(error)
     return " ".join(text.split()) or type(error).__name__
+
+
+def advice(error: WeightsmithError) -> str:
+    """What to do by this very error; nothing where it has only that of its kind."""
+    return error.hint if error.advised and error.hint else ""

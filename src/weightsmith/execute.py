@@ -30,7 +30,7 @@ from .direction import Direction
 from .errors import BaseChanged, DigestMismatch, EditError, FormatError, UsageError
 from .formats.safetensors import TensorSpec, build_header, read_header, write_file
 from .held import HeldFolder, held_folder, unfinished_bytes
-from .lanes import FilePlan, FileResult, Lane, Region, Stopped
+from .lanes import STILL, FilePlan, FileResult, Lane, Region, Stopped
 from .options import RunOptions
 from .plan import EditPlan
 from .records import Derivation, ModelIdentity, TensorRecord
@@ -52,7 +52,6 @@ _CASTS = {"nearest": "round to nearest even", "balanced": "to a neighbour, balan
 FITS = "fits.safetensors"
 MEMORY = 1 << 30  # bytes that an edit stays under, whatever the model
 MARGIN = 16 << 20  # bytes of disk for the small files
-_STILL = "let nothing write to the base, and try again"
 KEEP_TOTAL = 1 << 28  # bytes of touched tensors that all lanes together hold between turns
 
 
@@ -136,9 +135,9 @@ def check_unchanged(checkpoint: Checkpoint) -> None:
         if json.dumps(read_json(config), sort_keys=True) != json.dumps(dict(checkpoint.config), sort_keys=True):
             what = config.name
     except (OSError, FormatError) as error:
-        raise BaseChanged(f"a file changed after the base was opened: {error}", where=checkpoint.path, hint=_STILL) from error
+        raise BaseChanged(f"a file changed after the base was opened: {error}", where=checkpoint.path, hint=STILL) from error
     if what is not None:
-        raise BaseChanged(f"{what!r} changed after the base was opened", where=checkpoint.path, hint=_STILL)
+        raise BaseChanged(f"{what!r} changed after the base was opened", where=checkpoint.path, hint=STILL)
 
 
 def run_key(plan: EditPlan, base: Sequence[Any]) -> str:
@@ -243,7 +242,7 @@ def _identify(
         found.update({n: d for n, d in result.digests.items() if n not in new} | result.base_digests)
     for file, then in zip(checkpoint.weight_files, before, strict=True):
         if not _is_still(file, then):
-            raise BaseChanged(f"{file.name!r} changed while it was read", where=checkpoint.path, hint=_STILL)
+            raise BaseChanged(f"{file.name!r} changed while it was read", where=checkpoint.path, hint=STILL)
     if known is not None:
         for name, digest in found.items():
             if known[name] != digest and isinstance(checkpoint, Held):
@@ -252,7 +251,7 @@ def _identify(
             if known[name] != digest:
                 if name in plan.operations:
                     raise BaseChanged(f"the tensor {name!r} is not what it was when the base was first read",
-                                      where=checkpoint.path, hint=_STILL)  # fmt: skip
+                                      where=checkpoint.path, hint=STILL)  # fmt: skip
                 raise EditError(f"the tensor {name!r} was to stay as it is and differs from the base's",
                                 where=checkpoint.path, hint="the base or the disk changed under the edit: try again")  # fmt: skip
     check_unchanged(checkpoint)

@@ -34,6 +34,7 @@ AHEAD = 1 << 29
 BEHIND = 1 << 23  # how far a lane that is alone writes before it reads
 PASS = 1 << 20  # bytes that are read and digested at a time: they stay in the cache between the two digests
 COPY = 1 << 23  # bytes of one kernel copy
+STILL = "let nothing write to the base, and try again"
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,7 @@ class SourceReader:
             data = _pread(self.handle, self.spec.start + stop - position, position, self.spec.file)
             if not data:
                 raise Truncated(f"tensor {self.spec.name!r} ends early: the base changed while it was read",
-                                where=self.spec.file)  # fmt: skip
+                                where=self.spec.file, hint=STILL)  # fmt: skip
             parts.append(data)
             position += len(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -249,7 +250,7 @@ class Lane:
         try:
             shared = plan.in_place and share_blocks(source, target)
             if shared and os.fstat(target).st_size != plan.size:
-                raise Truncated("the base's file has another size than when it was opened", where=plan.base)
+                raise Truncated("the base's file has another size than when it was opened", where=plan.base, hint=STILL)
             _pwrite(target, plan.prefix, 0)
             front.advance(written=len(plan.prefix))
             for region in plan.regions:
@@ -289,7 +290,8 @@ class Lane:
         while done < spec.nbytes:
             moved = _move(source, target, min(COPY, spec.nbytes - done), spec.start + done, to + done, spec.file)
             if not moved:
-                raise Truncated(f"tensor {spec.name!r} ends early: the base changed while it was read", where=spec.file)
+                raise Truncated(f"tensor {spec.name!r} ends early: the base changed while it was read", where=spec.file,
+                                hint=STILL)  # fmt: skip
             done += moved
             front.advance(written=moved)
             yield

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError, UsageError, WeightsmithError
+from ..errors import RecipeError, UsageError, WeightsmithError, advice, stated
 from .common import console, plain, safe
 
 if TYPE_CHECKING:
@@ -154,7 +154,9 @@ def _turn(session: Session, line: str, screen: Any) -> bool:
     except KeyboardInterrupt:
         screen.print("\n[dim](stopped)[/]")
     except WeightsmithError as error:
-        screen.print(f"[red]{plain(str(error))}[/]")
+        screen.print(f"[red]{plain(stated(error))}[/]")
+        if told := advice(error):
+            screen.print(f"  [red]{plain(told)}[/]")
     return True
 
 

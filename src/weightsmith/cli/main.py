@@ -128,7 +128,8 @@ def run_guarded(job: Callable[[], int], *, as_json: bool = False, kept: str = ""
         _drop_output()  # the reader of our output went away: nobody is left to tell
         return 0
     except OSError as error:
-        text = WeightsmithError(error.strerror or str(error), where=error.filename)
+        text = WeightsmithError(error.strerror or str(error), where=error.filename,
+                                hint="check that it is there, and who may read and write it")  # fmt: skip
         code = _complain(text, as_json)
         try:
             sys.stdout.flush()

@@ -303,9 +303,9 @@ def _settle_features(needs: Needs, read: list[Path]) -> bool:
 
     try:
         for name in needs.features:
+            if (file := Path(name).expanduser()).is_file():  # first of all: what is wrong with it, the command has to say
+                read.append(file)
             spec, folder = load_feature(name)
-            if folder is not None:
-                read.append(Path(name).expanduser())
             two = spec.prompts
             for source in (two.shows, two.lacks) if isinstance(two, TwoSources) else (two,):
                 if source.file is not None:

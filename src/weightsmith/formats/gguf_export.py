@@ -243,5 +243,6 @@ def _relative(path: str | Path) -> str:
 def _quoted(text: str) -> str:
     long = "\n" in text or '"' in text
     if '"""' in text or (long and text.endswith('"')):
-        raise FormatError("a Modelfile can't hold three double quotes in a row, nor one at the end of such a text")
+        raise FormatError("a Modelfile can't hold three double quotes in a row, nor one at the end of such a text",
+                          hint="write that text otherwise in the model's settings or template")  # fmt: skip
     return f'"""{text}"""' if long else f'"{text}"'

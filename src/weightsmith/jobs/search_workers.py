@@ -55,7 +55,8 @@ def _check(brief: Brief) -> None:
         found = (spec.digest, prompt_sets(spec, folder).digest)
         if found != digests:
             raise DigestMismatch("this worker finds another feature under that name: its recipe or its prompts differ",
-                                 where=name, expected=digests[0], found=found[0])  # fmt: skip
+                                 where=name, expected=digests[0], found=found[0],
+                                 hint="put the same files there, or start the worker from the same folder")  # fmt: skip
 
 
 def crew(wish: str, options: RunOptions) -> Crew:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .. import __version__
 from ..checkpoint import RECORD, Checkpoint, read_json
-from ..errors import IntegrityError, WeightsmithError
+from ..errors import IntegrityError, WeightsmithError, advice
 from ..hub import locate
 from ..options import RunOptions
 from ..pinned import Check, PinnedModel, VerificationRecord
@@ -116,7 +116,7 @@ def _tried(kind: Kind, name: str, job: Callable[[], Check]) -> Check:
 
 
 def _told(error: WeightsmithError) -> str:
-    return error.message + (f"; {error.hint}" if error.hint else "")
+    return "; ".join(filter(None, (error.message, advice(error))))
 
 
 def _compared(here: _Model, kind: Kind, name: str, source: Source, **more: Any) -> Check:

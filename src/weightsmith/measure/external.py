@@ -202,7 +202,7 @@ def _said(error: Exception, offline: bool, tasks: Sequence[str]) -> Exception:
     missing = next((e for e in chain if isinstance(e, ModuleNotFoundError)), None)
     if missing is not None:
         return MissingExtra(f"the task needs {missing.name}", where=where, hint=f"pip install {missing.name}")
-    return FormatError(f"the evaluation harness fails: {said}", where=where)
+    return FormatError(f"the evaluation harness fails: {said}", where=where, hint="ask for another task, or see what it needs")
 
 
 # -- the harness's manners ---------------------------------------------------------------------------------

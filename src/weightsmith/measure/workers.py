@@ -58,7 +58,8 @@ class Worker:
         found = load(open_checkpoint(self.ref, offline=self.options.offline), self.options)
         if (key := model_key(found.checkpoint)) != self.digest:
             raise DigestMismatch("this worker finds another model under that name: its weights, tokenizer or template differ",
-                                 where=self.ref, expected=self.digest, found=key)  # fmt: skip
+                                 where=self.ref, expected=self.digest, found=key,
+                                 hint="put the same files there, or start the worker from the same folder")  # fmt: skip
         return found
 
     def answer(self, part: Mapping[str, Job]) -> dict[str, Said]:

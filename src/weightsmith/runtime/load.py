@@ -220,7 +220,8 @@ class RunningModel:
                     return self._apply([merged, *messages[2:]])
                 except _TEMPLATE_ERRORS as again:
                     error = again
-            raise FormatError(f"the chat template fails: {error}", where=self.checkpoint.path) from error
+            raise FormatError(f"the chat template fails: {error}", where=self.checkpoint.path,
+                              hint="`weightsmith scan` tries it; take the template of the model's base") from error  # fmt: skip
 
     def _apply(self, messages: Conversation) -> str:
         told: dict[str, Any] = {}

@@ -46,7 +46,8 @@ def layout(path: Path, block: str, n_layers: int, devices: Sequence[str]) -> dic
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if n_layers < len(devices):
-        raise UnsupportedModel(f"{n_layers} layers can't be spread over {len(devices)} devices", where=path)
+        raise UnsupportedModel(f"{n_layers} layers can't be spread over {len(devices)} devices", where=path,
+                               hint="name fewer devices")  # fmt: skip
     config = AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     with torch.device("meta"):
         skeleton = AutoModelForCausalLM.from_config(config, trust_remote_code=False)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from ..direction import Direction
-from ..errors import EditError, MissingExtra, NonFinite, RecipeError, UsageError
+from ..errors import EditError, MissingExtra, NonFinite, RecipeError, UsageError, stated
 from ..features.select import compile_hooks
 from ..records import EditSpec
 from ..runtime import steering
@@ -176,13 +176,13 @@ class _Box:
         try:
             spec, direction = self.edit(trial.number, setting)
         except EditError as error:
-            study.fail(trial, str(error))
+            study.fail(trial, stated(error))
             return None
         made = Trial(spec, direction, math.nan, math.nan, trial.number, setting, state="failed")
         try:
             effect, damage, quarter, seen = self._judged(made, study)
         except NonFinite as error:
-            study.fail(trial, str(error))
+            study.fail(trial, stated(error))
             return made
         if not (math.isfinite(effect) and math.isfinite(damage)):
             study.fail(trial, "the objectives are NaN or infinite")

@@ -57,6 +57,7 @@ class Outcome:
     files: list[dict[str, Any]] = field(default_factory=list)
     tensors: list[dict[str, Any]] = field(default_factory=list)
     end: dict[str, Any] = field(default_factory=dict)
+    why: str = "ended early"
 
 
 def scan_events(request: Event, emit: Emit) -> None:
@@ -102,8 +103,7 @@ def run_scan(request: Event, heard: Callable[[str, int], None] | None = None) ->
         if not careful:
             careful = True
             continue
-        why = outcome.files.pop()["why"] if outcome.files and "why" in outcome.files[-1] else "ended early"
-        stopped.append(CRASHED.found(f"the scan {why}", file=at))
+        stopped.append(CRASHED.found(f"the scan {outcome.why}", file=at))
         if not at or at in skip:
             break
         skip.append(at)
@@ -133,7 +133,7 @@ def _attempt(request: Event, heard: Callable[[str, int], None] | None) -> tuple[
             elif "bug" in event:
                 raise RuntimeError(event["bug"])
             elif "stopped" in event:
-                outcome.files.append({"why": str(event["stopped"])})
+                outcome.why = str(event["stopped"])
     return outcome, at
 
 
@@ -345,25 +345,34 @@ class _Server:
         self.process = subprocess.Popen([sys.executable, "-m", __name__, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.lock = threading.Lock()
         self.owner = os.getpid()
+        self.gone = False
         weakref.finalize(self, _end, self.process)
 
     def events(self, request: Event) -> Iterator[Event]:
         with self.lock:
-            stdin, stdout = _pipes(self.process)
-            stdin.write(json.dumps(request).encode() + b"\n")
-            stdin.flush()
             whole = False
             try:
-                for line in stdout:
-                    event = json.loads(line)
-                    if "over" in event:
-                        whole = True
-                        return
-                    yield event
+                if not self.gone:  # it may have gone while this thread waited for it
+                    for event in self._answers(request):
+                        if "over" in event:
+                            whole = True
+                            return
+                        yield event
             finally:
-                if not whole:  # nobody listened to the end, or it is gone: the next scan gets a new one
-                    self.process.kill()
+                if not whole:  # nobody listened to the end, or it ended: what it said last would be taken for the next scan's
+                    self.gone = True
+                    _end(self.process)
             yield {"stopped": "lost its process"}
+
+    def _answers(self, request: Event) -> Iterator[Event]:
+        """What it says to a request, as far as it gets."""
+        stdin, stdout = _pipes(self.process)
+        with contextlib.suppress(BrokenPipeError):
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+            for line in stdout:
+                if line.endswith(b"\n"):  # it may end in the middle of one
+                    yield json.loads(line)
 
 
 def _pipes(process: subprocess.Popen[bytes]) -> tuple[IO[bytes], IO[bytes]]:
@@ -386,7 +395,7 @@ _starting = threading.Lock()
 
 def _server() -> _Server:
     with _starting:
-        if not _servers or _servers[0].process.poll() is not None or _servers[0].owner != os.getpid():
+        if not _servers or _servers[0].gone or _servers[0].process.poll() is not None or _servers[0].owner != os.getpid():
             _servers[:] = [_Server()]
         return _servers[0]
 

@@ -113,7 +113,8 @@ def read_lock(path: Path) -> Lock:
         error.where = str(path)
         raise
     except (ValueError, RecursionError) as error:
-        raise FormatError(f"the lock is not valid JSON ({error})", where=path) from error
+        raise FormatError(f"the lock is not valid JSON ({error})", where=path,
+                          hint="restore it, or remove it and write it anew with `weightsmith pin`") from error  # fmt: skip
     found = value.get("schema") if isinstance(value, dict) else None
     if found != LOCK:
         newer = isinstance(found, str) and re.fullmatch(r"weightsmith/lock/\d+", found)

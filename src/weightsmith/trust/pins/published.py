@@ -24,7 +24,7 @@ def published(repo: str, revision: str | None, *, offline: bool = False) -> Sour
     """
     ref = f"{repo}@{revision}" if revision else repo
     if offline:
-        raise NetworkError("the hub was not asked (--offline)", where=ref)
+        raise NetworkError("the hub was not asked (--offline)", where=ref, hint="leave out --offline, or --hub")
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -32,7 +32,8 @@ def published(repo: str, revision: str | None, *, offline: bool = False) -> Sour
         try:
             info = HfApi().model_info(repo, revision=revision, files_metadata=True)
         except OfflineModeIsEnabled as error:
-            raise NetworkError("the hub was not asked (HF_HUB_OFFLINE is set)", where=ref) from error
+            raise NetworkError("the hub was not asked (HF_HUB_OFFLINE is set)", where=ref,
+                               hint="unset it, or leave out --hub") from error  # fmt: skip
     files: dict[str, tuple[Said, ...]] = {}
     for sibling in info.siblings or ():
         name, said = _row(sibling, ref)
