@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from .template_marks import NESTED
 from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control
 from .template_talk import ADDRESS, CALLING, GIVEN, RICH, Shape, another, word_of
 from .template_words import known_words, text_lines, words_in
@@ -26,7 +27,11 @@ ODD = (("user", "system"), ("system", "system", "user"), ("user", "user"), ("use
        ("user", "twice", "result", "result"), ("user", "begun"), ("pictures",), ("video",), ("audio",), ("three",))  # fmt: skip
 CALLS = {*CALLING, "tool", "result"}
 #: how templates write types down
-_TYPE_WORDS = "string integer number boolean array object null none any enum minimum maximum default items true url source score"
+_TYPE_WORDS = (
+    "string integer number boolean array object null none any enum minimum maximum default defaults items true url source score "
+    "must be may can one of the a an to in is it optional required allowed possible listed following values value type types list "
+    "retrieved taken from web page link at least most between and or with if not given set range"
+)
 #: what is told together, which is seldom; not tools and documents, which a real template makes a tool of
 TOGETHER: tuple[tuple[int, int, dict[str, Any]], ...] = (
     (1, 0, {"enable_thinking": True, "thinking": True}), (1, 0, {"enable_thinking": False, "thinking": False}), (0, 1, {}),
@@ -178,8 +183,10 @@ def _types(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
     if shape.tools:
         ways.append((replace(shape, name="flat", flat=True), "a tool with no `function` around it"))
     for other, what in ways:
+        before = behaviour.unbounded
         text = behaviour.render(other)
-        behaviour.unbounded = ""  # real templates don't know all of these types, and look for them for ever
+        if behaviour.unbounded.startswith(NESTED):
+            behaviour.unbounded = before  # real templates don't know all of these types, and look for them without end
         if text is None:
             continue
         added = [line for line in _lines(text, other, GIVEN) if _new(line, words)]

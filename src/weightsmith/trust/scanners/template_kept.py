@@ -12,7 +12,8 @@ from .template_words import words_in
 
 _ASKS = re.compile(r"(?i)\byes\b\W{1,4}or\W{1,4}no\b")
 #: conversations with something beside the messages, and what that is
-_BESIDE = {"thinking": "reasoning switched on", "silent": "reasoning switched off", "tools": "tools", "documents": "documents"}
+_BESIDE = {"thinking": "reasoning switched on", "thinking led": "reasoning switched on", "silent": "reasoning switched off",
+           "silent alone": "reasoning switched off", "tools": "tools", "documents": "documents"}
 _SAID = ("user", "assistant", "system")
 
 
@@ -59,7 +60,9 @@ def _beside(behaviour: Behaviour) -> Iterator[Seen]:
             continue
         text = behaviour.outputs[name]
         for n, role in enumerate(shape.roles):
-            if word_of(n) not in text and (role in kept or (role == "tool" and _knows_tools(behaviour, shape, text))):
+            if word_of(n) in text:
+                continue
+            if role in kept or (role == "tool" and _knows_tools(behaviour, shape, text) and not _in_parts(behaviour, shape, n)):
                 yield Seen("content", f"{what} in the conversation", lost=f"the {role} message is not in the text",
                            evidence=text[-300:])  # fmt: skip
                 break
@@ -75,6 +78,12 @@ def _knows_tools(behaviour: Behaviour, shape: Shape, text: str) -> bool:
     bare = replace(shape, name="no result", roles=tuple(role for role in shape.roles if role != "tool"))
     without = behaviour.render(bare)
     return without is not None and len(_words(behaviour, without)) != len(_words(behaviour, text))
+
+
+def _in_parts(behaviour: Behaviour, shape: Shape, n: int) -> bool:
+    """Whether message ``n`` is read where it is given in parts."""
+    text = behaviour.render(replace(shape, name="results in parts", style="parts"))
+    return text is not None and word_of(n) in text
 
 
 def _words(behaviour: Behaviour, text: str) -> list[str]:

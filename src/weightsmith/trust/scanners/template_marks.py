@@ -26,6 +26,9 @@ INTERNAL = re.compile(
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 
 
+NESTED = "nested deeper than any honest template"
+
+
 class OverBudget(Exception):
     """A template asked for more work or memory than any honest one."""
 

@@ -10,6 +10,7 @@ both ways are forced, to see what they guard.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -178,7 +179,7 @@ class Behaviour:
         mouth. Templates of judges and guards, which ask their question there, are left out."""
         found: dict[str, None] = {}
         usual = set(self.fixed())
-        for name in ("plain", "talk", "answered", "thinking", "silent", "named", "developer", "late", "shown"):
+        for name in INSIDE:
             if name not in self.shapes:
                 continue
             shape, text = self.shapes[name], self.outputs[name]
@@ -336,7 +337,7 @@ class Behaviour:
             for form in (FORMS[0], *FORMS[2:]):
                 words = {last: form.format(word_of(last), needle)}
                 seen = self._exchange(shape, words, f"a message of the {role} that holds {needle[:80]!r}")
-                if seen is not None:
+                if seen is not None and (role == "user" or seen.added or seen.lost):  # the others' may be wrapped by what they are
                     yield replace(seen, plain=True)
                     return
 
@@ -354,7 +355,8 @@ class Behaviour:
                 trigger = f"a message that holds {needle[:80]!r}" if needle is not SOUP else "a message of many common words"
                 # alone, it stands in one message at a time: honest templates may compare messages with each other
                 for words in [{n: word} for n, word in said.items()] if form == FORMS[1] else [said]:
-                    seen = self._exchange(shape, words, trigger, exact=not is_control(needle), halves=form == FORMS[0])
+                    seen = self._exchange(shape, words, trigger, exact=not is_control(needle), halves=form == FORMS[0],
+                                          refuses=not is_control(needle) and needle not in VARIETY)  # fmt: skip
                     if seen is not None:
                         yield replace(seen, switch=bool(SWITCH.fullmatch(needle)), plain=not is_control(needle))
                         return
@@ -373,7 +375,7 @@ class Behaviour:
                 return
 
     def _exchange(
-        self, shape: Shape, words: dict[int, str], trigger: str, *, exact: bool = True, halves: bool = False
+        self, shape: Shape, words: dict[int, str], trigger: str, *, exact: bool = True, halves: bool = False, refuses: bool = False
     ) -> Seen | None:
         """Render with other words; ``None`` when nothing but the words changed.
 
@@ -381,7 +383,7 @@ class Behaviour:
         """
         text, neutral = self.render(shape, words), self.outputs[shape.name]
         if text is None:
-            refusal = self.refused if exact else ""  # of contents that look like parts of a format it may complain
+            refusal = self.refused if refuses else ""  # of what looks like a part of a format, or is too long, it may complain
             return Seen("content", trigger, lost=f"it refuses the conversation ({refusal})", plain=True) if refusal else None
         expected = neutral
         for n in words:
@@ -398,7 +400,7 @@ class Behaviour:
             role, own = shape.roles[n], word_of(n)
             if not exact and (role != "user" or not halves or (own + " " in text and own + "e" in text)):
                 continue
-            if role == "tool" and re.search(r"[\"\\\n]", word):
+            if role == "tool" and any(_escaped(word, times) in text for times in (1, 2)):
                 continue  # written as JSON
             if role in ("user", "system", "assistant", "tool") and own in neutral and word not in text:
                 lost = f"the {shape.roles[n]} message {word[:60]!r} is not in the text as it was given"
@@ -452,9 +454,18 @@ class Behaviour:
                 return
 
 
+#: the conversations whose text between messages is looked at
+INSIDE = ("plain", "talk", "answered", "thinking", "thinking led", "silent", "silent alone", "named", "developer", "late", "shown")
 #: the conversations that words are tried in
 TRIED = ("talk", "plain", "plain in parts", "talk in parts", "plain in pieces", "answered", "tools", "shown", "pair")
 FORMS = ("{0} {1} {0}e", "{1}", "{1} {0}", "{0} {1}")
+
+
+def _escaped(word: str, times: int) -> str:
+    """A text as it stands within JSON, and within JSON in JSON."""
+    for _ in range(times):
+        word = json.dumps(word, ensure_ascii=False)[1:-1]
+    return word
 
 
 def made_of(line: str, words: set[str]) -> bool:

@@ -29,6 +29,7 @@ from jinja2.utils import Namespace, pass_context
 from .template_marks import (
     BIGGEST,
     LONGEST,
+    NESTED,
     PRODUCT,
     SECONDS,
     Doubt,
@@ -366,7 +367,7 @@ class Program:
             code = self.env.compile(tree)
             self.template = jinja2.Template.from_code(self.env, code, self.env.make_globals(None))
         except (RecursionError, MemoryError, SyntaxError, ValueError) as error:
-            raise OverBudget(f"nested deeper than any honest template ({type(error).__name__})") from error
+            raise OverBudget(f"{NESTED} ({type(error).__name__})") from error
 
     def _rewrite(self, node: Any) -> None:
         """Put the watching filters where Jinja would compute on its own."""
@@ -428,7 +429,7 @@ class Program:
             pieces = self.template.root_render_func(self.template.new_context(variables))
             return "".join(self._pieces(pieces, run))
         except (RecursionError, MemoryError) as error:
-            raise OverBudget(f"nested deeper than any honest template ({type(error).__name__})") from error
+            raise OverBudget(f"{NESTED} ({type(error).__name__})") from error
         except (OverBudget, jinja2.TemplateError):
             raise
         except Exception as error:  # filters and methods raise anything on values they were not made for

@@ -44,8 +44,10 @@ SHAPES = (
     Shape("plain", ("user",)),
     Shape("talk", ("system", "user", "assistant", "user")),
     Shape("answered", ("user", "assistant"), {"add_generation_prompt": False}),
-    Shape("thinking", ("system", "user", "assistant", "user"), {"enable_thinking": True, "thinking": True}),
+    Shape("thinking", ("user", "assistant", "user"), {"enable_thinking": True, "thinking": True}),
+    Shape("thinking led", ("system", "user", "assistant", "user"), {"enable_thinking": True, "thinking": True}),
     Shape("silent", ("system", "user", "assistant", "user"), {"enable_thinking": False, "thinking": False}),
+    Shape("silent alone", ("user", "assistant", "user"), {"enable_thinking": False, "thinking": False}),
     Shape("tools", ("system", "user", "call", "tool", "assistant", "user"), tools=1),
     Shape("documents", ("user",), documents=1),
     Shape("named", ("named", "thought", "named")),
@@ -55,7 +57,8 @@ SHAPES = (
     Shape("pair", ("query", "document")),
 )
 #: words without which a template does nothing of its own with such a conversation
-NEEDED = {"named": ("name", "reason", "think", "thought"), "developer": ("developer",), "shown": ("image", "video", "audio"),
+NEEDED = {"thinking led": ("think",), "silent alone": ("think",),
+          "named": ("name", "reason", "think", "thought"), "developer": ("developer",), "shown": ("image", "video", "audio"),
           "late": ("system",), "pair": ("query",)}  # fmt: skip
 
 
@@ -96,7 +99,7 @@ def another(value: Any, n: int) -> Any:
 
 ADDRESS = "https://example.org/a"
 #: arguments of a call beside texts
-RICH: dict[str, Any] = {"n": 731, "x": 0.625, "yes": True, "no": None, "several": ["a", 2], "deep": {"k": 1}}
+RICH: dict[str, Any] = {"n": 731, "x": 0.25, "yes": True, "no": None, "several": ["a", 2], "deep": {"k": 1}}
 #: what a tool may take beside texts
 _TYPES: tuple[dict[str, Any], ...] = (
     {"type": "integer", "minimum": 1, "maximum": 9}, {"type": "number", "default": 0.5}, {"type": "boolean", "default": True},
