@@ -954,3 +954,14 @@ def test_a_lock_that_the_environment_names_can_be_read_inside(tmp_path: Path, mo
     assert lock not in _settle(Needs(), given, lambda _: RunOptions())
     monkeypatch.setenv("WEIGHTSMITH_LOCK", str(lock))
     assert lock in _settle(Needs(), given, lambda _: RunOptions())
+
+
+@linux
+def test_what_is_wrong_with_a_recipe_is_said_from_inside(tmp_path: Path) -> None:
+    from weightsmith.cli.sandboxed import Needs, _settle
+    from weightsmith.options import RunOptions
+
+    recipe = tmp_path / "feature.yaml"
+    for text in ("schema: nope\n", "schema: [", "\0", "name: a\nname: b\n"):
+        recipe.write_text(text, encoding="utf-8")
+        assert recipe in _settle(Needs(features=[str(recipe)]), {"quiet": True}, lambda _: RunOptions())
