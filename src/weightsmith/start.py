@@ -15,7 +15,7 @@ _VALUED = ("-o", "--out", "--policy", "--allow", "--reference", "--explain")  # 
 
 
 #: Objects made before Python looks for cycles among them, in a process of our own: a model library is some million that stay, and
-#: at Python's 700 a fifth of its import is spent on looking
+#: at Python's 700 up to a fifth of its import is spent on looking
 _COLLECT = (50_000, 20, 50)
 
 
