@@ -24,7 +24,7 @@ import argparse
 import json
 import time
 from collections.abc import Sequence as Seq
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,12 +126,12 @@ class Judge:
                             len(self.ids["harmful"]))  # fmt: skip
 
 
-def ours(model: RunningModel, recipe: str) -> tuple[Side, Search]:
+def ours(model: RunningModel, recipe: str, plan: Plan = OURS) -> tuple[Side, Search]:
     """(a)"""
     spec, folder = load_feature(recipe)
     begun = time.perf_counter()
     at: dict[str, float] = {}
-    search = Search(model, spec, prompt_sets(spec, folder), OURS,
+    search = Search(model, spec, prompt_sets(spec, folder), plan,
                     on_found=lambda f: at.update({f.point.what: time.perf_counter() - begun}))  # fmt: skip
     search.gather()
     search.floor()
@@ -177,8 +177,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", help="what `search` itself takes by default")
+    parser.add_argument("--weights", help="of the damage in ours, one descent each, e.g. 180,60 (60,20)")
     parser.add_argument("-o", "--out")
     args = parser.parse_args()
+    weights = tuple(map(float, args.weights.split(","))) if args.weights else OURS.descent.weights
+    plan = replace(OURS, descent=replace(OURS.descent, weights=weights))
     torch.set_num_threads(args.threads)
     recipe = str(HERE / "refusal.yaml")
     options = RunOptions(threads=args.threads, use_cache=False, seed=args.seed, dtype=args.dtype)
@@ -192,7 +195,7 @@ def main() -> None:
     print(f"base: {base.refuses} of {base.n} refusals [{low:.2f}, {high:.2f}], {base.degenerate} degenerate, {base.over} of 24 "
           "over-refusals", flush=True)  # fmt: skip
     print(f"asked in place of requests that the base answers with a loop: {len(judge.replaced)}")
-    mine, search = ours(model, recipe)
+    mine, search = ours(model, recipe, plan)
     gathered = next(s.seconds for s in search.stretches if s.name == "the base's answers")
     sides, rows = [mine], [judge("ours", w, compile_hooks(model, s, d)) for w, s, d in spread(mine.edits, args.points)]
     report(base, sides, rows)
