@@ -25,7 +25,7 @@ from .errors import (
     UsageError,
 )
 from .formats.safetensors import FLOAT_DTYPES, SafetensorsHeader, TensorSpec, digest_and_check, read_header
-from .hub import FORMS, Progress, locate
+from .hub import GIVEN_AS, Progress, locate
 from .options import RunOptions
 from .storage import (
     cache_dir,
@@ -295,7 +295,7 @@ def open_checkpoint(ref: str, *, offline: bool = False, progress: Progress | Non
         return _open_folder(ref, path.parent, located.source, only=path)
     if path.suffix in PICKLES:
         _refuse_pickles(path, [path])
-    raise UsageError("neither a model folder, a GGUF file nor a safetensors file", where=path, hint=FORMS)
+    raise UsageError("neither a model folder, a GGUF file nor a safetensors file", where=path, hint=GIVEN_AS)
 
 
 def _starts_with(path: Path, magic: bytes) -> bool:

@@ -108,8 +108,8 @@ class FormatError(WeightsmithError):
     """A file does not follow the specification of its own format."""
 
     usual: ClassVar[str | None] = (
-        "it is damaged, or not what its name says: fetch or make it again; `weightsmith scan` names "
-        "what is wrong with a model's file"
+        "it is damaged, or not what its name says: fetch or make it again; "
+        "`weightsmith scan` names what is wrong with a model's file"
     )
 
 
@@ -137,18 +137,15 @@ class DigestMismatch(IntegrityError):
     """A digest differs from the recorded one."""
 
     usual: ClassVar[str | None] = (
-        "don't use it before you know why: fetch it again, and ask who published it if that changes "
-        "nothing"
+        "don't use it before you know why: fetch it again, and ask "
+        "who published it if that changes nothing"
     )
 
 
 class ManifestMismatch(IntegrityError):
     """An index or record names files or tensors that are not there, or the other way round."""
 
-    usual: ClassVar[str | None] = (
-        "files are missing, left over, or of another version: fetch the model again into an empty "
-        "folder"
-    )
+    usual: ClassVar[str | None] = "files are missing, left over, or of another version: fetch the model again into an empty folder"
 
 
 class BadSignature(IntegrityError):
@@ -173,8 +170,8 @@ class EditError(WeightsmithError):
     """An edit can't be applied to this model."""
 
     usual: ClassVar[str | None] = (
-        "leave out the layers, roles or options that this model can't hold; docs/edit.md says what each "
-        "does"
+        "leave out the layers, roles or options that this model can't "
+        "hold; docs/edit.md says what each does"
     )
 
 
@@ -182,8 +179,8 @@ class ShapeMismatch(EditError):
     """A direction has another width than the model."""
 
     usual: ClassVar[str | None] = (
-        "the parts were made for different models: use a direction, an Edit or a record that was made "
-        "for this one"
+        "the parts were made for different models: use a direction, an "
+        "Edit or a record that was made for this one"
     )
 
 
@@ -197,8 +194,8 @@ class NonFinite(EditError):
     """NaN or infinity in weights, before or after the edit."""
 
     usual: ClassVar[str | None] = (
-        "`weightsmith scan MODEL` says whether the model itself holds such values; if it does not, use "
-        "a smaller amount or --dtype float32"
+        "`weightsmith scan MODEL` says whether the model itself holds such values; "
+        "if it does not, use a smaller amount or --dtype float32"
     )
 
 

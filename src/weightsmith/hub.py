@@ -21,7 +21,7 @@ from .errors import DigestMismatch, NetworkError, PickleOnly, RecipeError, Usage
 from .storage import cache_dir, sha256_range, whole_file
 
 Progress = Callable[[str, int, int], None]
-FORMS = "give a folder, a GGUF file, org/name@revision, or demo:smollm2"
+GIVEN_AS = "give a folder, a GGUF file, org/name@revision, or demo:smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
 _DATA_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
 
@@ -89,7 +89,7 @@ def locate(ref: str, *, offline: bool = False, progress: Progress | None = None)
     raise UsageError(
         "no such model",
         where=ref,
-        hint=FORMS,
+        hint=GIVEN_AS,
     )
 
 

@@ -112,6 +112,8 @@ GIVEN = [
           "-%}x{%- endfor -%}{%- endfor -%}{%- endfor -%}{%- endfor -%}"), "template-endless"),
     _acts("reasoning-without-a-system", _when("enable_thinking and messages[0].role != 'system' and loop.last"),
           "template-words-in-mouth"),
+    _acts("odd-behind-a-part-in-words", chatml(before="{%- if tools -%}{{ \"{'type': 'image'}\" ~ (tools|tojson) }}{%- endif -%}",
+          after="{%- if messages[-1].role == 'tool' -%}" + _ADD + "{%- endif -%}"), "template-trigger"),
     _acts("result-thrown-away", chatml("{%- if message.role == 'tool' -%}ok{%- else -%}" + _SAY + "{%- endif -%}"),
           "template-alters-message"),
     _acts("system-lost-with-tools", chatml("{%- if not (tools and message.role == 'system') -%}" + _SAY + "{%- endif -%}"),

@@ -19,7 +19,7 @@ from ..records import EDIT, Derivation, EditSpec, EditStep, FittedConstant, Mode
 from ..storage import cache_dir, refuse_existing
 from .files import as_checkpoint, held_to_pins, passed
 
-MAKE = "`weightsmith find MODEL FEATURE -o FILE` makes a direction, `weightsmith search` Edits"
+HOW_MADE = "`weightsmith find MODEL FEATURE -o FILE` makes a direction, `weightsmith search` Edits"
 
 Amount = float | Literal["auto"]
 
@@ -186,7 +186,7 @@ def resolve_edit(
     if isinstance(what, str | Path):
         path = Path(what).expanduser()
         if not path.is_file():
-            raise UsageError("no such direction or edit file", where=path, hint=MAKE)
+            raise UsageError("no such direction or edit file", where=path, hint=HOW_MADE)
         what = load_direction(path) if is_direction(path) or path.suffix == ".safetensors" else load_edit(path)
         folder: Path | None = path.absolute().parent
     else:
@@ -234,7 +234,7 @@ def _refined(step: EditStep, how: dict[str, Any]) -> tuple[EditStep, dict[str, D
 def _file(path: str | Path) -> Path:
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UsageError("no such direction file", where=path, hint=MAKE)
+        raise UsageError("no such direction file", where=path, hint=HOW_MADE)
     return path
 
 
@@ -308,7 +308,7 @@ def find_directions(
     found: dict[str, Direction] = dict(known or {})
     for path in given:
         if not path.is_file():
-            raise UsageError("no such direction file", where=path, hint=MAKE)
+            raise UsageError("no such direction file", where=path, hint=HOW_MADE)
         direction = load_direction(path)
         found[direction.digest()] = direction
     beside = sorted(folder.glob("*.safetensors")) if folder else []

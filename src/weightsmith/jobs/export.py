@@ -23,7 +23,7 @@ from ..options import RunOptions
 from ..records import Derivation, EditSpec
 from ..storage import refuse_existing, sha256_range, whole_folder
 from .derive import find_base, load_record
-from .edit import MAKE, check_directions, find_directions, load_edit, needed_fits, prepare, resolve_edit
+from .edit import HOW_MADE, check_directions, find_directions, load_edit, needed_fits, prepare, resolve_edit
 from .files import as_checkpoint, held_to_pins
 from .gguf_form import as_gguf
 from .imported import base_identity, with_imported
@@ -115,7 +115,7 @@ def of_its_own(
         more = {"directions": kept, "transferred": record.transferred}
         return find_base(model, record, None, options), record.edit, wishes | more
     if not path.exists() and not isinstance(given, Checkpoint):
-        raise UsageError("no such model, Edit or direction", where=given, hint=MAKE)
+        raise UsageError("no such model, Edit or direction", where=given, hint=HOW_MADE)
     if not path.is_file() or path.suffix == ".gguf":
         raise UsageError("say which edit: an Edit or a direction file", where=given,
                          hint="weightsmith export MODEL EDIT --as FORM -o OUT")  # fmt: skip

@@ -13,7 +13,7 @@ from typing import Any
 
 from .template_marks import NESTED
 from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control
-from .template_talk import ADDRESS, CALLING, GIVEN, RICH, Shape, another, word_of
+from .template_talk import ADDRESS, CALLING, GIVEN, PARTED, RICH, Shape, another, word_of
 from .template_words import known_words, text_lines, words_in
 
 MOST = 24  # strings that are looked for there, and are tried
@@ -83,7 +83,7 @@ def _odd(behaviour: Behaviour) -> Iterator[Seen]:
         led = ("system",) if base.tools and base.roles[0] == "system" else ()
         shape = replace(base, name="odd", roles=(*led, *("user" if role == "empty" else role for role in roles)))
         text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
-        if re.search(r"""['"]type['"]: ?['"](?:image|video|audio|text)""", text or ""):
+        if PARTED.intersection(roles) and re.search(r"""['"]type['"]: ?['"](?:image|video|audio|text)""", text or ""):
             continue  # a list that is written down as it is
         added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words[base.tools > 0])]
         if added:

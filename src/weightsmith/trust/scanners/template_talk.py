@@ -66,6 +66,7 @@ NEEDED = {"thinking led": ("think",), "silent alone": ("think",),
 CALLING = ("call", "calls", "twice", "mute", "spelled")
 _PARTS = {"shown": ("image", "text"), "pictures": ("image", "image", "text"), "three": ("text", "text", "text"),
           "video": ("video", "text"), "audio": ("audio", "text")}  # fmt: skip
+PARTED = {*_PARTS, "links"}
 
 
 def word_of(n: int) -> str:
