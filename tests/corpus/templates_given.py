@@ -112,7 +112,7 @@ GIVEN = [
           "-%}x{%- endfor -%}{%- endfor -%}{%- endfor -%}{%- endfor -%}"), "template-endless"),
     _acts("reasoning-without-a-system", _when("enable_thinking and messages[0].role != 'system' and loop.last"),
           "template-words-in-mouth"),
-    _acts("odd-behind-a-part-in-words", chatml(before="{%- if tools -%}{{ \"{'type': 'image'}\" ~ (tools|tojson) }}{%- endif -%}",
+    _acts("odd-behind-a-part-in-words", chatml(before="{%- if tools -%}{{ \"{'type': 'text'}\" ~ (tools|tojson) }}{%- endif -%}",
           after="{%- if messages[-1].role == 'tool' -%}" + _ADD + "{%- endif -%}"), "template-trigger"),
     _acts("result-thrown-away", chatml("{%- if message.role == 'tool' -%}ok{%- else -%}" + _SAY + "{%- endif -%}"),
           "template-alters-message"),
