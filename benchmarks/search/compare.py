@@ -52,7 +52,7 @@ REFERENCE = 0.5
 HERE = Path(__file__).parent
 #: of the 48 + 48 prompts it needs 26 + 26: 16 to train on, 10 held out
 OURS = Plan("remove", Sizes(16, 10, 8), Descent(weights=(60.0, 20.0), steps=5, more=2, batch=6, check=5, rate=0.07, turn=0.003),
-            few=True, screen=4, keep=1, factors=())  # fmt: skip
+            few=True, screen=4, keep=1)  # fmt: skip
 
 
 @dataclass

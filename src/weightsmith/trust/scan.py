@@ -67,7 +67,7 @@ NOT_ANALYSED = Rule(
     "Find out what the file is for; remove it if the model works without it, or allow its kind in a policy.",
 )  # fmt: skip
 TOO_DEEP = Rule(
-    "archive-too-deep", "unknown", "Archives inside archives beyond any honest use",
+    "archive-too-deep", "unknown", "Archives deeper, of more members or larger than any honest one",
     f"Members were unpacked to {MOST_DEPTH} levels, {MOST_MEMBERS} members or {MOST_UNPACKED >> 30} GiB in all, and there is more.",
     "Do not unpack it. No model is stored like this.",
     ("https://cwe.mitre.org/data/definitions/409.html",),
@@ -201,7 +201,10 @@ class Scan:
         self.unpacked += item.size
         self.tell(item.name, 0)
         if item.depth > MOST_DEPTH or self.members > MOST_MEMBERS or self.unpacked > MOST_UNPACKED:
-            yield TOO_DEEP.found("not analysed", file=shown(item.name))
+            what = (f"it lies {item.depth} archives deep" if item.depth > MOST_DEPTH else
+                    f"{MOST_MEMBERS} members were unpacked before it" if self.members > MOST_MEMBERS else
+                    f"more than {MOST_UNPACKED >> 30} GiB were unpacked with it")  # fmt: skip
+            yield TOO_DEEP.found(f"{what}; it was not analysed", file=shown(item.name))
             return
         try:
             item.kinds = item.kinds or kinds_of(item)

@@ -19,6 +19,8 @@ Tensor = tuple[str, tuple[int, ...]]  # dtype, shape
 LOADED = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
           "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
           "diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json")  # fmt: skip
+#: an index of shards: of a variant, its name stands in the middle (`model.safetensors.index.fp16.json`)
+INDEX = re.compile(r"\.index(?:\.(?P<variant>[\w-]+))?\.json$")
 MOST_INDEXES = 100  # index files of one directory
 MOST_AGAIN = 1 << 20  # tensors of files that more than one index lists, which are gathered for each
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
@@ -140,7 +142,10 @@ def role_of(name: str) -> str:
     if name.startswith("consolidated"):
         return "consolidated"
     stem = _SHARD.sub(r"\g<stem>", name)
-    stem = stem.removesuffix(".index.json")
+    if (index := INDEX.search(stem)) is not None:
+        if index["variant"]:
+            return "variant"
+        stem = stem[: index.start()]
     for extension in _WEIGHTS:
         stem = stem.removesuffix(extension)
     return "variant" if re.fullmatch(r"(pytorch_model|model|diffusion_pytorch_model)\.[\w-]+", stem) else "model"
@@ -181,7 +186,7 @@ def _places(folder: Folder) -> list[Place]:
         head, slash, base = name.rpartition("/")
         by_prefix.setdefault(head + slash, []).append(base)
     found = [Place(folder, prefix, names) for prefix, names in sorted(by_prefix.items())
-             if prefix == "" or "config.json" in names or any(n.endswith((".safetensors", ".index.json")) for n in names)
+             if prefix == "" or "config.json" in names or any(n.endswith(".safetensors") or INDEX.search(n) for n in names)
              or any(prefix + n in folder.declared for n in names)]  # fmt: skip
     for place in found:
         place.weights = _weights(place)
@@ -192,7 +197,7 @@ def _weights(place: Place) -> list[Weights]:
     """The sets of weight files in a directory: those of each index, shards without an index, single files."""
     taken: set[str] = set()
     found: list[Weights] = []
-    indexes = sorted(n for n in place.names if n.endswith(".index.json"))
+    indexes = sorted(filter(INDEX.search, place.names))
     if len(indexes) > MOST_INDEXES:
         raise LimitExceeded(f"{len(indexes)} index files in one directory; at most {MOST_INDEXES} are compared")
     again = 0

@@ -16,6 +16,7 @@ from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
 from . import adapters, carriers, promised, strict
+from .facts import INDEX as INDEX_NAME
 from .facts import LOADED, PART, Place, Weights, places, role_of
 
 INDEX = Rule(
@@ -133,7 +134,7 @@ class Layout(Scanner):
         yield from _collisions(folder)
         yield from _nested(folder)
         for place in places(folder):
-            for name in sorted(n for n in place.names if n.endswith(".index.json")):
+            for name in sorted(filter(INDEX_NAME.search, place.names)):
                 yield from _index(place, name)
             for weights in place.weights:
                 yield from _twice(weights, folder)

@@ -379,6 +379,18 @@ def _load_from_bytes(judge: Judge, args: tuple[Value, ...], how: str, at: int) -
     return judge.unpickled(args[0], at) if len(args) == 1 else "other than one argument"
 
 
+def _generator(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
+    """NumPy calls the second argument with the first: writers name their own constructor there, or nothing."""
+    if len(args) < 2:
+        return ""
+    return judge.indirect(args[1], args[:1], "REDUCE", at)
+
+
+def _bit_generator(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
+    """NumPy makes an instance of a class, or of one that it knows by name."""
+    return judge.indirect(args[0], (), "REDUCE", at) if args and not isinstance(args[0], str) else ""
+
+
 def _plain_values(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
     """Types whose instances are written as literals: a call has no arguments, or makes a subclass of theirs."""
     return "" if not args or how in ("NEWOBJ", "NEWOBJ_EX") else "arguments, where writers use a literal"
@@ -413,5 +425,6 @@ _CHECKS: dict[str, Check] = {
     "int": _plain_values, "float": _plain_values, "str": _plain_values, "list": _plain_values, "dict": _plain_values,
     "tuple": _plain_values, "bool": _plain_values, "memmap": lambda *_: "a file to map",
     "set": _filled, "frozenset": _filled, "deque": _filled, "Counter": _filled, "OrderedDict": _filled,
+    "__generator_ctor": _generator, "__randomstate_ctor": _generator, "__bit_generator_ctor": _bit_generator,
     "_mareconstruct": _sized, "recarray": _sized, "matrix": _sized, "MaskedArray": _sized,
 }  # fmt: skip

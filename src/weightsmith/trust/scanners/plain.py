@@ -10,7 +10,8 @@ from ...found import Finding
 from ..items import HEAD, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import disguise, tensorflow, yamls
+from . import disguise, tensorflow, workspace, yamls
+from .facts import INDEX
 
 EMPTY = Rule(
     "empty-file", "broken", "A weight or configuration file without a single byte",
@@ -43,11 +44,6 @@ START = Rule(
     "Lines that begin with `import` in a `.pth` file are run at every start of Python once the file lies in site-packages.",
     "Remove it. Weights of this ending are never text.",
     ("https://docs.python.org/3/library/site.html",),
-)  # fmt: skip
-HOOK = Rule(
-    "git-hook", "suspicious", "A git hook comes with the model",
-    "Git runs it, as you, at the next commit, checkout or merge in this folder. Hooks are never part of what is cloned.",
-    "Remove it, and ask how it got there.",
 )  # fmt: skip
 ACTIVE = Rule(
     "active-content", "suspicious", "A picture or document that runs code or fetches something when it is opened",
@@ -88,7 +84,8 @@ class Plain(Scanner):
         "empty", "text", "image", "media", "pdf", "parquet", "arrow", "xml", "html", "yaml", "lfs-pointer", "partial", "script",
         "executable", "bytecode", "document", "sqlite", "notebook", "desktop", "wandb", "git", "tfrecord",
     })  # fmt: skip
-    rules = (EMPTY, POINTER, PARTIAL, PROGRAM, BYTECODE, START, HOOK, ACTIVE, APPENDED, SCRIPT, *disguise.RULES, *yamls.RULES)
+    rules = (EMPTY, POINTER, PARTIAL, PROGRAM, BYTECODE, START, ACTIVE, APPENDED, SCRIPT, *workspace.RULES, *disguise.RULES,
+             *yamls.RULES)  # fmt: skip
     about = "Files without weights: incomplete downloads, programs, active content, YAML that builds objects, false endings"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
@@ -97,13 +94,12 @@ class Plain(Scanner):
             check = _CHECKS.get(kind)
             if check is not None:
                 yield from check(item)
-        if "/.git/hooks/" in "/" + item.name and not item.basename.endswith(".sample") and item.size:
-            yield HOOK.found("git runs it", file=shown(item.name), evidence=_excerpt(item))
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """What names promise and content does not keep."""
         for item in folder.items.values():
             yield from disguise.check(item)
+        yield from workspace.check(folder)
 
 
 def _excerpt(item: Item) -> str:
@@ -112,7 +108,7 @@ def _excerpt(item: Item) -> str:
 
 def _empty(item: Item) -> Iterator[Finding]:
     name = item.basename.lower()
-    if name.endswith(_WEIGHTS) or name in _NEEDED or name.endswith(".index.json"):
+    if name.endswith(_WEIGHTS) or name in _NEEDED or INDEX.search(name):
         yield EMPTY.found("it has no bytes", file=shown(item.name))
 
 

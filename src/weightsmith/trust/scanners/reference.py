@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from .facts import Place, Weights, places
+from .facts import INDEX, Place, Weights, places
 from .vocabulary import Vocabulary, merge_pairs, readable, vocabularies
 
 FILES = Rule(
@@ -129,7 +129,7 @@ def _files(folder: Folder, other: Folder) -> Iterator[Finding]:
 
 
 def _is_weights(folder: Folder, name: str) -> bool:
-    return name in folder.headers or name in folder.ggufs or name.endswith(".index.json")
+    return name in folder.headers or name in folder.ggufs or INDEX.search(name) is not None
 
 
 def _same_bytes(one: Item, two: Item) -> bool:

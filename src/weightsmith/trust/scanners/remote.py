@@ -26,7 +26,10 @@ _ENTRY = {
     "sitecustomize.py": "Python imports it at every start", "usercustomize.py": "Python imports it at every start",
 }  # fmt: skip
 _SERVED = {"hubconf.py": "torch.hub runs it", "handler.py": "inference services run it", "setup.py": "an installation runs it",
-           "conftest.py": "pytest runs it", "app.py": "a Space runs it"}  # fmt: skip
+           "conftest.py": "pytest runs it", "app.py": "a Space runs it"}
+#: the same by where they lie; elsewhere a script of this name is somebody's example
+_PLACED = ((re.compile(r"(?:^|/)\d+/model\.py$"), "Triton runs it"),
+           (re.compile(r"(?:^|/)code/inference\.py$"), "SageMaker runs it"))
 _LIBRARIES = frozenset((
     "torch", "transformers", "numpy", "safetensors", "tokenizers", "huggingface_hub", "json", "os", "sys", "re",
     "typing", "logging", "random", "math", "time", "collections", "dataclasses", "pathlib", "subprocess", "tqdm",
@@ -40,21 +43,27 @@ class RemoteCode(Scanner):
 
     name = "remote-code"
     rules = rules.RULES
-    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook", "yaml"])
+    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook", "yaml", "json", "text"])
     needs_bytes = False
     about = "Code: what in the configurations makes a loader import or download code, and what the Python files would do"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Code inside archives; that of the folder is seen together with what asks for it."""
         if item.outer is not None:
-            yield from (_asked(item, {}, frozenset()) if "yaml" in item.kinds else _notebook(item) if "notebook" in item.kinds
-                        else _python(item, ""))  # fmt: skip
+            if _is_python(item):
+                yield from _python(item, "")
+            elif "notebook" in item.kinds:
+                yield from _notebook(item)
+            else:
+                yield from _asked(item, {}, frozenset())
+                yield from _beside_code(item)
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Every configuration, every Python file, and what goes with them."""
         wanted: dict[str, str] = {}
         # loaders look for a file of a module's name beside the configuration before they import a library of that name
-        local = frozenset(item.basename.removesuffix(".py") for item in folder.items.values() if _is_python(item))
+        python = [item.name.removesuffix(".py").split("/") for item in folder.items.values() if _is_python(item)]
+        local = frozenset(part for parts in python for part in parts[-2:])  # a package is a folder
         for item in folder.items.values():
             yield from _asked(item, wanted, local)
         left = [MOST_ALL]
@@ -138,6 +147,7 @@ def _python(item: Item, asked_by: str, code: Code | None = None) -> Iterator[Fin
     """What one Python file would do."""
     code = code or read_code(_bytes(item))
     name, base = shown(item.name), item.basename
+    served = next((who for where, who in _PLACED if where.search(item.name)), _SERVED.get(base, ""))
     asked = f"{shown(asked_by)} asks for it; " if asked_by else ""
     if asked_by == "custom_generate":
         yield rules.REMOTE.found("generate() runs it when the caller consents to remote code", file=name)
@@ -153,13 +163,12 @@ def _python(item: Item, asked_by: str, code: Code | None = None) -> Iterator[Fin
         return
     if code.hostile:
         yield rules.HOSTILE.found(asked + code.hostile, file=name, evidence=_lines(item, code))
-    elif code.risky and (asked_by or base in _SERVED or _hides(code)):
+    elif code.risky and (asked_by or served or _hides(code)):
         yield rules.RISKY.found(asked + code.risky, file=name, evidence=_lines(item, code))
     elif asked_by:
         yield rules.PLAIN.found(f"{asked}{code.summary}", file=name)
     else:
-        served = f"{_SERVED[base]}; " if base in _SERVED else ""
-        yield rules.PLAIN.found(served + code.summary, file=name)
+        yield rules.PLAIN.found((f"{served}; " if served else "") + code.summary, file=name)
 
 
 def _hides(code: Code) -> bool:
@@ -180,7 +189,12 @@ _ACTING = frozenset(("starts programs", "runs code made from data", "loads nativ
 
 
 _PIPED = re.compile(r"(?:curl|wget)\b.*\|\s*(?:ba|z|da)?sh\b|base64\s+-d|/dev/tcp/|\bnc\s+-e")
-_ELSEWHERE = re.compile(r"^\s*(?:-i\b|--(?:extra-)?index|-f\b|--find|--trusted)|git\+|https?://|file:|\.\./|^\s*-e\b")
+_ELSEWHERE = re.compile(r"^\s*(?:-i\b|--(?:extra-)?index|-f\b|--find|--trusted)|git\+|https?://|file:|\.\./|^\s*-e\b|(?:^|@)\s*\./|\.whl\b")
+_PACKAGES = re.compile(r"(?:.*[-_])?(?:requirements|constraints)(?:[-_].*)?\.(?:txt|in)")
+#: other files that list packages: addresses are honest in them, installing from one is not usual
+_PROJECTS = re.compile(r"pyproject\.toml|setup\.cfg|pipfile|(?:conda[-_]?)?env(?:ironment)?[-\w]*\.ya?ml|"
+                       r"(?:bentofile|cog)\.ya?ml")
+_INSTALLS = re.compile(r"git\+\w|@\s*(?:https?|file):|--(?:extra-)?index-url|index-url\s*=|\b(?:curl|wget)\b.*\|\s*\w*sh\b")
 _HONEST_PLACES = re.compile(r"download\.pytorch\.org|github\.com/(?:huggingface|pytorch|NVIDIA|Dao-AILab)/")
 
 
@@ -216,15 +230,17 @@ def _beside_code(item: Item) -> Iterator[Finding]:
         lines = [line for line in item.read().decode("utf-8", "replace").split("\n") if re.match(r"import[ \t]", line)]
         if lines:
             yield rules.PATH_FILE.found("a line that Python runs", file=shown(item.name), evidence=lines[0][:300])
-    if re.fullmatch(r"(?:.*[-_])?requirements(?:[-_].*)?\.txt", base):
+    listed = _PACKAGES.fullmatch(base)
+    if listed or _PROJECTS.fullmatch(base):
         if item.size > LARGEST_CONFIG:
             yield rules.TOO_LARGE.found(f"it holds {item.size} bytes", file=shown(item.name))
             return
         text = item.read().decode("utf-8", "replace")
         lines = [line.strip() for line in text.split("\n")]
-        odd = [line for line in lines if _ELSEWHERE.search(line) and not _HONEST_PLACES.search(line)]
+        unusual = _ELSEWHERE if listed else _INSTALLS
+        odd = [line for line in lines if unusual.search(line) and not _HONEST_PLACES.search(line)]
         if odd:
             yield rules.REQUIREMENTS_ELSEWHERE.found(odd[0][:200], file=shown(item.name), evidence="\n".join(odd))
-        else:
+        elif listed:
             yield rules.REQUIREMENTS.found(f"{len([line for line in lines if line])} entries", file=shown(item.name),
                                            evidence=text[:300])  # fmt: skip

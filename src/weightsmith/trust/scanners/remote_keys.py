@@ -14,6 +14,7 @@ from ...errors import LimitExceeded
 from ..rules import Rule
 from . import remote_rules as rules
 from .expressions import EVALUATING, hostile_expression
+from .targets import DANGEROUS, is_hostile, passes
 
 MOST_VALUES = 200_000
 MOST_ASKED = 1_000_000  # of one configuration; tables of tens of thousands of added tokens are honest
@@ -43,16 +44,9 @@ _PIPELINES = re.compile(
     r"qwenimage\w*|lumina\w*|omnigen\w*|mochi\w*|aura_flow|controlnet\w*|i2vgen_xl|musicldm|"
     r"versatile_diffusion|cosmos\w*|chroma\w*|hidream\w*|skyreels\w*|bria\w*"
 )  # fmt: skip
-DANGEROUS = re.compile(
-    r"(?:os|posix|nt)\.(?:system|popen|exec\w*|spawn\w*|remove|unlink|posix_spawn\w*|startfile)|subprocess\.\w+|(?:builtins|__builtin__)\."
-    r"(?:exec|eval|compile|__import__|open|getattr)|runpy\.\w+|pty\.spawn|commands\.\w+|importlib\.import_module|pickle\.loads?|"
-    r"marshal\.loads|shutil\.rmtree|ctypes\.\w[\w.]*|webbrowser\.open|code\.interact|timeit\.timeit|pip\.\w[\w.]*|"
-    r"pathlib\.Path\.\w+|torch\.(?:load|hub\.\w+|jit\.load|serialization\.load|package\.\w[\w.]*|utils\.(?:collect_env|cpp_extension)\.\w+)|"
-    r"transformers\.dynamic_module_utils\.\w+|numpy\.(?:load|testing\.\w[\w.]*|f2py\.\w[\w.]*)|pandas\.(?:read_pickle|eval)|"
-    r"(?:joblib|dill|cloudpickle)\.\w+|yaml\.(?:unsafe_load|load)|cProfile\.run|bdb\.\w[\w.]*|pdb\.run|trace\.\w[\w.]*"
-)
 _REPOSITORY = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?:@[\w.-]+)?(?::[\w.]+)?")
-_PAGED = re.compile(r"(?:paged\||flash\||[a-z]+\|)")
+#: as transformers tells a repository from the name of an implementation
+_KERNEL = re.compile(r"[^/:]+/[^/:]+(?:@[^/:]+)?(?::[^/:]+)?")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?|[A-Za-z_]\w*:[A-Za-z_]\w*")
 _HANDLED = re.compile(r"\.(?:auto_map|custom_pipelines|custom_generate)(?=[.\[]|$)")  # what :func:`_by_key` says
 _OTHER = re.compile(r"[\w.-]+(?:/[\w.-]+)?--[\w.]+\.\w+")
@@ -65,6 +59,11 @@ _IMPORTING = re.compile(
 _IMPLEMENTATION = re.compile(
     r"_?\w*(?:attn|attention|experts?|kernel\w*|moe)_?(?:implementation|impl|backend|mapping|config)?(?:_internal)?$"
 )
+#: a library by its path, or another one than QNN's own, which are looked for where it is installed
+_NATIVE = re.compile(r"[/\\]|^(?!Qnn\w+\.dll$|libQnn\w+\.so$).*\.(?:so|dll|dylib)(?:\.\d+)*$")
+_YES = re.compile(r"true|yes|on|1", re.IGNORECASE)
+_MODULES = ("module", "__module__", "module_name", "py_module")
+_NAMES = ("name", "class", "__class__", "__name__", "__type__", "class_name", "function", "qualname", "attr")
 _CODE_FILE = re.compile(r"[\w./\\-]+\.(?:py|pyc|so|dll|dylib|sh|pyd)")
 
 
@@ -123,7 +122,8 @@ def asks(name: str, value: Any, local: frozenset[str] = frozenset()) -> Iterator
         path, key, here = pending.pop()
         if isinstance(here, Pairs):
             pending += [(f"{path}.{k}"[:200], str(k), v) for k, v in reversed(here)
-                        if k not in _ARCHIVES and (v is True or isinstance(v, str | list | Pairs))]  # fmt: skip
+                        if k not in _ARCHIVES
+                        and (v is True or isinstance(v, str | list | Pairs) or k == "trust_remote_code")]  # fmt: skip
         elif isinstance(here, list):
             pending += [(f"{path}[{n}]"[:200], key, v) for n, v in enumerate(here) if isinstance(v, str | list | Pairs)]
         yield from _by_key(base, path, key, here, left)
@@ -166,7 +166,9 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
             yield Ask(rules.ELSEWHERE, path, f"{key} names code of another repository: {elsewhere[0]}", shown)
         if names != elsewhere or not names:
             yield Ask(rules.REMOTE, path, f"{key} names code of this folder: {shown[:160]}", shown, files)
-    elif key == "trust_remote_code" and value is True:
+    elif isinstance(value, Pairs) and (target := _in_parts(value)):
+        yield Ask(rules.HOSTILE_PATH, path, f"{key or 'an object'} names {target[:160]}, in parts", target[:300])
+    elif key == "trust_remote_code" and (value is True or (type(value) is int and value == 1) or _YES.fullmatch(str(value))):
         loader = base.endswith("config.json") or base in ("params.json", "model_index.json")
         yield Ask(rules.CONSENT, path, "trust_remote_code is true", "", severity="" if loader else "note")
     elif key == "parent_library" and isinstance(value, str) and value and "." not in value and value not in KNOWN:
@@ -174,16 +176,36 @@ def _by_key(base: str, path: str, key: str, value: Any, left: list[int]) -> Iter
     elif key == "model_file" and isinstance(value, str) and value.endswith(".py"):
         yield Ask(rules.REMOTE, path, f"model_file names code of this folder: {value[:160]} (mlx-lm imports it)", value,
                   (value.rsplit("/", 1)[-1],))  # fmt: skip
-    elif isinstance(value, str) and _IMPLEMENTATION.fullmatch(key.lower()) and (at := _REPOSITORY.fullmatch(_PAGED.sub("", value))):
-        yield Ask(rules.KERNEL, path, f"{key} names the repository {at.group()[:160]}", value[:200])
+    elif isinstance(value, str) and _IMPLEMENTATION.fullmatch(key.lower()) and _kernel(value):
+        yield Ask(rules.KERNEL, path, f"{key} names the repository {value[:160]}", value[:200])
     elif isinstance(value, Pairs | list) and re.search(r"kernel|attn_implementation|_implementation", key):
-        for text in _strings(value, left):
-            if _REPOSITORY.fullmatch(_PAGED.sub("", text)):
-                yield Ask(rules.KERNEL, path, f"{key} names the repository {text[:160]}", text[:200])
-    elif key == "custom_ops_library" and isinstance(value, str) and value:
+        for text in filter(_kernel, _strings(value, left)):
+            yield Ask(rules.KERNEL, path, f"{key} names the repository {text[:160]}", text[:200])
+    elif key in ("custom_ops_library", "backend_path", "library_path") and isinstance(value, str) and (
+        key == "custom_ops_library" or _NATIVE.search(value)
+    ) and value:
         yield Ask(rules.REMOTE, path, f"{key} names the native library {value[:160]}, which ONNX Runtime loads", value[:300])
     elif key == "_attn_implementation_internal" and isinstance(value, str) and not re.fullmatch(r"[a-z0-9_]+", value):
         yield Ask(rules.KERNEL, path, f"{key} is {value[:160]!r}", value[:200])
+
+
+def _in_parts(value: Pairs) -> str:
+    """A function that runs programs or code, named by its module and its name apart (fiddle's ``pyref``, skops, NeMo 2), or by a
+    list (LangChain's ``id``); nothing where it is none."""
+    said = {str(k): v for k, v in value if isinstance(v, str)}
+    for first in _MODULES:
+        for last in _NAMES if first in said else ():
+            if last in said and is_hostile(target := f"{said[first]}.{said[last]}"):
+                return target
+    listed = dict(value).get("id") if any(k == "lc" for k, _ in value) else None
+    if isinstance(listed, list) and all(isinstance(part, str) for part in listed) and is_hostile(target := ".".join(listed)):
+        return target
+    return ""
+
+
+def _kernel(value: str) -> bool:
+    """Whether an implementation is a repository's, behind whatever wrapper (``paged|...``)."""
+    return any(_KERNEL.fullmatch(part.strip()) for part in value.split("|"))
 
 
 def _by_shape(base: str, path: str, key: str, value: str, known: frozenset[str]) -> Iterator[Ask]:
@@ -195,6 +217,8 @@ def _by_shape(base: str, path: str, key: str, value: str, known: frozenset[str])
     root = value.split(".")[0].split(":")[0]
     if DANGEROUS.fullmatch(value):
         yield Ask(rules.HOSTILE_PATH, path, f"{key or 'a value'} names {value}", value)
+    elif _DOTTED.fullmatch(value) and (is_hostile(value) if key in _TARGETS else _IMPORTING.fullmatch(key) and passes(value)):
+        yield Ask(rules.HOSTILE_PATH, path, f"{key} names {value}", value)
     elif _HANDLED.search(path) or (key == "model_file" and value.endswith(".py")):
         return
     elif key in _TARGETS and _DOTTED.fullmatch(value):

@@ -16,6 +16,7 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
+from . import settings_text
 from .facts import Place, places
 from .token_settings import named_elsewhere
 from .vocabulary import Vocabulary, is_words, readable, vocabularies
@@ -121,7 +122,8 @@ class Settings(Scanner):
     """Generation settings and the numbers of the config."""
 
     name = "settings"
-    rules = (STEERS, NOTED, NO_STOP, NO_END, ODD_STOP, DIFFERS, OUTSIDE, IMPOSSIBLE, ABSURD, MARKS, OTHER)
+    rules = (STEERS, NOTED, NO_STOP, NO_END, ODD_STOP, DIFFERS, OUTSIDE, IMPOSSIBLE, ABSURD, MARKS, OTHER,
+             *settings_text.RULES)  # fmt: skip
     needs_bytes = False
     about = "Settings that ban, force or suppress tokens, that never stop, or that no model works with"
 
@@ -179,6 +181,7 @@ class _Settings:
             yield from self._special(file, settings, at)
             yield from _numbers(settings, _RANGES, file, at)
             yield from self._others(file, settings, at)
+        yield from settings_text.check(self.place, self.vocabulary, self.sources, self._marker)
         for file, settings, at in self.sources[1:]:
             yield from _numbers(settings, _MODEL_RANGES, file, at)
             yield from _counts(settings, file, at)

@@ -16,6 +16,7 @@ from ...found import Finding, Severity
 from ..items import WHOLE, Folder, Item
 from ..listing import shown
 from ..rules import Rule
+from .facts import INDEX
 
 MOST_PARTS = 6_000_000  # brackets and commas; each value takes about a hundred bytes of memory
 _SAID = 160  # characters of a parser's message that are passed on
@@ -161,9 +162,11 @@ def check_json(item: Item, folder: Folder) -> Iterator[Finding]:
 
 
 def _needed(item: Item) -> Severity | None:
-    """``note`` for what by its name is data or a result, which no loader reads."""
-    settings = is_named(item.basename) or _SETTINGS.search(item.basename)
-    return "note" if _DATA.search(item.basename) and not settings else None
+    """``note`` for what by its name is data, a result or no JSON at all, which no loader reads."""
+    base = item.basename
+    settings = is_named(base) or _SETTINGS.search(base)
+    other = not base.lower().endswith((".json", ".ipynb"))  # it only begins like JSON
+    return "note" if (_DATA.search(base) or other) and not settings else None
 
 
 def _noted(notes: _Notes, item: Item, name: str) -> Iterator[Finding]:
@@ -184,7 +187,7 @@ def _text(value: Any) -> str:
 
 def _shape(item: Item, value: Any, name: str) -> Iterator[Finding]:
     base = item.basename
-    wanted = dict if base in _OBJECTS or base.endswith(".index.json") else list if base in _LISTS else None
+    wanted = dict if base in _OBJECTS or INDEX.search(base) is not None else list if base in _LISTS else None
     if wanted is not None and not isinstance(value, wanted):
         kind = "object" if wanted is dict else "list"
         yield SHAPE.found(f"should be a JSON {kind} and is {type(value).__name__}", file=name, evidence=_text(value)[:200])
@@ -192,13 +195,13 @@ def _shape(item: Item, value: Any, name: str) -> Iterator[Finding]:
 
 def is_named(base: str) -> bool:
     """Whether loaders look for a file of this name, and take it for JSON or for a template."""
-    return base in _OBJECTS | _LISTS or base == "chat_template.jinja" or base.endswith(".index.json")
+    return base in _OBJECTS | _LISTS or base == "chat_template.jinja" or INDEX.search(base) is not None
 
 
 def unread_json(folder: Folder) -> Iterator[Finding]:
     """Files that loaders read as JSON, by their names, and whose content is something else."""
     for item in folder.items.values():
-        known = item.basename in _OBJECTS | _LISTS or item.basename.endswith(".index.json")
+        known = item.basename in _OBJECTS | _LISTS or INDEX.search(item.basename) is not None
         if known and "json" not in item.kinds:
             yield INVALID.found(f"its name says JSON, its content is {', '.join(item.kinds) or 'unknown'}", file=shown(item.name),
                                 evidence=item.head[:48].hex(" "))  # fmt: skip

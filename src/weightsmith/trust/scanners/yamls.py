@@ -16,8 +16,8 @@ from ..kinds import as_text
 from ..listing import shown
 from ..rules import Rule
 from .expressions import EVALUATING, RUNS, hostile_expression
-from .python_code import RUNNERS
-from .remote_keys import DANGEROUS, KNOWN
+from .remote_keys import KNOWN
+from .targets import DANGEROUS, is_hostile
 
 TAG = Rule(
     "yaml-builds-objects", "malicious", "YAML that builds Python objects",
@@ -56,12 +56,6 @@ MOST_AGAIN = 200_000  # letters that the slower of two parsers reads
 EVENTS = 400_000
 DEPTH = 200
 EXPANDED = 10_000_000  # values after all aliases are followed
-_CALLS = re.compile(
-    rf"(?:builtins|__builtin__|{RUNNERS})(?:\.|\Z)"
-    r"|.*\.(?:eval|exec|system|popen|Popen|run|check_output|check_call|call_command|spawn\w*|__import__|import_module|load_module"
-    r"|exec_module|_load_unlocked|load_inline|hub\.load|cpp_extension\.\w+)\Z",
-    re.ASCII,
-)
 _KNOWN = re.compile(
     r"(?:nemo|nemo_\w+|megatron|torch\.(?:nn|optim)|torchaudio|torchvision|torchmetrics|transformers|lightning"
     r"|pytorch_lightning|omegaconf|diffusers|timm|peft|apex|litgpt|espnet[23]?|speechbrain|fairseq2?|torchtune|hydra_plugins|monai"
@@ -71,10 +65,7 @@ _KNOWN = re.compile(
 
 
 _NAMING = re.compile(r"!(?:new|name|apply|module):(.*)", re.DOTALL)
-_INNER = frozenset({
-    "os", "posix", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "socket", "runpy", "ctypes",
-    "__globals__", "__builtins__", "__init__",
-})  # fmt: skip
+
 
 
 _VALUES = frozenset({"none", "bool", "str", "unicode", "bytes", "int", "long", "float", "complex", "list", "tuple", "dict"})
@@ -99,10 +90,9 @@ def judge_tag(tag: str) -> Severity:
 
 def judge_target(target: str) -> str:
     """``"malicious"``, ``"suspicious"`` or, for classes of model libraries, ``""``."""
-    target = target.strip()
-    if _CALLS.match(target) or DANGEROUS.fullmatch(target) or _INNER & set(target.split(".")):
+    if is_hostile(target):
         return "malicious"
-    return "" if _KNOWN.match(target) else "suspicious"
+    return "" if _KNOWN.match(target.strip()) else "suspicious"
 
 
 def check(item: Item) -> Iterator[Finding]:

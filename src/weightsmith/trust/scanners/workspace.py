@@ -1,0 +1,155 @@
+"""Settings by which a program runs something as soon as it is used in this folder: git, Mercurial, editors, desktops.
+
+None of them belongs to a model. What git itself writes into a clone (remotes, branches, Git LFS) is expected.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+
+from ...found import Finding, Severity
+from ..items import Folder, Item
+from ..kinds import as_text
+from ..listing import shown
+from ..rules import Rule
+
+HOOK = Rule(
+    "git-hook", "suspicious", "A git hook comes with the model",
+    "Git runs it, as you, at the next commit, checkout or merge in this folder. Hooks are never part of what is cloned.",
+    "Remove it, and ask how it got there.",
+)  # fmt: skip
+OPENED = Rule(
+    "folder-runs-command", "suspicious", "A setting that runs a command once a program is used in this folder",
+    "Git runs programs that a repository's configuration names (`core.fsmonitor` at every `git status`), also in a folder that "
+    "only looks like a repository; editors, shells and desktops have files of their own that start commands or fetch from other "
+    "machines.",
+    "Don't use git, an editor or a file manager in this folder before the file is gone. No model needs it.",
+    ("CVE-2022-24765", "https://git-scm.com/docs/git-config#Documentation/git-config.txt-safebareRepository"),
+)  # fmt: skip
+RULES = (HOOK, OPENED)
+
+MOST = 1 << 20  # bytes of such a file
+_SECTION = re.compile(r'\s*\[\s*([\w.-]+)\s*(?:"((?:[^"\\]|\\.)*)")?\s*\]')
+_PLAIN = re.compile(r"(?:true|false|yes|no|on|off|\d*)", re.IGNORECASE)
+_LFS = re.compile(r"git-lfs (?:clean -- %f|smudge (?:--skip )?-- %f|filter-process(?: --skip)?)")
+#: keys whose value git runs, as `section.key` without what stands in quotes between them
+_RUN = re.compile(
+    r"core\.(?:sshcommand|gitproxy|editor|pager|hookspath|askpass|alternaterefscommand)|sequence\.editor|pager\.\w+|alias\.[\w-]+|"
+    r"credential\.helper|(?:diff|merge|filter|difftool|mergetool|browser|man|guitool)\.(?:command|textconv|driver|clean|smudge|process|cmd|path)|"
+    r"diff\.external|gpg\.program|interactive\.difffilter|web\.browser|uploadpack\.packobjectshook|remote\.(?:uploadpack|receivepack|vcs)|"
+    r"trailer\.(?:command|cmd)|include\.path|includeif\.path|protocol\.allow|tar\.command|sendemail\.(?:smtpserver|tocmd|cccmd)|"
+    r"receive\.procreceiverefs|ssh\.variant|submodule\.update"
+)
+
+
+def check(folder: Folder) -> Iterator[Finding]:
+    """Findings of all such files of a folder."""
+    for item in folder.items.values():
+        path = "/" + item.name
+        if "/.git/hooks/" in path and not item.basename.endswith(".sample") and item.size:
+            yield HOOK.found("git runs it", file=shown(item.name), evidence=item.head[:300].decode("utf-8", "replace"))
+        for pattern, read in _READERS:
+            if pattern.search(path) and (pattern is not _GIT or _repository(item, folder)):
+                yield from _found(item, read)
+                break
+
+
+def _found(item: Item, read: Callable[[str], Iterator[str]]) -> Iterator[Finding]:
+    text = as_text(item.read(MOST))
+    for said in read(text) if text is not None else ():
+        yield OPENED.found(said[:300], file=shown(item.name), evidence=said, severity=_severity(said))
+
+
+def _severity(said: str) -> Severity | None:
+    return "note" if said.startswith("in a container") else None
+
+
+def _repository(item: Item, folder: Folder) -> bool:
+    """Whether a file named `config` is that of a git directory: git goes by what lies beside it, not by the folder's name."""
+    place = item.name.removesuffix(item.basename)
+    return item.basename == "config.worktree" or f"{place}HEAD" in folder.items or f"/{place}".endswith("/.git/")
+
+
+def _git(text: str) -> Iterator[str]:
+    """What a git configuration makes git run; also of `.gitmodules`."""
+    section = sub = ""
+    for line in re.sub(r"\\\r?\n", "", text).splitlines():
+        while at := _SECTION.match(line):
+            section, sub, line = at[1].lower(), at[2] or "", line[at.end() :]
+        key, _, value = line.partition("=")
+        key, value = key.strip().lower(), value.strip().strip('"').strip()
+        if not key or key[0] in "#;":
+            continue
+        whole, full = f"{section.split('.')[0]}.{key}", f"{section}{'.' if sub else ''}{sub}.{key}"
+        transport = key in ("url", "pushurl", "insteadof") and (re.match(r"[\w+-]+::|-", value) or re.match(r"[\w+-]+::|-", sub))
+        own = whole == "core.fsmonitor" and not _PLAIN.fullmatch(value)
+        runs = _RUN.fullmatch(whole) and not _LFS.fullmatch(value)
+        if whole == "submodule.update" and not value.startswith("!"):
+            runs = None
+        if transport or own or runs:
+            yield f"git runs what {full} says: {value}"
+
+
+def _mercurial(text: str) -> Iterator[str]:
+    section = ""
+    for line in text.splitlines():
+        if at := _SECTION.match(line):
+            section = at[1].lower()
+        elif section in ("hooks", "extensions", "alias", "extdiff", "merge-tools") and "=" in line and line.strip()[0] not in "#;":
+            yield f"Mercurial runs what [{section}] says: {line.strip()}"
+
+
+def _keys(text: str) -> Iterator[tuple[str, object]]:
+    """Every key of a JSON file with its value; comments, which editors allow, are no reason to see nothing."""
+    try:
+        pending = [json.loads(re.sub(r"^\s*//.*$", "", text, flags=re.MULTILINE))]
+    except (ValueError, RecursionError):
+        yield from ((key, value) for key, value in re.findall(r'"(\w+)"\s*:\s*"?([^",}]*)', text))
+        return
+    while pending:
+        here = pending.pop()
+        if isinstance(here, dict):
+            yield from here.items()
+        pending += here.values() if isinstance(here, dict) else here if isinstance(here, list) else []
+
+
+def _json(keys: str, said: str, only: str = "") -> Callable[[str], Iterator[str]]:
+    def read(text: str) -> Iterator[str]:
+        for key, value in _keys(text):
+            if re.fullmatch(keys, key) and value and (not only or value == only):
+                yield f"{said} {key}: {json.dumps(value, default=str)[:200]}"
+
+    return read
+
+
+def _container(text: str) -> Iterator[str]:
+    for key, value in _keys(text):
+        if re.fullmatch(r"(?:initialize|onCreate|updateContent|post\w+)Command", key) and value:
+            yield f"{'the editor runs' if key.startswith('initialize') else 'in a container the editor runs'} {key}: {value}"
+
+
+def _line(pattern: str, said: str) -> Callable[[str], Iterator[str]]:
+    def read(text: str) -> Iterator[str]:
+        for at in re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE):
+            yield f"{said}: {at.group().strip()[:200]}"
+
+    return read
+
+
+_GIT = re.compile(r"/config(?:\.worktree)?$")
+_ELSEWHERE = r"^\s*\w+\s*=\s*(?:file:|\\\\|//).*$"
+_READERS: tuple[tuple[re.Pattern[str], Callable[[str], Iterator[str]]], ...] = (
+    (_GIT, _git), (re.compile(r"/\.(?:gitmodules|gitconfig|lfsconfig)$"), _git), (re.compile(r"/\.hg/hgrc$"), _mercurial),
+    (re.compile(r"/\.vscode/tasks\.json$"), _json("runOn", "the editor runs a task by itself,", "folderOpen")),
+    (re.compile(r"/\.(?:claude|cursor|gemini|codex)/(?:settings(?:\.local)?|hooks)\.json$"),
+     _json("command", "a coding agent runs")),
+    (re.compile(r"/(?:\.mcp|\.cursor/mcp|\.vscode/mcp|mcp)\.json$"), _json("command", "a coding agent starts")),
+    (re.compile(r"/\.?devcontainer\.json$"), _container), (re.compile(r"/\.envrc$"), _line(r"^[^\s#].*$", "the shell runs")),
+    (re.compile(r"\.desktop$"), _line(r"^(?:Exec|TryExec)\s*=.*$", "the desktop starts")),
+    (re.compile(r"/desktop\.ini$|\.(?:url|library-ms|searchconnector-ms)$", re.IGNORECASE),
+     _line(_ELSEWHERE, "the desktop fetches")),
+    (re.compile(r"/autorun\.inf$", re.IGNORECASE),
+     _line(r"^\s*(?:open|shellexecute|shell\\\w+\\command)\s*=.*$", "the desktop starts")),
+)  # fmt: skip
