@@ -135,7 +135,8 @@ def parse_header(
         raise
     except (ValueError, RecursionError) as error:
         fault = {UnicodeDecodeError: "utf-8", RecursionError: "nesting"}.get(type(error), "json")
-        raise FormatError(f"the header is not valid JSON ({error})", where=path, fault=fault) from error
+        said = "half of a surrogate pair in a name" if isinstance(error, UnicodeEncodeError) else error
+        raise FormatError(f"the header is not valid JSON ({said})", where=path, fault=fault) from error
     return _checked(path, header, raw, 8 + length, size)
 
 

@@ -195,10 +195,10 @@ def _in_parts(value: Pairs) -> str:
     said = {str(k): v for k, v in value if isinstance(v, str)}
     for first in _MODULES:
         for last in _NAMES if first in said else ():
-            if last in said and is_hostile(target := f"{said[first]}.{said[last]}"):
+            if last in said and passes(target := f"{said[first]}.{said[last]}"):
                 return target
     listed = dict(value).get("id") if any(k == "lc" for k, _ in value) else None
-    if isinstance(listed, list) and all(isinstance(part, str) for part in listed) and is_hostile(target := ".".join(listed)):
+    if isinstance(listed, list) and all(isinstance(part, str) for part in listed) and passes(target := ".".join(listed)):
         return target
     return ""
 

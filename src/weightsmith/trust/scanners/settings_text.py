@@ -34,7 +34,9 @@ def check(place: Place, vocabulary: Vocabulary | None, sources: Sources, marker:
     for file, settings, at in sources:
         for key in ("pad_token_id", "decoder_start_token_id"):
             value = settings.get(key)
-            text = vocabulary.texts.get(value) if vocabulary is not None and type(value) is int else None
+            if vocabulary is None or type(value) is not int:
+                continue
+            text = vocabulary.texts.get(value)
             if text is not None and is_words(text) and not marker(value):
                 yield WORD.found(f"{key} {value} is {readable(text)!r:.40}", file=file, place=f"{at}.{key}")
         for path, text in _prefixes(settings):
