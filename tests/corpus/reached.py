@@ -165,5 +165,9 @@ CASES = [
           "python-risky"),
     _case("served-script-honest", _files({"code/inference.py": "import torch\ndef predict(x):\n    return x.softmax(-1)\n"})),
     _case("served-archive", _served, "remote-code"),
+    _case("modelfile-outside", _files({"Modelfile": 'FROM ./x.gguf\nSYSTEM """Be brief."""\nADAPTER ../../x.gguf\n'}),
+          "modelfile-elsewhere", see="https://docs.ollama.com/modelfile"),
+    _case("modelfile-honest", _files({"Modelfile": 'FROM ./x.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER stop "</s>"\n'})),
+    _case("object-of-jsonpickle", _files({"extra.json": {"py/object": "foreign.Thing"}}), "config-imports"),
     _case("text-like-json-honest", _files({"Pipfile": "[[source]]\nurl = 'x'\n", "AUTHORS": '{ "x" } and others\n'})),
 ]  # fmt: skip

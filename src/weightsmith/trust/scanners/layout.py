@@ -112,7 +112,8 @@ _LEFT_OVER = frozenset({"name_or_path", "_name_or_path", "tokenizer_file", "spec
                         "sp_model_file", "spm_file", "cache_dir", "chat_template", "description", "license",
                         "source_spm", "target_spm", "resume_from_checkpoint", "output_dir", "best_model_checkpoint"})  # fmt: skip
 MOST_STRINGS = 1_000_000  # and lists and objects, of one settings file
-_OTHERS = ("mm_vision_tower", "vision_tower_name", "mm_audio_tower", "backbone_name_or_path")
+_OTHERS = ("mm_vision_tower", "vision_tower", "vision_tower_name", "mm_audio_tower", "backbone_name_or_path", "backbone",
+           "speculators_config.verifier.name_or_path")  # fmt: skip
 
 
 class Layout(Scanner):
@@ -266,9 +267,15 @@ def _adapter(place: Place) -> Iterator[Finding]:
                             evidence=f"base_model_name_or_path: {base!r:.200}")  # fmt: skip
     elif isinstance(base, str) and base:
         yield BASE.found(f"the adapter belongs to {base!r:.100}", file=file, place="$.base_model_name_or_path")
+    more = adapter.get("adapters")
+    for name, other in more.items() if isinstance(more, dict) else ():
+        if isinstance(other, str) and other:
+            yield BASE.found(f"the adapter {name!r:.40} is {other!r:.100}", file=file, place="$.adapters")
     for key in _OTHERS:
-        value = place.config.get(key)
-        if isinstance(value, str) and value:
+        value: Any = place.config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        if isinstance(value, str) and (key != "backbone" or ":" in value or "/" in value) and value:  # else it is an architecture
             yield BASE.found(f"{key} names {value!r:.100}", file=shown(place.prefix + "config.json"), place=f"$.{key}")
 
 

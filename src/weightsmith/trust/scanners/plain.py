@@ -10,7 +10,7 @@ from ...found import Finding
 from ..items import HEAD, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import disguise, tensorflow, workspace, yamls
+from . import disguise, ollama, tensorflow, workspace, yamls
 from .facts import INDEX
 
 EMPTY = Rule(
@@ -84,8 +84,8 @@ class Plain(Scanner):
         "empty", "text", "image", "media", "pdf", "parquet", "arrow", "xml", "html", "yaml", "lfs-pointer", "partial", "script",
         "executable", "bytecode", "document", "sqlite", "notebook", "desktop", "wandb", "git", "tfrecord",
     })  # fmt: skip
-    rules = (EMPTY, POINTER, PARTIAL, PROGRAM, BYTECODE, START, ACTIVE, APPENDED, SCRIPT, *workspace.RULES, *disguise.RULES,
-             *yamls.RULES)  # fmt: skip
+    rules = (EMPTY, POINTER, PARTIAL, PROGRAM, BYTECODE, START, ACTIVE, APPENDED, SCRIPT, *workspace.RULES, *ollama.RULES,
+             *disguise.RULES, *yamls.RULES)  # fmt: skip
     about = "Files without weights: incomplete downloads, programs, active content, YAML that builds objects, false endings"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
@@ -100,6 +100,7 @@ class Plain(Scanner):
         for item in folder.items.values():
             yield from disguise.check(item)
         yield from workspace.check(folder)
+        yield from ollama.check(folder)
 
 
 def _excerpt(item: Item) -> str:

@@ -50,7 +50,8 @@ _KERNEL = re.compile(r"[^/:]+/[^/:]+(?:@[^/:]+)?(?::[^/:]+)?")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+(?::[A-Za-z_]\w*)?|[A-Za-z_]\w*:[A-Za-z_]\w*")
 _HANDLED = re.compile(r"\.(?:auto_map|custom_pipelines|custom_generate)(?=[.\[]|$)")  # what :func:`_by_key` says
 _OTHER = re.compile(r"[\w.-]+(?:/[\w.-]+)?--[\w.]+\.\w+")
-_TARGETS = ("_target_", "__target__", "_class_", "@class", "class_path", "py_object")
+_TARGETS = ("_target_", "__target__", "_class_", "@class", "class_path", "py_object", "py/object", "py/type", "py/function",
+            "py/reduce")  # fmt: skip
 _IMPORTING = re.compile(
     r"(?:.*_|^)(?:class|cls|class_?name|class_?path|module|module_?name|module_?path|target|import|import_?path|factory|entry_?point|callable|"
     r"function|func|fn|hook|plug_?in|loader|handler|impl|backend_class|processor_class|parent_library|activation(?:_function|_fn)?|"
