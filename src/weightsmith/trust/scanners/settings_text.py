@@ -26,6 +26,8 @@ PREFIX = Rule(
 )  # fmt: skip
 RULES = (WORD, PREFIX)
 _TASK = re.compile(r"\s*[\w <>-]{1,60}[:>]\s*|\W*")
+_WORDS = re.compile(r"[^\W\d_]{2,}")
+SENTENCE = 4  # words; a name of something has fewer
 Sources = list[tuple[str, Mapping[str, Any], str]]
 
 
@@ -40,7 +42,7 @@ def check(place: Place, vocabulary: Vocabulary | None, sources: Sources, marker:
             if text is not None and is_words(text) and not marker(value):
                 yield WORD.found(f"{key} {value} is {readable(text)!r:.40}", file=file, place=f"{at}.{key}")
         for path, text in _prefixes(settings):
-            task = _TASK.fullmatch(text) is not None
+            task = _TASK.fullmatch(text) is not None or len(_WORDS.findall(text)) < SENTENCE
             yield PREFIX.found(f"{text[:160]!r} before every prompt" + (" of a task" if "." in path else ""), file=file,
                                place=f"{at}.{path}", evidence=text[:300], severity="note" if task else None)  # fmt: skip
 
