@@ -2,8 +2,8 @@
 
     python benchmarks/search/compare.py MODEL [--trials 24] [--points 4] [--tokens 128] [--threads 2] [-o FILE.json]
 
-(a) :class:`weightsmith.search.run.Search`: closed forms by single layer, a sweep of two descents, its best point made weaker. (b) :mod:`baseline`: TPE
-over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All are given
+(a) :class:`weightsmith.search.run.Search`: closed forms by single layer, a sweep of two descents, its best point made weaker.
+(b) :mod:`baseline`: TPE over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All are given
 the same 48 + 48 prompts; ours, and the closed forms on its material, need 26 + 26 of them, a size that was chosen on the
 search's own held-out figures. The clock of each runs from the loaded model to its front; then the front's points (at most
 ``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read by the refusal scorer
