@@ -3,13 +3,13 @@
     python benchmarks/search/compare.py MODEL [--trials 24] [--points 4] [--tokens 128] [--threads 2] [-o FILE.json]
 
 (a) :class:`weightsmith.search.run.Search`: closed forms by single layer, a sweep of two descents, its best point made weaker.
-(b) :mod:`baseline`: TPE over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every closed form. All are given
-the same 48 + 48 prompts; ours, and the closed forms on its material, need 26 + 26 of them, a size that was chosen on the
-search's own held-out figures. The clock of each runs from the loaded model to its front; then the front's points (at most
-``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read by the refusal scorer
-(requests that the base itself answers with a loop are replaced first); damage is KL(base ‖ edited) over the tokens of the
-base's own answers to 24 harmless ones; over-refusal is read on 24 harmless requests that look harmful. The hypervolume's box
-ends at the base's own rate of refusals and at a KL of 0.5.
+(b) :mod:`baseline`: TPE over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every
+closed form. All are given the same 48 + 48 prompts; ours, and the closed forms on its material, need 26 + 26 of them, a size
+that was chosen on the search's own held-out figures. The clock of each runs from the loaded model to its front; then the
+front's points (at most ``--points``, spread over it) answer 24 harmful requests that no side has seen, at full length, read
+by the refusal scorer (requests that the base itself answers with a loop are replaced first); damage is KL(base ‖ edited) over
+the tokens of the base's own answers to 24 harmless ones; over-refusal is read on 24 harmless requests that look harmful. The
+hypervolume's box ends at the base's own rate of refusals and at a KL of 0.5.
 
 Prediction, before the first run. The baseline generates trials × 48 × 32 tokens and passes as many prompts; with 0.5 G
 parameters at 2 FLOP each that is 37 TFLOP of decoding and 5 of prompts for 24 trials, at 60 to 100 GFLOP/s seven to twelve
