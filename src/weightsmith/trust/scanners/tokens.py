@@ -13,7 +13,7 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import ranks, token_settings, tokenizer_rules
+from . import ranks, token_settings, tokenizer_losses, tokenizer_rules
 from .added import RULES as ADDED
 from .added import WORDS, check_added
 from .facts import Place, places
@@ -107,7 +107,7 @@ class Tokens(Scanner):
 
     name = "tokenizer"
     rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, *ADDED, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES, CUTS,
-             *tokenizer_rules.RULES, *token_settings.RULES, *ranks.RULES)
+             *tokenizer_rules.RULES, *tokenizer_losses.RULES, *token_settings.RULES, *ranks.RULES)
     needs_bytes = False
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
@@ -162,6 +162,7 @@ def check_vocabulary(vocabulary: Vocabulary, rows: int | None, writes: bool = Fa
     if vocabulary.settings and vocabulary.kind != "gguf":
         yield from _merges(vocabulary, file)
         yield from check_rules(vocabulary, file, writes)
+        yield from tokenizer_losses.check_losses(vocabulary, file, writes)
         yield from _modes(vocabulary, file, writes)
 
 
