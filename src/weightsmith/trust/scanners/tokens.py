@@ -13,7 +13,7 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import ranks, token_settings, tokenizer_losses, tokenizer_rules
+from . import ranks, responses, token_settings, tokenizer_losses, tokenizer_rules
 from .added import RULES as ADDED
 from .added import WORDS, check_added
 from .facts import Place, places
@@ -107,7 +107,7 @@ class Tokens(Scanner):
 
     name = "tokenizer"
     rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, *ADDED, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES, CUTS,
-             *tokenizer_rules.RULES, *tokenizer_losses.RULES, *token_settings.RULES, *ranks.RULES)
+             *tokenizer_rules.RULES, *tokenizer_losses.RULES, *token_settings.RULES, *responses.RULES, *ranks.RULES)
     needs_bytes = False
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
@@ -144,6 +144,7 @@ def _place(place: Place) -> Iterator[Finding]:
             yield from _sentencepiece_rules(place, vocabulary.source)
     yield from _config_tokens(place, found[0] if found else None)
     yield from token_settings.check_settings(place, found[0] if found else None)
+    yield from responses.check_responses(place)
     if found:
         yield from _agree(place, found)
 
