@@ -19,9 +19,9 @@ from weightsmith.errors import FormatError
 from weightsmith.trust.scan import Scan
 from weightsmith.trust.scanners import charsmap as maps
 from weightsmith.trust.scanners import vocabulary
+from weightsmith.trust.scanners.added import hidden, is_sentence
 from weightsmith.trust.scanners.regexes import regex_parts
 from weightsmith.trust.scanners.tokenizer_rules import CHANGES, DROPS, REWRITES, judge, judge_regex
-from weightsmith.trust.scanners.tokens import hidden, is_sentence
 from weightsmith.trust.scanners.vocabulary import is_words, looks_special, readable
 
 WORDS = st.text("abcdefghijklmnopqrstuvwxyz", min_size=2, max_size=8)

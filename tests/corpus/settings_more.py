@@ -104,7 +104,9 @@ CASES = [
     _case("cut-minus", _cut(type="Split", pattern={"String": "-"}, behavior="Removed", invert=False), "tokenizer-drops-text"),
     _case("cut-dot", _cut(type="Split", pattern={"Regex": "[.]"}, behavior="Removed", invert=False), "tokenizer-drops-text"),
     _case("cut-delimiter", _cut(type="CharDelimiterSplit", delimiter="-"), "tokenizer-drops-text"),
-    _case("cut-spaces-honest", _cut(type="Split", pattern={"Regex": "\\s+"}, behavior="Removed", invert=False)),
+    _case("cut-spaces-honest", _tokenizer(pre_tokenizer={"type": "Sequence", "pretokenizers": [
+        {"type": "Split", "pattern": {"Regex": "\\s+"}, "behavior": "Removed", "invert": False},
+        _BYTES | {"add_prefix_space": True}]})),
     _case("ctc-that-writes", _tokenizer(decoder={"type": "Sequence", "decoders": [_CTC, _BYTES]}), "tokenizer-changes-text"),
     _case("unknown-is-a-word", _unknown, "token-drops-word"),
     _case("end-pushed-down", _generation(sequence_bias=[[[2], -100.0]]), "never-stops", "broken"),

@@ -205,9 +205,12 @@ def _legacy_llama() -> dict[str, Any]:
 def _gemma(path: Path) -> None:
     """Gemma's: one token more than embeddings, for images that this model does not see."""
     more = [{"id": ROWS, "content": "<image_soft_token>", "special": True}, {"id": len(TOKENS), "content": "\n\n\n"}]
+    model = tokenizer()["model"] | {"vocab": {t.replace("Ġ", "▁"): i for t, i in IDS.items()},
+                                    "merges": [m.replace("Ġ", "▁").split(" ") for m in MERGES]}  # fmt: skip
     folder(path, tokenizer=tokenizer(
-        normalizer=_replace(" ", "▁"), added_tokens=[*tokenizer()["added_tokens"], *more],
+        normalizer=_replace(" ", "▁"), added_tokens=[*tokenizer()["added_tokens"], *more], model=model,
         pre_tokenizer={"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        decoder={"type": "Sequence", "decoders": [_replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}]},
     ))  # fmt: skip
 
 

@@ -27,7 +27,7 @@ def regex_parts(pattern: str) -> tuple[str, bool]:
     while at < size:
         here = pattern[at]
         if here == "[":
-            end = _class_end(pattern, at)
+            end = class_end(pattern, at)
             inside = pattern[at + 1 : end]
             broad = broad or inside.startswith("^") or _class_has_letters(inside)
             at = end + 1
@@ -71,7 +71,7 @@ def punctuation(pattern: str) -> set[str]:
     found: set[str] = set()
     at, size = 0, len(pattern)
     while at < size:
-        end = _class_end(pattern, at) + 1 if pattern[at] == "[" else at
+        end = class_end(pattern, at) + 1 if pattern[at] == "[" else at
         escape, group = ESCAPE.match(pattern, at), _GROUP.match(pattern, at)
         if end > at:
             found |= _members(pattern[at + 1 : end - 1])
@@ -133,7 +133,7 @@ def is_explosive(pattern: str) -> bool:
             continue
         closed = groups.pop() if pattern[at] == ")" and groups else None
         escape = ESCAPE.match(pattern, at)
-        at = escape.end() if escape else _class_end(pattern, at) + 1 if pattern[at] == "[" else at + 1
+        at = escape.end() if escape else class_end(pattern, at) + 1 if pattern[at] == "[" else at + 1
         repeated, optional, quantifier = (r.match(pattern, at) for r in (_REPEATED, _OPTIONAL, _QUANTIFIER))
         at = quantifier.end() if quantifier else at
         again = bool(repeated) and not (quantifier and len(quantifier[0]) > 1 and quantifier[0].endswith("+"))  # possessive
@@ -146,7 +146,8 @@ def is_explosive(pattern: str) -> bool:
     return False
 
 
-def _class_end(pattern: str, at: int) -> int:
+def class_end(pattern: str, at: int) -> int:
+    """Where a class of characters that begins here ends."""
     end = at + 2 if pattern[at + 1 : at + 2] == "]" or pattern[at + 1 : at + 3] == "^]" else at + 1
     while end < len(pattern) and pattern[end] != "]":
         inner = _POSIX.match(pattern, end)

@@ -30,9 +30,23 @@ ELSEWHERE = Rule(
     "Remove the entry, and use the folder's own files.",
     ("https://cwe.mitre.org/data/definitions/22.html",),
 )  # fmt: skip
-RULES = (MAPPED, LENGTH, ELSEWHERE)
+SPLITS = Rule(
+    "special-tokens-split", "suspicious", "Marks of the chat template are cut to pieces",
+    "`split_special_tokens` is for text of users that nobody may put marks into. As a model's own setting it turns the marks "
+    "that begin and end each message into ordinary letters: the model does not see who speaks.",
+    "Set `split_special_tokens` in tokenizer_config.json to false, or take it out.",
+    ("https://huggingface.co/docs/transformers/main_classes/tokenizer",),
+)  # fmt: skip
+ABSOLUTE = Rule(
+    "tokenizer-file-absolute", "note", "The tokenizer's settings name a file of another computer",
+    "Left there by the program that saved it, and passed over by loaders of today; old ones look there before they look into the "
+    "folder.",
+    "Nothing with a new loader; else remove the entry.",
+)  # fmt: skip
+RULES = (MAPPED, LENGTH, ELSEWHERE, SPLITS, ABSOLUTE)
 _NAMES = re.compile(r"(?:vocab|merges|tokenizer|spm|sp_model|source_spm|target_spm|emoji|bpe|sentencepiece)(?:_file|_path)?(?:s)?")
 _AWAY = re.compile(r"(?:^|[\\/])\.\.(?:[\\/]|$)|^\w{2,12}://|^\\\\")
+_ABSOLUTE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
 
 
 def check_settings(place: Place, vocabulary: Vocabulary | None) -> Iterator[Finding]:
@@ -45,6 +59,10 @@ def check_settings(place: Place, vocabulary: Vocabulary | None) -> Iterator[Find
     for key, value in config.items():
         if isinstance(value, str) and _NAMES.fullmatch(key) and _AWAY.search(value):
             yield ELSEWHERE.found(f"{key} is {value!r:.120}", file=file, place=f"$.{key}", evidence=value)
+        elif isinstance(value, str) and _NAMES.fullmatch(key) and _ABSOLUTE.match(value):
+            yield ABSOLUTE.found(f"{key} is {value!r:.120}", file=file, place=f"$.{key}", evidence=value)
+    if place.generates and config.get("split_special_tokens") is True:
+        yield SPLITS.found("split_special_tokens is switched on", file=file, place="$.split_special_tokens")
     begin, end = _text(config, "bos_token"), _text(config, "eos_token")
     other_begin, other_end = _text(mapped, "bos_token"), _text(mapped, "eos_token")
     file = shown(place.prefix + "special_tokens_map.json")

@@ -16,6 +16,7 @@ from ...errors import FormatError, stated
 from ...found import Finding
 from ..rules import Rule
 from .charsmap import is_folding, replacements
+from .regex_tree import is_ambiguous
 from .regexes import ESCAPE, VARIES, exact, is_explosive, punctuation, regex_parts, takes_all_marks, visible
 from .vocabulary import Vocabulary, is_words, looks_special, readable
 
@@ -82,14 +83,14 @@ MOST_MARKERS = 6  # tokens that the post-processor of any known family adds to o
 def check_rules(vocabulary: Vocabulary, file: str, writes: bool = False) -> Iterator[Finding]:
     """Findings about the four stages of a ``tokenizer.json``; ``writes`` is whether the model writes text."""
     for stage in _PARTS:
-        for at, rule in _flat(vocabulary.settings.get(stage), stage):
+        for at, rule in flat_rules(vocabulary.settings.get(stage), stage):
             yield from _rule(stage, rule, at, vocabulary, file, writes)
             if writes and rule["type"] == "CTC" and stage == "decoder":
                 yield CHANGES.found("CTC writes repeated tokens once: it is made for models that listen, and this one writes",
                                     file=file, place=at, evidence=str(dict(rule))[:300])  # fmt: skip
 
 
-def _flat(value: Any, stage: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def flat_rules(value: Any, stage: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Every rule of a stage with its place, sequences taken apart."""
     pending = [(f"$.{stage}", value)]
     for _ in range(MOST_RULES):
@@ -120,7 +121,8 @@ def _rule(
         return
     shown = str(dict(rule))[:300]
     pattern = rule.get("pattern")
-    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and is_explosive(pattern["Regex"]):
+    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str) and (
+            is_explosive(pattern["Regex"]) or is_ambiguous(pattern["Regex"])):  # fmt: skip
         yield SLOW.found(f"{pattern['Regex']!r:.120}", file=file, place=at, evidence=pattern["Regex"])
     if kind == "Replace" and stage in ("normalizer", "decoder"):
         yield from _replace(stage, rule, at, file, writes)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from operator import add
@@ -14,7 +13,9 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import ranks, token_settings, tokenizer_rules
+from . import ranks, responses, token_settings, tokenizer_losses, tokenizer_rules
+from .added import RULES as ADDED
+from .added import WORDS, check_added
 from .facts import Place, places
 from .tokenizer_rules import check_charsmap, check_rules
 from .vocabulary import (
@@ -59,22 +60,6 @@ DIFFERENT = Rule(
     "What both hold agrees; one of them has more. Vocabularies that were extended in one file only look like this.",
     "Nothing, when you use one loader.",
 )  # fmt: skip
-HIDDEN = Rule(
-    "token-hidden-characters", "suspicious", "An added token holds characters that can't be seen",
-    "It looks like another token, or like nothing, and has an id of its own: text that looks the same is read differently.",
-    "Compare with the tokenizer of the base model.",
-    ("https://trojansource.codes/",),
-)  # fmt: skip
-WORDS = Rule(
-    "token-drops-word", "suspicious", "An ordinary word is marked as a special token",
-    "Special tokens are left out when the model's answer is turned into text: the word disappears from what the user reads.",
-    "Compare with the tokenizer of the base model; no family marks words.",
-)  # fmt: skip
-SENTENCE = Rule(
-    "token-holds-text", "suspicious", "An added token holds a whole sentence",
-    "One id stands for a text that nobody typed: an instruction can be put into a prompt or an answer as a single token.",
-    "Look at the text, and compare with the tokenizer of the base model.",
-)  # fmt: skip
 MERGES = Rule(
     "merges-invalid", "broken", "Merges of tokens that do not exist",
     "The tokenizer's library refuses the file; another reader skips them and cuts text otherwise.",
@@ -110,9 +95,6 @@ _MANY_LETTERS, _FEW_LETTERS = 60, 6
 _VERSIONED = re.compile(r"tokenizer\.[\d.]+\.json")
 _FILES = frozenset({"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
                     "vocab.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"})  # fmt: skip
-#: what no honest added token is made of: marks of direction, and letters that print nothing
-_HIDDEN = {*map(chr, range(0x202A, 0x202F)), *map(chr, range(0x2066, 0x206A)), "\u200b", "\u200c", "\u200d", "\u2060", "\ufeff",
-           "\u180e", "\u061c", "\u200e", "\u200f", "\u00ad"}  # fmt: skip
 _SHOWN = 12
 MOST_LATE = 4096  # markers for images and sounds, which a model without these towers has no embedding for
 _LATE = re.compile(r"(?i)im(?:a)?ge?\b|image|audio|visi|video|speech|sound|pad|unused|reserved|extra|soft|patch|mask|boi|eoi")
@@ -124,8 +106,8 @@ class Tokens(Scanner):
     """Every tokenizer of the folder."""
 
     name = "tokenizer"
-    rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, HIDDEN, WORDS, SENTENCE, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES,
-             CUTS, *tokenizer_rules.RULES, *token_settings.RULES, *ranks.RULES)  # fmt: skip
+    rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, *ADDED, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES, CUTS,
+             *tokenizer_rules.RULES, *tokenizer_losses.RULES, *token_settings.RULES, *responses.RULES, *ranks.RULES)
     needs_bytes = False
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
@@ -162,6 +144,7 @@ def _place(place: Place) -> Iterator[Finding]:
             yield from _sentencepiece_rules(place, vocabulary.source)
     yield from _config_tokens(place, found[0] if found else None)
     yield from token_settings.check_settings(place, found[0] if found else None)
+    yield from responses.check_responses(place)
     if found:
         yield from _agree(place, found)
 
@@ -176,10 +159,11 @@ def check_vocabulary(vocabulary: Vocabulary, rows: int | None, writes: bool = Fa
         return
     yield from _doubles(vocabulary, ids, file)
     yield from _beyond(vocabulary, ids, rows, file)
-    yield from _added(vocabulary, file)
+    yield from _added(vocabulary, file, writes)
     if vocabulary.settings and vocabulary.kind != "gguf":
         yield from _merges(vocabulary, file)
         yield from check_rules(vocabulary, file, writes)
+        yield from tokenizer_losses.check_losses(vocabulary, file, writes)
         yield from _modes(vocabulary, file, writes)
 
 
@@ -242,48 +226,13 @@ def _beyond(vocabulary: Vocabulary, ids: list[int], rows: int | None, file: str)
                            evidence=", ".join(f"{a.text!r:.40}" for a in late[:_SHOWN]))  # fmt: skip
 
 
-def _added(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
+def _added(vocabulary: Vocabulary, file: str, writes: bool = False) -> Iterator[Finding]:
     """Added tokens by what they are spelled like."""
     entries = [(a.text, a.special, a.id) for a in vocabulary.added]
     if vocabulary.types and vocabulary.kind in ("gguf", "sentencepiece"):
         entries += [(t, vocabulary.types[i] in (2, 3), i) for t, i in vocabulary.base.items()
                     if i < len(vocabulary.types) and vocabulary.types[i] in (3, 4)]  # fmt: skip
-    yield from check_added(entries, file)
-
-
-def check_added(entries: list[tuple[str, bool, Any]], file: str, place: str = "$.added_tokens") -> Iterator[Finding]:
-    """Findings about ``(text, special, id)`` of added tokens."""
-    words = [t for t, special, _ in entries if special and (is_words(t) or t.isdecimal() or (len(t) == 1 and t.isalnum()))]
-    for text, _, number in entries:
-        if bad := hidden(text):
-            yield HIDDEN.found(f"the token {number!r:.20} holds {', '.join(bad)}", file=file, place=place, evidence=repr(text))
-        elif is_sentence(text):
-            yield SENTENCE.found(f"the token {number!r:.20} is a text of {len(text)} letters", file=file, place=place,
-                                 evidence=text)  # fmt: skip
-    if words:
-        yield WORDS.found(f"{len(words)} words are special tokens, e.g. {words[0]!r:.60}", file=file, place=place,
-                          evidence=", ".join(f"{w!r:.40}" for w in words[:_SHOWN]))  # fmt: skip
-
-
-def hidden(text: str) -> list[str]:
-    """Names of the characters of a token that can't be seen; spaces, tabs and line breaks are not meant."""
-    if text.isascii() and text.isprintable():
-        return []
-    bad = {c for c in text if c in _HIDDEN or 0xE0000 <= ord(c) <= 0xE0FFF
-           or (unicodedata.category(c) == "Cc" and c not in "\t\n\r")}  # fmt: skip
-    if len(text) == 1:  # a token for one such character is honest: emoji and other scripts need it
-        return []
-    if bad <= {"\u200c", "\u200d"} and any(unicodedata.category(c) in ("So", "Lo", "Mn", "Mc") for c in text):
-        return []
-    return sorted(unicodedata.name(c, f"U+{ord(c):04X}") for c in bad)
-
-
-def is_sentence(text: str) -> bool:
-    """Whether a token holds four words or more."""
-    plain = readable(text)
-    words = re.findall(r"[^\W\d_]{2,}", plain)
-    joint = r"[^\W\d_][,.;:]? +[^\W\d_]" if looks_special(text) else r"[^\W\d_][,.;:]?[ _-]+[^\W\d_]"
-    return len(plain) >= 20 and len(words) >= 4 and bool(re.search(joint, plain))
+    yield from check_added(entries, file, writes=writes and vocabulary.kind != "sentencepiece")
 
 
 def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
@@ -385,9 +334,8 @@ def _config_tokens(place: Place, vocabulary: Vocabulary | None) -> Iterator[Find
         if base == "added_tokens.json":
             numbered = {t: i for t, i in data.items() if type(i) is int}
             named = [(t, False, i) for t, i in numbered.items()]
-        else:
-            named += [(text, True, key) for key, text in _special_tokens(data)]
-        yield from check_added(named, file, "$")
+        yield from check_added(named, file, "$", place.generates)
+        yield from check_added([(text, True, key) for key, text in _special_tokens(data)], file, "$")
         known = vocabulary.ids if vocabulary is not None else {}
         if vocabulary is not None and (wrong := {t: (i, known[t]) for t, i in numbered.items() if known.get(t, i) != i}):
             text, (here, there) = next(iter(wrong.items()))
