@@ -10,14 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Any
+from operator import add
+from typing import Any, NamedTuple
 
 from ...found import Finding
 from ..rules import Rule
 from .added import WORDS, is_ordinary
 from .regexes import visible
 from .tokenizer_rules import CHANGES, flat_rules
-from .vocabulary import Vocabulary, looks_special, merge_halves, readable
+from .vocabulary import Vocabulary, looks_special, readable
 
 LOSES = Rule(
     "tokenizer-loses-text", "suspicious", "What goes through the tokenizer does not come back",
@@ -75,8 +76,8 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
 
 def _many(vocabulary: Vocabulary, mark: str) -> bool:
     """Whether so many tokens begin with a mark that the vocabulary was made with it."""
-    count = sum(t.startswith(mark) and t != mark for t in vocabulary.base)
-    return count >= max(_FEW, _SHARE * len(vocabulary.base))
+    whole = "\0" + "\0".join(vocabulary.base)  # counted at once: there may be a quarter of a million
+    return whole.count(f"\0{mark}") - (mark in vocabulary.base) >= max(_FEW, _SHARE * len(vocabulary.base))
 
 
 # -- on the way in ------------------------------------------------------------------------------------------------
@@ -203,19 +204,20 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
     """Whether tokens come out of their own letters, tried with a few hundred of them."""
     model = vocabulary.settings.get("model")
     skipped = {a.text for a in vocabulary.added}
-    tokens = [t for t in vocabulary.base if len(t) > 1 and t not in skipped and not looks_special(t)]
-    if len(tokens) < _FEWEST or not isinstance(model, dict):
+    every = list(vocabulary.base)
+    sample = [t for t in every[:: max(1, len(every) // _SAMPLE)] if len(t) > 1 and t not in skipped and not looks_special(t)]
+    if len(sample) < _FEWEST or not isinstance(model, dict):
         return
-    sample = tokens[:: max(1, len(tokens) // _SAMPLE)]
     for at, rule in cutting:
         length = rule.get("length")
         if rule["type"] == "FixedLength" and type(length) is int and sum(len(t) > length + 1 for t in sample) > len(sample) / 2:
             yield UNREACHED.found(f"text is cut into pieces of {length} letters, and most tokens are longer", file=file, place=at)
-    halves = merge_halves(model.get("merges")) if vocabulary.kind == "BPE" else None
+    halves = vocabulary.halves if vocabulary.kind == "BPE" else None
     if vocabulary.kind != "BPE" or model.get("continuing_subword_prefix") or (halves is None and model.get("merges") != []):
         return
-    pairs = list(zip(halves[::2], halves[1::2], strict=True)) if halves else []
-    ranks = dict(zip(pairs, range(len(pairs)), strict=True))
+    left, right = (halves[::2], halves[1::2]) if halves else ([], [])
+    # by what a merge makes, the first that makes it: pairs of a quarter of a million would take longer than all else here
+    ranks = _Ranks(left, dict(zip(map(add, reversed(left), reversed(right)), range(len(left) - 1, -1, -1), strict=True)))
     ending = model.get("end_of_word_suffix")
     missed = [t for t in sample if len(_merged(t, ranks, ending if isinstance(ending, str) else "")) > 1]
     # of honest ones hardly one in a hundred is missed; where whole words are looked up first, merges matter less
@@ -225,15 +227,27 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
                               file=file, place="$.model.merges", evidence=named)  # fmt: skip
 
 
-def _merged(token: str, ranks: Mapping[tuple[str, str], int], ending: str) -> list[str]:
+class _Ranks(NamedTuple):
+    """The merges' first halves, and the rank of the merge that makes a text."""
+
+    left: list[str]
+    made: Mapping[str, int]
+
+    def of(self, one: str, other: str) -> int | None:
+        """The rank of the merge that joins two texts."""
+        rank = self.made.get(one + other)
+        return rank if rank is not None and self.left[rank] == one else None
+
+
+def _merged(token: str, ranks: _Ranks, ending: str) -> list[str]:
     """The pieces into which merges make a token's letters; of a very long one no more than a few."""
     ended = bool(ending) and token.endswith(ending) and token != ending
     pieces = list(token[: -len(ending)] if ended else token)[:64]
     if ended and pieces:
         pieces[-1] += ending
     while len(pieces) > 1:
-        best = min(((ranks.get(pair, -1), n) for n, pair in enumerate(pairwise(pieces)) if pair in ranks),
-                   default=None)  # fmt: skip
+        found = ((rank, n) for n, pair in enumerate(pairwise(pieces)) if (rank := ranks.of(*pair)) is not None)
+        best = min(found, default=None)
         if best is None:
             break
         at = best[1]

@@ -26,7 +26,6 @@ from .vocabulary import (
     from_tokenizer_json,
     is_words,
     looks_special,
-    merge_halves,
     merge_pairs,
     readable,
     sentencepiece_part,
@@ -241,7 +240,7 @@ def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     merges = model.get("merges") if isinstance(model, dict) else None
     if merges is None or vocabulary.kind != "BPE" or not isinstance(model, dict):
         return
-    halves = merge_halves(merges)
+    halves = vocabulary.halves
     if halves is None:
         yield MERGES.found("merges must be pairs of tokens", file=file, place="$.model.merges")
         return

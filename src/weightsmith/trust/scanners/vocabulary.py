@@ -65,6 +65,12 @@ class Vocabulary:
         found = {a.id for a in self.added if a.special and type(a.id) is int}
         return found | {i for i, t in enumerate(self.types) if t in (CONTROL, UNKNOWN)}
 
+    @cached_property
+    def halves(self) -> list[str] | None:
+        """:func:`merge_halves` of the model's merges."""
+        model = self.settings.get("model")
+        return merge_halves(model.get("merges")) if isinstance(model, dict) else None
+
     def is_marker(self, number: int) -> bool:
         """Whether an id is a special token, or one that is spelled like one."""
         text = self.texts.get(number)
