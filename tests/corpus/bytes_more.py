@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import pickle
 import zlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from . import Case
+from . import Case, write_json
 from .archives import EVIL, SOURCE, file
 from .formats import TEXT_PICKLE
-
-Build = Callable[[Path], None]
+from .weights import CONFIG, Build, Tensors, llama, model
+from .weights_values import damaged
 
 # -- HDF5 as PyTables writes it ---------------------------------------------------------------------------------------
 
@@ -74,4 +74,88 @@ HDF5 = [
     Case("h5-array-attribute-honest", _tables(_NUMBERS)),
 ]  # fmt: skip
 
-CASES: list[Case] = [*HDF5]
+# -- weights ----------------------------------------------------------------------------------------------------------
+
+_O1, _UP1, _HEAD = "model.layers.1.self_attn.o_proj.weight", "model.layers.1.mlp.up_proj.weight", "lm_head.weight"
+
+
+def _same(name: str, share: float = 1.0) -> Build:
+    """The last rows of a matrix made equal."""
+
+    def change(tensors: Tensors) -> None:
+        rows = tensors[name]
+        rows[round(len(rows) * (1 - share)) :] = rows[-1]
+
+    return damaged(change)
+
+
+def _constant_but_one(tensors: Tensors) -> None:
+    tensors[_O1].fill(0.02)
+    tensors[_O1][0, 0] = 0.021
+
+
+def _copied(*pairs: tuple[int, int], changed: int = 1) -> Build:
+    """Layers that are others again, with a few values of each matrix changed."""
+
+    def change(tensors: Tensors) -> None:
+        for copy, source in pairs:
+            for name in [n for n in tensors if n.startswith(f"model.layers.{copy}.") and tensors[n].ndim == 2]:
+                tensors[name] = tensors[name.replace(f".{copy}.", f".{source}.", 1)].copy()
+                tensors[name].reshape(-1)[: changed * 7 : 7] += 0.01
+
+    return damaged(change)
+
+
+def _loud_row(times: float) -> Build:
+    return damaged(lambda t: t[_HEAD][5].__imul__(times))
+
+
+def _gain(name: str, size: float) -> Build:
+    return damaged(lambda t: t[name].__imul__(size))
+
+
+def _integers(scales: bool = False, **config: Any) -> Build:
+    def build(folder: Path) -> None:
+        tensors = llama()
+        tensors[_UP1] = (tensors[_UP1] * 100).astype(np.int8)
+        if scales:
+            tensors[f"{_UP1}_scale"] = np.full(len(tensors[_UP1]), 0.01, np.float32)
+        model(folder, tensors, **config)
+
+    return build
+
+
+def _torch(folder: Path) -> None:
+    """Equal rows in a file of torch."""
+    import torch
+
+    tensors = llama()
+    tensors[_HEAD][:] = tensors[_HEAD][3]
+    write_json(folder / "config.json", CONFIG)
+    torch.save({n: torch.from_numpy(v) for n, v in tensors.items()}, folder / "pytorch_model.bin")
+
+
+def _v(name: str, build: Build, rule: str = "", verdict: str = "suspicious") -> Case:
+    return Case(f"values-{name}", build, verdict if rule else "clean", (rule,) if rule else ())
+
+
+VALUES = [
+    _v("head-rows-equal", _same(_HEAD), "weights-rows-equal", "broken"),
+    _v("embedding-rows-equal", _same("model.embed_tokens.weight"), "weights-rows-equal", "broken"),
+    _v("rows-equal-in-torch", _torch, "weights-rows-equal", "broken"),
+    _v("constant-but-one", damaged(_constant_but_one), "weights-rows-equal", "broken"),
+    _v("padded-rows-honest", _same("model.embed_tokens.weight", 0.4)),
+    _v("layer-copied-but-one", _copied((2, 0)), "layers-repeated"),
+    _v("layer-copied-but-some", _copied((2, 0), changed=4), "layers-repeated"),
+    _v("layers-upscaled-and-tuned-honest", _copied((2, 0), (3, 1), changed=3)),
+    _v("head-row-loud", _loud_row(3e4), "weights-absurd"),
+    _v("head-row-large-honest", _loud_row(100)),
+    _v("gain-1e6", _gain("model.norm.weight", 1e6), "weights-absurd"),
+    _v("gain-1e5-of-a-layer", _gain("model.layers.1.input_layernorm.weight", 1e5), "weights-absurd"),
+    _v("gain-900-honest", _gain("model.layers.1.input_layernorm.weight", 900)),
+    _v("integers-without-scales", _integers(), "weights-whole-numbers"),
+    _v("integers-with-scales-honest", _integers(scales=True)),
+    _v("integers-told-honest", _integers(quantization_config={"quant_method": "x", "bits": 8})),
+]  # fmt: skip
+
+CASES: list[Case] = [*HDF5, *VALUES]
