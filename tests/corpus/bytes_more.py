@@ -88,7 +88,8 @@ HDF5 = [
          _READ + "file.root.data[:]\n", TABLES, ("tables",)),
     Case("h5-heap-packed", _packed, "could not tell", ("hdf5-not-read",)),
     Case("h5-text-honest", _tables(b"cat\ndog\nmouse, and other words that end with a dot.")),
-    Case("h5-list-honest", _tables(pickle.dumps([1, "two", None, {"a": 1.5}], 0))),
+    Case("h5-list-honest", _tables(pickle.dumps([1, "two", None, {"index": 1.5, "c": "index"}], 0))),
+    Case("h5-frequency-honest", _tables(b"cpandas._libs.tslibs.offsets\nDay\n(I1\nI0\ntR.")),
     Case("h5-array-honest", _tables(_NUMBERS, heap=True)),
     Case("h5-array-attribute-honest", _tables(_NUMBERS)),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import re
+from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -17,7 +18,7 @@ from ...found import Finding
 from ..items import Item
 from ..listing import shown
 from .other_formats import PACKED
-from .pickle_judge import Judge
+from .pickle_judge import CODE, Judge
 from .pickle_machine import Machine
 from .pickle_values import Cursor
 from .unpacking import part
@@ -47,31 +48,39 @@ def scan(item: Item) -> Iterator[Finding | Item]:
         yield PACKED.found(f"its lengths have {odd} bytes", file=name)
         return
     seen: set[tuple[int, int]] = set()
-    known: set[bytes] = set()
-    said: list[range] = []  # objects that were found to be pickles: what is in them was looked at
+    known: dict[bytes, list[int]] = {}  # tables of pandas say the same of each column
+    said: list[tuple[int, int]] = []  # objects that were pickles as a whole, in order: what is in them was looked at
     with item.open() as file:
         for at, size, sure in _places(item):
             if size is None:
                 yield PACKED.found("a heap of its own objects is packed", file=name, place=f"byte {at}")
                 return
-            if (at, size) in seen or (not sure and any(at in there for there in said)):
+            if (at, size) in seen or (not sure and _inside(at, said)):
                 continue
             seen.add((at, size))
             if len(seen) > MOST_TRIED:
                 raise LimitExceeded("more places that may begin a pickle than are tried", where=item.name)
-            if sure and size <= _SMALL:
-                file.seek(at)
-                raw = file.read(size)
-                if raw in known:  # tables of pandas say the same of each column
-                    continue
-                known.add(raw)
-            for result in _tried(item, at, size, sure):
-                said += [range(at, at + size)] if sure else []
-                yield result
+            file.seek(at)
+            raw = file.read(size) if sure and size <= _SMALL else b""
+            if raw not in known:
+                whole: list[int] = []
+                yield from _tried(item, at, size, sure, whole)
+                known.update({raw: whole} if raw else {})
+            else:
+                whole = known[raw]
+            for end in whole if sure else ():
+                insort(said, (at, at + end))
 
 
-def _tried(item: Item, at: int, size: int, sure: bool) -> Iterator[Finding | Item]:
-    """One place: a stream that ends well is a file of its own, of any other one is said what it calls before it fails."""
+def _inside(at: int, spans: list[tuple[int, int]]) -> bool:
+    """Whether a place lies in one of some spans."""
+    before = bisect_left(spans, (at, at)) - 1
+    return any(begin <= at < end for begin, end in spans[max(before, 0) : before + 2])
+
+
+def _tried(item: Item, at: int, size: int, sure: bool, whole: list[int]) -> Iterator[Finding | Item]:
+    """One place: a stream that ends well is a file of its own (``whole`` takes its length), of any other one is said what it
+    calls before it fails."""
     name = f"{item.name}!byte {at}"
     judge = Judge(shown(name), guess=True)
     opener = part(item.opener, at, size)
@@ -79,6 +88,7 @@ def _tried(item: Item, at: int, size: int, sure: bool) -> Iterator[Finding | Ite
         begin = file.read(12)
         file.seek(0)
         stream = Machine(Cursor(file), judge).run()
+    whole += [stream.end] if stream.stopped else []
     framed = sure and bool(re.match(rb"\x80[\x04\x05]\x95.{6}\0\0", begin, re.DOTALL))
     if judge.uses and (stream.limit or framed or (stream.stopped and (sure or begin[:1] == b"\x80"))):
         inner = Item(name, stream.end if stream.stopped else size, opener, outer=item)
@@ -86,18 +96,19 @@ def _tried(item: Item, at: int, size: int, sure: bool) -> Iterator[Finding | Ite
             inner.opener = part(item.opener, at, stream.end)
         inner.kinds = ("pickle",)
         yield inner
-    else:
+    elif sure or begin[:1] == b"\x80":
         yield from judge.findings()
-    if not sure and begin[:1] != b"\x80" and not any(True for _ in judge.findings()):
-        yield from _behind_a_mark(item, at, size)
+    else:  # lines of words look like an import, so that only what is of the system counts
+        found = [f for f in judge.findings() if f.rule == CODE.name]
+        yield from found or _behind_a_mark(item, at, size)
 
 
 def _behind_a_mark(item: Item, at: int, size: int) -> Iterator[Finding]:
-    """An import in the middle of a stream: what it calls when a mark stands before it."""
+    """An import in the middle of a stream: what it calls of the system when a mark stands before it."""
     judge = Judge(shown(f"{item.name}!byte {at}"), guess=True)
     with part(item.opener, at, min(size, _SMALL))() as file:
         Machine(Cursor(io.BytesIO(b"(" + file.read(_SMALL))), judge).run()
-    yield from judge.findings()
+    yield from (f for f in judge.findings() if f.rule == CODE.name)
 
 
 def _places(item: Item) -> Iterator[tuple[int, int | None, bool]]:
