@@ -22,6 +22,7 @@ import traceback
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from math import prod
 from operator import attrgetter
 from queue import SimpleQueue
 from typing import Any
@@ -56,7 +57,7 @@ CHANGED = Rule(
 
 _FACTS = attrgetter(*(f.name for f in fields(Measured)[:-1]))  # all but the first bytes, which travel as text
 Tell = Callable[[str, int], None]
-Span = tuple[int, int, str, str, bool]  # begin and end in the file, name, dtype or ggml type, whether it is the latter
+Span = tuple[int, int, str, str, bool, int]  # begin and end in the file, name, dtype or ggml type, whether it is the latter, rows
 
 
 def read_all(folder: Folder, tell: Tell) -> Iterator[Finding]:
@@ -391,7 +392,7 @@ class _Job:
         at = bisect_right(self.begins, end) - 1
         if at < 0:
             return end
-        begin, stop, _, kind, quantised = self.spans[at]
+        begin, stop, _, kind, quantised, _ = self.spans[at]
         unit = unit_of(kind, quantised)
         whole = begin + (end - begin) // unit * unit
         return whole if end < stop and whole > self.done else end
@@ -400,8 +401,9 @@ class _Job:
         """Hand a block, which ends at ``end``, to the tensors that lie in it; the first one that is not complete."""
         start = end - block.size
         while index < len(self.spans) and self.spans[index][0] <= end:
-            begin, stop, name, kind, quantised = self.spans[index]
-            values = unfinished.pop(name, None) or Values(kind, quantised=quantised, digested=self.digested)
+            begin, stop, name, kind, quantised, rows = self.spans[index]
+            values = unfinished.pop(name, None) or Values(kind, quantised=quantised, digested=self.digested, size=stop - begin,
+                                                          row=(stop - begin) // rows if rows > 1 else 0)  # fmt: skip
             low, high = max(begin, start), min(stop, end)
             if low < high:
                 values.update(block[low - start : high - start])
@@ -425,9 +427,10 @@ def _fill(raw: Any, view: memoryview, item: Item) -> None:
 def _spans(item: Item, folder: Folder) -> tuple[list[Span], int]:
     """The tensors of a file in the order of their bytes, and where its data begins."""
     if (header := folder.headers.get(item.name)) is not None:
-        return [(t.start, t.start + t.nbytes, t.name, t.dtype, False) for t in header.tensors], header.data_start
+        spans = [(t.start, t.start + t.nbytes, t.name, t.dtype, False, prod(t.shape[:-1])) for t in header.tensors]
+        return spans, header.data_start
     if (model := folder.ggufs.get(item.name)) is not None:
-        spans = [(t.start, t.start + t.nbytes, t.name, t.type, True) for t in model.tensors]
+        spans = [(t.start, t.start + t.nbytes, t.name, t.type, True, prod(t.shape[:-1])) for t in model.tensors]
         return sorted(spans), model.data_start
     return [], 0
 

@@ -9,6 +9,7 @@ sample. Of quantised GGUF blocks the scales are looked at: they decide about NaN
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,12 @@ from .items import TensorFacts
 
 HEAD = 24  # bytes that are kept of each tensor
 SAMPLE = 512  # values of a block whose squares are summed
+PLACES = 32  # elements of a tensor, spread over it, that are kept
+PIECE = 8  # bytes of an element, or of a block of a GGUF type, that are kept
+ROWS = 16  # rows of a block that are compared with the one before
+EVERY = 1 << 22  # bytes of a tensor in which each block's rows are compared; behind them those of every fourth
+LEAST_PAIRS = 4  # of rows that say something about a whole tensor
+LEAST_ROW = 16  # bytes; packed values lie in columns of one byte
 
 Array = np.ndarray[Any, Any]
 
@@ -33,12 +40,17 @@ class Measured(TensorFacts):
     read as numbers. The ``peak`` of quantised blocks is what their greatest scale could make, not what is reached.
 
     ``zeros`` is the share of zeros in the sample, ``blank`` the share of bytes in stretches (up to 1 MiB) that are all zero,
-    ``head`` the tensor's first bytes.
+    ``head`` the tensor's first bytes. ``usual`` is a size that a few large values do not change (the square of the mean of the
+    roots), ``same`` the share of neighbours among sampled rows that are equal and not zero, ``pieces`` elements at
+    :data:`PLACES` places of the tensor, as hex; the last two of tensors whose size and rows were told.
     """
 
     rms: float | None = None
     zeros: float = 0.0
     blank: float = 0.0
+    usual: float = 0.0
+    same: float = 0.0
+    pieces: str = ""
     head: bytes = b""
 
     @property
@@ -89,16 +101,25 @@ def unit_of(dtype: str, quantised: bool) -> int:
 
 
 class Values:
-    """Facts of one tensor and, with ``digested``, its digest, whole elements at a time; ``quantised`` for a type name of ggml."""
+    """Facts of one tensor and, with ``digested``, its digest, whole elements at a time; ``quantised`` for a type name of ggml.
 
-    def __init__(self, dtype: str, *, quantised: bool = False, digested: bool = True) -> None:
+    ``size`` is the tensor's, ``row`` that of its rows, in bytes; without them some facts are left out.
+    """
+
+    def __init__(self, dtype: str, *, quantised: bool = False, digested: bool = True, size: int = 0, row: int = 0) -> None:
+        self.unit = unit_of(dtype, quantised)
+        count = size // self.unit
+        self.wanted = [(2 * n + 1) * count // (2 * PLACES) for n in range(PLACES)] if count >= PLACES else []
+        self.pieces: list[bytes] = []
+        self.row = row if row >= LEAST_ROW else 0
+        self.pairs = self.same = 0
         self.dtype = "F32" if dtype == "C64" else dtype
         self.quantised = quantised and dtype not in _FLOATS and dtype not in _INTEGERS
         self.form = _FLOATS.get("F16" if self.quantised else self.dtype)
         self.low: int | None = None
         self.high = self.top = 0
         self.nan = False
-        self.squares, self.sampled, self.zeros = 0.0, 0, 0
+        self.squares, self.roots, self.sampled, self.zeros = 0.0, 0.0, 0, 0
         self.size = self.blank = 0
         self.head = b""
         self._hash = blake3() if digested else None
@@ -109,6 +130,10 @@ class Values:
             self._hash.update(block.data)
         if not self.size:
             self.head = block[:HEAD].tobytes()
+        if self.wanted:
+            self._pieces(block)
+        if self.row and (self.size < EVERY or self.size >> 20 & 3 == 0):
+            self._rows(block)
         self.size += block.size
         if self.quantised:
             blank = self._blocks(block)
@@ -135,7 +160,32 @@ class Values:
             constant = peak == 0.0
         rms = math.sqrt(self.squares / self.sampled) if self.sampled and finite else None
         zeros = self.zeros / self.sampled if self.sampled else 0.0
-        return Measured(digest, finite, peak, constant, rms, zeros, self.blank / self.size, self.head)
+        usual = (self.roots / self.sampled) ** 2 if self.sampled and finite else 0.0
+        return Measured(digest, finite, peak, constant, rms, zeros, self.blank / self.size, usual,
+                        self.same / self.pairs if self.pairs >= LEAST_PAIRS else 0.0,
+                        "" if self.wanted else b"".join(self.pieces).hex(), self.head)  # fmt: skip
+
+    def _pieces(self, block: Array) -> None:
+        """Keep the wanted elements of a block."""
+        first, stop = self.size // self.unit, (self.size + block.size) // self.unit
+        here = bisect_left(self.wanted, stop)
+        if here:
+            rows = np.array(self.wanted[:here]) - first
+            self.pieces.append(block[: (stop - first) * self.unit].reshape(-1, self.unit)[rows, :PIECE].tobytes())
+            del self.wanted[:here]
+
+    def _rows(self, block: Array) -> None:
+        """Compare some rows of a block with the sampled row before; whole ones only where they begin alike."""
+        first = -self.size % self.row
+        count = (block.size - first) // self.row
+        if count < 2:
+            return
+        rows = block[first : first + count * self.row].reshape(count, self.row)[:: max(1, count // ROWS)]
+        self.pairs += len(rows) - 1
+        equal = (rows[1:, :PIECE] == rows[:-1, :PIECE]).all(1)
+        if equal.any():
+            later, before = rows[1:][equal], rows[:-1][equal]
+            self.same += int(np.count_nonzero((later == before).all(1) & later.any(1)))
 
     def _extremes(self, low: int, high: int) -> None:
         self.low, self.high = (low, high) if self.low is None else (min(self.low, low), max(self.high, high))
@@ -165,6 +215,7 @@ class Values:
             if self.dtype == "F64":
                 values = np.clip(values, -1e150, 1e150)  # their squares have to stay finite
         self.squares += float(values @ values)
+        self.roots += float(np.sqrt(np.abs(values)).sum())
         self.sampled += values.size
         self.zeros += values.size - int(np.count_nonzero(values))
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from ...found import Finding
 from ..listing import shown
 from ..rules import Rule
 from .facts import Place, whole_number
+from .regexes import is_explosive
 
 RANK = Rule(
     "adapter-rank", "broken", "An adapter's matrices have another rank than its settings say",
@@ -20,7 +22,14 @@ STRENGTH = Rule(
     "The change that it makes is scaled by `lora_alpha` over the rank: such a factor leaves nothing of the model.",
     "Compare `lora_alpha` with what the publisher says.",
 )  # fmt: skip
-RULES = (RANK, STRENGTH)
+SLOW = Rule(
+    "adapter-slow-pattern", "suspicious", "A pattern of an adapter's settings that can take for ever",
+    "Loaders match it against the name of each module of the model; repetition inside repetition takes time with the power of "
+    "the name's length, and the program hangs.",
+    "Do not load it; a list of the modules' names says the same.",
+    ("https://cwe.mitre.org/data/definitions/1333.html",),
+)  # fmt: skip
+RULES = (RANK, STRENGTH, SLOW)
 MOST = 10_000.0  # honest factors lie below a few hundred
 _LOW = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.\w+)?(?:\.weight)?$")
 
@@ -28,6 +37,7 @@ _LOW = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.\w+)?(?:\.weight)
 def compare(place: Place) -> Iterator[Finding]:
     """Findings about the adapter of one directory."""
     settings = place.json("adapter_config.json")
+    yield from _patterns(settings, shown(place.prefix + "adapter_config.json"))
     rank = whole_number(settings.get("r"))
     if settings.get("peft_type") not in ("LORA", None) or rank is None:
         return
@@ -45,3 +55,13 @@ def compare(place: Place) -> Iterator[Finding]:
         name, shape = wrong[0]
         yield RANK.found(f"{len(wrong)} matrices, e.g. {name!r:.120} {list(shape)}; the settings say {rank}", file=file,
                          place="$.r", evidence=", ".join(n for n, _ in wrong[:12]))  # fmt: skip
+
+
+def _patterns(settings: Mapping[str, Any], file: str) -> Iterator[Finding]:
+    """Texts that PEFT matches against names, as they are or as keys of what is set for some modules."""
+    for key in ("target_modules", "exclude_modules", "layers_pattern", "feedforward_modules", "rank_pattern", "alpha_pattern"):
+        value = settings.get(key)
+        texts = value if isinstance(value, list | dict) and key.endswith("pattern") else [value]
+        for text in texts:
+            if isinstance(text, str) and is_explosive(text):
+                yield SLOW.found(f"{key} holds {text!r:.100}", file=file, place=f"$.{key}", evidence=text)

@@ -124,6 +124,7 @@ def _layers(header: GgufHeader, file: str) -> Iterator[Finding]:
     if data.get("split.count", 1) != 1 or arch == "deci" or type(count) is not int or data.get("general.type", "model") != "model":
         return
     more = data.get(f"{arch}.nextn_predict_layers", 0)  # layers that only speed generation up; some files leave them out
+    whole = count + (more if type(more) is int else 0)  # whether they are counted depends on who writes
     count -= more if type(more) is int else 0
     there = {int(m[1]) for t in header.tensors if (m := _BLOCK.match(t.name))}
     if not there:
@@ -132,6 +133,8 @@ def _layers(header: GgufHeader, file: str) -> Iterator[Finding]:
     if missing > 0:
         first = next(n for n in range(count) if n not in there)
         yield LAYERS.found(f"{missing} of {count} layers have no tensor, e.g. layer {first}", file=file)
+    if beyond := sorted(n for n in there if n >= whole):
+        yield LAYERS.found(f"it says {whole} layers and has tensors of {len(beyond)} more, e.g. of layer {beyond[0]}", file=file)
 
 
 def _placed(header: GgufHeader, size: int, file: str) -> Iterator[Finding]:

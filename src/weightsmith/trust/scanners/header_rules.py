@@ -164,8 +164,9 @@ TOKEN_ID = Rule(
     _FETCH, (_GGUF,),
 )  # fmt: skip
 LAYERS = Rule(
-    "gguf-layers", "broken", "A GGUF file says it has layers that it has no tensors for",
-    "A loader refuses it, or leaves the layer as memory happens to be.", _FETCH, (_GGUF,),
+    "gguf-layers", "broken", "A GGUF file has other layers than it says",
+    "A loader refuses it, leaves a layer as memory happens to be, or passes over layers that belong to the model.",
+    _FETCH, (_GGUF,),
 )  # fmt: skip
 SPLIT = Rule(
     "gguf-split", "broken", "Parts of a split GGUF model are missing or don't belong together",

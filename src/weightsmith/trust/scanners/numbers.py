@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 from typing import Any
 
@@ -21,13 +22,18 @@ from ..items import Folder, Item, Scanner, TensorFacts
 from ..listing import shown
 from ..rules import Rule
 from ..stream import CHANGED, facts_of
-from ..values import SCALES, Measured
+from ..values import PLACES, SCALES, Measured
 from .facts import role_of
 from .headers import header_of
 
 HUGE = 1e4  # magnitude that no weight of a trained matrix comes near; outliers of real models stay below a thousand
 HUGE_SCALES = 1e5  # what the greatest scale of a quantised matrix could make
-HUGE_VECTOR = 1e7  # gains, biases and running statistics may be large
+HUGE_VECTOR = 1e7  # biases and running statistics may be large
+HUGE_GAIN = 1e4  # of a norm; the greatest of real models are some hundreds
+ALONE = 1e3  # magnitude of single values of a matrix that are so many times (FAR) as large as usual ones
+FAR = 2e4  # outliers of real models have less than a thousand times the usual size
+MOST_SAME = 0.8  # of the neighbours among sampled rows; what pads a table is less
+NEAR = 24  # of the kept places at which two matrices have the same bytes
 LOUD = 100.0  # root mean square of a matrix whose rows should keep the size of what they multiply
 APART = 100.0  # times the median of the same matrix in the other layers
 _SAID = 5
@@ -90,6 +96,18 @@ EXPERTS = Rule(
     "A mixture that was made from one dense model begins like this; after training experts differ.",
     "Nothing to do, if the model was made from one and not trained on; otherwise compare with the source.",
 )  # fmt: skip
+ROWS = Rule(
+    "weights-rows-equal", "broken", "A weight matrix whose rows are all the same",
+    "An embedding or head like this gives one answer to every prompt, a projection says one thing whatever it reads. It is what a "
+    "failed conversion leaves, and a wiped matrix with a few values changed so that it is not constant.",
+    "Compare with the source; do not use it.",
+)  # fmt: skip
+INTEGERS = Rule(
+    "weights-whole-numbers", "suspicious", "Weight matrices of whole numbers without scales",
+    "Loaders turn the numbers into floats as they are, a hundred times too large: quantised weights whose scales are gone, or were "
+    "taken away. No setting here says that they are quantised.",
+    "Compare with the source; fetch it again.",
+)  # fmt: skip
 BOOLEANS = Rule(
     "boolean-values", "broken", "Booleans that are neither 0 nor 1",
     "Programs that trust the type use such bytes as they are: what a comparison with them gives is undefined.",
@@ -107,12 +125,15 @@ _ADAPTER = re.compile(r"lora_|\.lora|lokr_|hada_|oft_|ia3_|prompt_")
 _GAIN = re.compile(r"(?:norm|layernorm|ln_\w{1,3}|layer_norm)\.weight$")
 _PLAIN_GAINS = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "olmo2", "gpt2",
                           "gpt_neox", "granite", "smollm3", "deepseek_v2", "deepseek_v3", "opt", "bloom", "falcon"})  # fmt: skip
+_NORM = re.compile(r"(?:norm\d?|ln_\w{1,3})\.weight$", re.IGNORECASE)
 _MASK = re.compile(r"mask|causal|alibi|attn\.bias$|attention\.bias$", re.IGNORECASE)
 _STATISTIC = re.compile(
     r"running_|num_batches|absmax|scale|zero|quant|position|rotary|freq|cache|_ids?$|timestep|g_idx|qmap", re.IGNORECASE
 )
 _LAYER = re.compile(r"(.*?)\b(layers|layer|h|blocks|block|blk)\.(\d{1,6})\.(.*)", re.DOTALL)
 _EXPERT = re.compile(r"(.*\bexperts\.)(\d{1,6})(\..*)", re.DOTALL)
+_WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
+_QUANTISED = re.compile(r"quanti[sz]|quant_|compress|bitsandbytes|_bit\b|bits\b", re.IGNORECASE)
 _WIDE = ("F32", "F16", "BF16", "F64")
 _TABLE = re.compile(r"embed|wte|lm_head|token_embd|output\.weight")
 #: a pickle with its frame or its first opcodes, an ELF file, a zip archive or a script
@@ -146,7 +167,7 @@ class Numbers(Scanner):
 
     name = "numbers"
     rules = (NOT_FINITE, INFINITE_MASK, CONSTANT, BLANK, PAYLOAD, EMPTY_TABLE, ABSURD, OUTLIER, REPEATED, DEEPER, EXPERTS, BOOLEANS,
-             CHANGED)  # fmt: skip
+             ROWS, INTEGERS, CHANGED)  # fmt: skip
     kinds = frozenset({"safetensors", "gguf"})
     about = "Values of all tensors: NaN, infinity, constant or absurd matrices, repeated layers"
 
@@ -173,6 +194,7 @@ class Numbers(Scanner):
         yield from _apart(tensors)
         yield from _repeated(tensors, folder)
         yield from _experts(tensors, folder)
+        yield from _integers(tensors, folder)
 
 
 def _is_matrix(name: str, dtype: str, shape: tuple[int, ...]) -> bool:
@@ -213,6 +235,8 @@ def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:
             yield _at(rule, t, f"holds {what}")
         elif t.dtype == "BOOL" and (peak or 0) > 1:
             yield _at(BOOLEANS, t, f"holds the byte {peak:.0f}")
+        elif isinstance(t.facts, Measured) and t.matrix and not t.facts.constant and t.facts.same > MOST_SAME:
+            yield _at(ROWS, t, f"has equal rows ({t.facts.same:.0%} of a sample)", "suspicious" if _EXPERT.match(t.name) else None)
         elif t.facts.constant and t.matrix:
             mild = (_LAYER.match(t.name) or [""] * 4)[3] in identity if peak == 0 else False
             severity: Severity | None = "suspicious" if mild or _EXPERT.match(t.name) else None
@@ -241,8 +265,12 @@ def _absurd(t: Held) -> Iterator[Finding]:
             yield _at(BLANK, t, f"holds {t.facts.zeros:.1%} zeros in a sample")
         if peak > HUGE or (rms is not None and rms > LOUD):
             yield _at(ABSURD, t, f"has a value of {peak:.3g}" + (f", a root mean square of about {rms:.3g}" if rms else ""))
+        elif isinstance(t.facts, Measured) and peak > ALONE and 0 < t.facts.usual * FAR < peak:
+            yield _at(ABSURD, t, f"has a value of {peak:.3g}, where about {t.facts.usual:.2g} is usual")
         elif peak < 1e-12:
             yield _at(ABSURD, t, f"has no value above {peak:.3g}: as good as zero")
+    elif peak > HUGE_GAIN and _NORM.search(t.name):
+        yield _at(ABSURD, t, f"multiplies by {peak:.3g}")
     elif peak > HUGE_VECTOR and not t.name.endswith("bias"):
         yield _at(ABSURD, t, f"has a value of {peak:.3g}")
 
@@ -288,8 +316,34 @@ def _repeated(tensors: Iterable[Held], folder: Folder) -> Iterator[Finding]:
         equal = _equal(((rest, t) for rest, _, t in rows), folder)
         numbers = {t: number for _, number, t in rows}
         copies = {key: [numbers[t] for t in group] for key, group in equal.items()}
-        if copies:
-            yield _about_copies(found, copies, folder)
+        exact = {pair for group in copies.values() for pair in combinations(group, 2)}
+        near = {key: pair for key, pair in _nearly(found).items() if tuple(pair) not in exact}
+        if copies or near:
+            yield _about_copies(found, {**copies, **near}, folder)
+
+
+def _nearly(layers: dict[int, dict[str, Held]]) -> dict[tuple[str, str], list[int]]:
+    """Matrices of one name in two layers with the same bytes almost everywhere they were looked at."""
+    places: dict[str, list[tuple[int, list[str]]]] = defaultdict(list)
+    for number, rests in sorted(layers.items()):
+        for rest, t in rests.items():
+            pieces = t.facts.pieces if isinstance(t.facts, Measured) else ""
+            if width := len(pieces) // PLACES:
+                cut = [pieces[n : n + width] for n in range(0, len(pieces), width)]
+                places[f"{rest} {t.dtype} {t.shape}"].append((number, cut))
+    found: dict[tuple[str, str], list[int]] = {}
+    for rest, group in places.items():
+        met: Counter[tuple[int, int]] = Counter()  # some places first: few pairs meet at one of them
+        for place in range(0, PLACES, 4):
+            alike: dict[str, list[int]] = defaultdict(list)
+            for index, (_, cut) in enumerate(group):
+                alike[cut[place]].append(index)
+            met.update(pair for same in alike.values() if len(same) < 8 for pair in combinations(same, 2))
+        for one, two in (pair for pair, count in met.items() if count >= PLACES // 8):
+            equal = [a for a, b in zip(group[one][1], group[two][1], strict=True) if a == b]
+            if len(equal) >= NEAR and len(set(equal)) >= NEAR // 2:
+                found[rest.partition(" ")[0], f"{group[one][0]} {group[two][0]}"] = [group[one][0], group[two][0]]
+    return found
 
 
 def _about_copies(layers: dict[int, dict[str, Held]], copies: dict[tuple[str, str], list[int]], folder: Folder) -> Finding:
@@ -302,7 +356,7 @@ def _about_copies(layers: dict[int, dict[str, Held]], copies: dict[tuple[str, st
     (rest, _), numbers = next(iter(copies.items()))
     first = layers[numbers[0]][rest]
     said = ", ".join(f"{a} and {b}{'' if (a, b) in whole else ' in part'}" for a, b in sorted(pairs)[:_SAID])
-    return rule.found(f"{len(pairs)} pairs of layers have equal matrices: {said}", file=first.file,
+    return rule.found(f"{len(pairs)} pairs of layers have equal matrices, or all but equal ones: {said}", file=first.file,
                       place=f"tensor {first.name[:120]!r}")  # fmt: skip
 
 
@@ -335,3 +389,29 @@ def _experts(tensors: Iterable[Held], folder: Folder) -> Iterator[Finding]:
     if equal:
         t = equal[0][0]
         yield _at(EXPERTS, t, f"and {len(equal[0]) - 1} other experts are equal; {len(equal)} such groups")
+
+
+def _integers(tensors: Iterable[Held], folder: Folder) -> Iterator[Finding]:
+    """Matrices of whole numbers in a model of floats, with nothing beside them that would make them floats."""
+    found: dict[str, list[Held]] = defaultdict(list)
+    for t in tensors:
+        if t.matrix and t.dtype in _WHOLE and t.name.endswith(".weight") and t.item not in folder.ggufs:
+            found[t.item.rpartition("/")[0]].append(t)
+    for place, group in found.items():
+        prefix = f"{place}/" if place else ""
+        config = folder.json_object(prefix + "config.json")
+        if not isinstance(config.get("model_type"), str) or _QUANTISED.search(" ".join(_keys(config))):
+            continue
+        if any(_QUANTISED.search(name.removeprefix(prefix)) for name in folder.items if name.startswith(prefix)):
+            continue
+        parts = Counter(t.name.rpartition(".")[0] for t in tensors if t.item.rpartition("/")[0] == place
+                        and not t.name.endswith(".bias"))  # fmt: skip
+        bare = [t for t in group if parts[t.name.rpartition(".")[0]] == 1
+                and not any(name.startswith(f"{t.name}_") or name.startswith(f"{t.name}.") for name in parts)]  # fmt: skip
+        if bare:
+            yield _at(INTEGERS, bare[0], f"has no scales; {len(bare)} such matrices")
+
+
+def _keys(config: dict[str, Any]) -> list[str]:
+    """Names of the settings, and of those one level below."""
+    return [*config, *(key for value in config.values() if isinstance(value, dict) for key in value)]

@@ -41,7 +41,14 @@ UNKNOWN = Rule(
     "weights. Scans that leave such files out in silence are how payloads get past them.",
     "Find out what the file is for; remove it if the model works without it, or allow its kind in a policy.",
 )  # fmt: skip
-RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
+PACKED = Rule(
+    "hdf5-not-read", "unknown", "An HDF5 file whose own structures are packed, or of a size that no library writes",
+    "Attributes and objects can be pickles, which PyTables and pandas run when they read the file. Here they lie where this scan "
+    "does not look.",
+    "Write the file anew with the usual settings, or ask for the weights in another format.",
+    ("https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html",),
+)  # fmt: skip
+RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN, PACKED)
 
 MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
@@ -70,6 +77,9 @@ class OtherFormats(Scanner):
                 yield from _numpy(item)
             elif kind == "hdf5":
                 yield from keras.scan_embedded(item)
+                from . import hdf5  # with all that takes pickles apart: only when there is such a file
+
+                yield from hdf5.scan(item)
             elif kind in ("onnx", "protobuf"):
                 yield from self._protobuf(item, folder)
             elif kind == "tflite":

@@ -148,6 +148,11 @@ _WITH_ARGUMENTS: frozenset[Pair] = frozenset(
     | _pairs("sklearn._loss._loss", "CyHalfSquaredError CyHalfBinomialLoss CyHalfMultinomialLoss CyHalfPoissonLoss "
              "CyHalfGammaLoss CyAbsoluteError CyPinballLoss CyHuberLoss CyExponentialLoss CyHalfTweedieLoss "
              "CyHalfTweedieLossIdentity")
+    | _pairs("pandas._libs.tslibs.timestamps", "_unpickle_timestamp") | _pairs("pandas._libs.tslibs.nattype", "_nat_unpickle")
+    | _pairs("pandas._libs.tslibs.timedeltas", "_timedelta_unpickle")
+    | _pairs("pandas._libs.tslibs.offsets", "Day Hour Minute Second Milli Micro Nano BusinessDay BusinessHour Week MonthEnd "
+             "MonthBegin SemiMonthEnd SemiMonthBegin BusinessMonthEnd BusinessMonthBegin QuarterEnd QuarterBegin BQuarterEnd "
+             "BQuarterBegin YearEnd YearBegin BYearEnd BYearBegin WeekOfMonth LastWeekOfMonth")
 )  # fmt: skip
 
 #: plain by pattern: the settings classes of the trainers, and estimators, which keep their state in their ``__dict__``

@@ -15,95 +15,33 @@ from typing import Any
 from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
-from ..rules import Rule
-from . import settings_text
+from . import gguf_settings, settings_text
 from .facts import Place, places
+from .settings_rules import (
+    ABSURD,
+    DIFFERS,
+    GENERATION,
+    IMPOSSIBLE,
+    MARKS,
+    MODEL,
+    NO_END,
+    NO_STOP,
+    NOTED,
+    ODD_STOP,
+    OTHER,
+    OUTSIDE,
+    RULES,
+    STEERS,
+    numbers,
+)
 from .token_settings import named_elsewhere
 from .vocabulary import Vocabulary, is_words, readable, vocabularies
 
-STEERS = Rule(
-    "settings-steer", "suspicious", "The settings ban, force or push ordinary tokens",
-    "What the model may write is bent without a trace in its weights: \"not\" can be forbidden, a name or a link can be forced. "
-    "Transcription and translation models do this with markers, which is not reported.",
-    "Look at the tokens; remove the setting unless the publisher explains it.",
-)  # fmt: skip
-NOTED = Rule(
-    "settings-steer-markers", "note", "The settings ban or force special tokens",
-    "Usual for models that transcribe or translate.",
-    "Nothing, when the base model has the same setting.",
-)  # fmt: skip
-NO_STOP = Rule(
-    "never-stops", "broken", "The token that ends an answer is none that the model can write",
-    "Generation runs to its limit every time: it costs time and money, and what follows the answer is noise.",
-    "Set `eos_token_id` to the id of the tokenizer's end token.",
-)  # fmt: skip
-NO_END = Rule(
-    "end-missing", "note", "No token is named that ends an answer",
-    "Generation only ends at its length limit.",
-    "Set `eos_token_id`, or give a limit.",
-)  # fmt: skip
-ODD_STOP = Rule(
-    "end-is-a-word", "suspicious", "An ordinary token ends the answer",
-    "Answers are cut off wherever the word comes, or never end because the real end token was exchanged for it.",
-    "Compare `eos_token_id` with the base model's.",
-)  # fmt: skip
-DIFFERS = Rule(
-    "special-ids-differ", "note", "Two settings files name different special tokens",
-    "Many honest models do this; which one counts depends on the loader.",
-    "Nothing, when answers end where they should.",
-)  # fmt: skip
-OUTSIDE = Rule(
-    "special-id-outside", "broken", "A special token has an id that the model has no embedding for",
-    "The first batch that uses it stops with an error of the device, or reads memory outside the table.",
-    "Fetch the settings again; compare with the base model.",
-)  # fmt: skip
-IMPOSSIBLE = Rule(
-    "settings-impossible", "broken", "A setting with a value that can't work",
-    "The loader or the first call stops with an error, or the model computes NaN.",
-    "Fetch the settings again; compare with the base model.",
-)  # fmt: skip
-ABSURD = Rule(
-    "settings-absurd", "suspicious", "A setting beyond any sensible value",
-    "It makes answers useless, endless or expensive without touching a weight.",
-    "Compare with the base model's settings.",
-)  # fmt: skip
-MARKS = Rule(
-    "settings-watermark", "suspicious", "Everything that the model writes is watermarked",
-    "Whoever knows the key recognises the text; its quality suffers a little.",
-    "Remove `watermarking_config` unless you want it.",
-)  # fmt: skip
-OTHER = Rule(
-    "settings-worth-knowing", "note", "A setting that you may want to know of",
-    "It changes speed, memory or where answers end, and is easily overlooked.",
-    "Nothing, if it suits you.",
-)  # fmt: skip
 _TRANSCRIBES = ("whisper", "moonshine", "speech", "granite_speech", "voxtral", "kyutai", "musicgen", "bark", "clvp", "parakeet")
 _LISTS = ("bad_words_ids", "force_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_decoder_ids", "sequence_bias")
 _ENDING = re.compile(r"(?i)end|eo[stdm]|/s|stop|sep")
 _BANS = ("suppress_tokens", "bad_words_ids")
 _ENDS = ("forced_bos_token_id", "forced_eos_token_id")
-#: key -> (least, most, what lies outside): a value outside the first pair can't work, one outside the second is absurd
-_RANGES: dict[str, tuple[float, float, float, float]] = {
-    "temperature": (0.0, math.inf, 0.0, 10.0), "top_p": (0.0, 1.0, 1e-9, 1.0), "min_p": (0.0, 1.0, 0.0, 0.99),
-    "typical_p": (0.0, 1.0, 1e-9, 1.0), "repetition_penalty": (1e-9, math.inf, 0.5, 5.0),
-    "encoder_repetition_penalty": (1e-9, math.inf, 0.2, 5.0), "num_return_sequences": (1, math.inf, 1, 64),
-    "num_beams": (1, math.inf, 1, 256), "no_repeat_ngram_size": (0, math.inf, 0, math.inf), "max_new_tokens": (1, math.inf, 1, 1e7),
-    "max_length": (0, math.inf, 4, 1e8), "min_length": (0, math.inf, 0, 2048), "min_new_tokens": (0, math.inf, 0, 2048),
-    "top_k": (-1, math.inf, -1, math.inf), "epsilon_cutoff": (0, 1, 0, 0.5), "penalty_alpha": (0, 1, 0, 1),
-    "eta_cutoff": (0, 1, 0, 0.5), "num_assistant_tokens": (1, math.inf, 1, 1000), "max_time": (0.0, math.inf, 0.1, math.inf),
-    "length_penalty": (-math.inf, math.inf, -100.0, 100.0), "guidance_scale": (-math.inf, math.inf, 0.0, 100.0),
-}  # fmt: skip
-_MODEL_RANGES: dict[str, tuple[float, float, float, float]] = {
-    "rope_theta": (1e-9, math.inf, 1.0, 1e13), "rms_norm_eps": (0.0, math.inf, 0.0, 0.1),
-    "layer_norm_eps": (0.0, math.inf, 0.0, 0.1), "layer_norm_epsilon": (0.0, math.inf, 0.0, 0.1),
-    "norm_eps": (0.0, math.inf, 0.0, 0.1), "initializer_range": (0.0, math.inf, 0.0, 1e3),
-    "logit_scale": (-math.inf, math.inf, 1e-9, 1e4), "logits_scaling": (-math.inf, math.inf, 1e-9, 1e4),
-    "residual_multiplier": (-math.inf, math.inf, 1e-9, 1e4), "embedding_multiplier": (-math.inf, math.inf, 1e-9, 1e4),
-    "attention_multiplier": (-math.inf, math.inf, 1e-9, 1e4), "final_logit_softcapping": (1e-9, math.inf, 0.5, 1e6),
-    "attn_logit_softcapping": (1e-9, math.inf, 0.5, 1e6), "sliding_window": (-1, math.inf, -1, 1e9),
-    "max_position_embeddings": (-1, math.inf, -1, 1e10), "num_experts_per_tok": (0, 1e6, 0, 1e4),
-}  # fmt: skip
-_NEVER_FEW = ("sliding_window", "max_position_embeddings")  # with less than four a token sees hardly more than itself
 _COUNTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "intermediate_size", "head_dim",
            "num_key_value_heads")  # fmt: skip
 #: ids that a class of the library has when its config is made without any
@@ -122,16 +60,17 @@ class Settings(Scanner):
     """Generation settings and the numbers of the config."""
 
     name = "settings"
-    rules = (STEERS, NOTED, NO_STOP, NO_END, ODD_STOP, DIFFERS, OUTSIDE, IMPOSSIBLE, ABSURD, MARKS, OTHER,
-             *settings_text.RULES)  # fmt: skip
+    rules = (*RULES, *gguf_settings.RULES, *settings_text.RULES)
     needs_bytes = False
     about = "Settings that ban, force or suppress tokens, that never stop, or that no model works with"
 
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
-        """Each directory with a config."""
+        """Each directory with a config, and each GGUF file, which carries its own settings."""
         for place in places(folder):
             if place.config or place.json("generation_config.json"):
                 yield from _Settings(place).findings()
+        for name in folder.ggufs:
+            yield from gguf_settings.findings(folder, name)
 
 
 class _Settings:
@@ -179,11 +118,11 @@ class _Settings:
         for file, settings, at in self.sources:
             yield from self._steering(file, settings, at)
             yield from self._special(file, settings, at)
-            yield from _numbers(settings, _RANGES, file, at)
+            yield from numbers(settings, GENERATION, file, at)
             yield from self._others(file, settings, at)
         yield from settings_text.check(self.place, self.vocabulary, self.sources, self._marker)
         for file, settings, at in self.sources[1:]:
-            yield from _numbers(settings, _MODEL_RANGES, file, at)
+            yield from numbers(settings, MODEL, file, at)
             yield from _counts(settings, file, at)
             yield from _rope(settings, file, at)
         yield from self._stopping()
@@ -342,8 +281,11 @@ class _Settings:
         if settings.get("watermarking_config"):
             yield MARKS.found("watermarking_config is set", file=file, place=f"{at}.watermarking_config",
                               evidence=str(settings["watermarking_config"])[:200])  # fmt: skip
+        writes = self.place.generates and not self.config.get("is_encoder_decoder")  # speech has larger penalties
         if settings.get("no_repeat_ngram_size") == 1 or settings.get("encoder_no_repeat_ngram_size") == 1:
             yield ABSURD.found("no token may be written twice", file=file, place=f"{at}.no_repeat_ngram_size")
+        elif settings.get("no_repeat_ngram_size") == 2 and writes:
+            yield OTHER.found("no pair of tokens may be written twice", file=file, place=f"{at}.no_repeat_ngram_size")
         stops = settings.get("stop_strings")
         texts = [s for s in (stops if isinstance(stops, list) else [stops]) if isinstance(s, str)]
         for text in texts:
@@ -352,8 +294,11 @@ class _Settings:
             yield rule.found(f"answers end at {text!r:.60}", file=file, place=f"{at}.stop_strings")
         if settings.get("do_sample") is True and settings.get("temperature") == 0 and type(settings["temperature"]) in (int, float):
             yield IMPOSSIBLE.found("do_sample with a temperature of 0", file=file, place=f"{at}.temperature")
+        penalty = settings.get("repetition_penalty")
+        if isinstance(penalty, float | int) and 3 < penalty <= 5 and writes:
+            yield ABSURD.found(f"repetition_penalty is {penalty!r:.40}", file=file, place=f"{at}.repetition_penalty")
         decay = settings.get("exponential_decay_length_penalty")
-        if isinstance(decay, list) and len(decay) == 2 and isinstance(decay[1], (int, float)) and not 0.5 <= decay[1] <= 10:
+        if isinstance(decay, list) and len(decay) == 2 and isinstance(decay[1], (int, float)) and not 0.5 <= decay[1] <= 3:
             yield ABSURD.found(f"exponential_decay_length_penalty is {decay!r:.60}", file=file,
                                place=f"{at}.exponential_decay_length_penalty")  # fmt: skip
         for key in ("assistant_model", "assistant_model_name_or_path", "draft_model", "speculative_model"):
@@ -417,25 +362,6 @@ def _ids(value: Any, *, pairs: bool = False, biased: bool = False) -> list[int]:
     return found
 
 
-def _numbers(
-    settings: Mapping[str, Any], ranges: Mapping[str, tuple[float, float, float, float]], file: str, at: str
-) -> Iterator[Finding]:
-    """Numbers against what can work and what is sensible."""
-    for key, (least, most, low, high) in ranges.items():
-        value = settings.get(key)
-        if value is None or (value is False and key == "sliding_window"):
-            continue
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            if not isinstance(value, (list, dict)) and ranges is _RANGES:  # MPT names the rule of a scale, others list layers
-                yield IMPOSSIBLE.found(f"{key} is {value!r:.60}, not a number", file=file, place=f"{at}.{key}")
-        elif (isinstance(value, float) and math.isnan(value)) or not least <= value <= most:
-            yield IMPOSSIBLE.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
-        elif (not low <= value <= high and not (key in ("top_p", "typical_p", "max_length") and value == 0)) or (
-            0 < value < 4 and key in _NEVER_FEW
-        ):
-            yield ABSURD.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
-
-
 def _counts(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
     """Sizes of the model: whole, positive, and heads that divide what they share."""
     for key in _COUNTS:
@@ -459,13 +385,13 @@ def _rope(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
             kind = part.get("rope_type", part.get("type"))
             if kind is not None and str(kind) not in _KNOWN_ROPES:
                 yield OTHER.found(f"{key} of an unknown kind, {kind!r:.40}", file=file, place=f"{at}.{key}")
-            for name, most in (("factor", 1024.0), ("attention_factor", 100.0), ("rope_theta", 1e13), ("low_freq_factor", 1e4),
+            for name, most in (("factor", 512.0), ("attention_factor", 100.0), ("rope_theta", 1e13), ("low_freq_factor", 1e4),
                                ("high_freq_factor", 1e4), ("beta_fast", 1e4), ("beta_slow", 1e4)):  # fmt: skip
                 number = part.get(name)
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     if number <= 0 or (isinstance(number, float) and not math.isfinite(number)):
                         yield IMPOSSIBLE.found(f"{name} is {number!r}", file=file, place=f"{at}.{key}.{name}")
-                    elif number > most:
+                    elif number > most or (name == "rope_theta" and number < MODEL[name][2]):
                         yield ABSURD.found(f"{name} is {number!r}", file=file, place=f"{at}.{key}.{name}")
             for name in ("long_factor", "short_factor"):
                 numbers = part.get(name)

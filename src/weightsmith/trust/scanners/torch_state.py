@@ -203,7 +203,7 @@ class State:
         Raises:
             FormatError: what ``pieces`` raises.
         """
-        spans = {span: Values(span[2]) for span in storage.views if span[2] not in ("", "C128")}
+        spans = {span: self._values(span, names[0]) for span, names in storage.views.items() if span[2] not in ("", "C128")}
         whole = Values(storage.dtype) if not spans and storage.dtype in ("F32", "F16", "BF16", "F64") else None
         position = 0
         for block in _blocks(pieces):
@@ -225,6 +225,12 @@ class State:
                 folder.tensors[item.name, name] = facts
         if whole is not None and position and not whole.facts().finite:
             yield NOT_FINITE.found(f"storage {storage.key[:60]!r}", file=self.file)
+
+    def _values(self, span: tuple[int, int, str], name: str) -> Values:
+        """What takes in the bytes of one view."""
+        begin, stop, dtype = span
+        rows = math.prod(self.declared[name][1][:-1]) if name in self.declared else 0
+        return Values(dtype, size=stop - begin, row=(stop - begin) // rows if rows > 1 else 0)
 
     def declare(self, item: Item, folder: Folder) -> None:
         """Tell the folder's other scanners of the named tensors."""
