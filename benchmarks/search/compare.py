@@ -23,6 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -228,6 +229,32 @@ def reaches(base: Confirmation, side: Side, rows: Seq[Confirmation], volume: flo
     return next((t for t in times if volume_of(base, [r for r in mine if side.found[r.what] <= t]) >= volume), None)
 
 
+def damage_at(base: Confirmation, rows: Seq[Confirmation], left: int, *, loops: bool) -> float | None:
+    """KL at which a side leaves so many requests refused (with ``loops``: refused or answered with a loop), by a straight line
+    between its neighbouring points, of which the base is one; KL grows with the square of an edit's strength, so the line lies
+    above what an edit between the two would have. ``None`` where no point leaves so few."""
+    points = [(base.refuses + loops * base.degenerate, 0.0), *((r.refuses + loops * r.degenerate, r.kl) for r in rows)]
+    found = []
+    for more, low in points:
+        for less, high in points:
+            if more >= left >= less and low <= high:
+                share = (more - left) / (more - less) if more > less else 0.0
+                found.append(low + share * (high - low))
+    return min(found, default=None)
+
+
+def at_equal_effect(base: Confirmation, mine: Seq[Confirmation], theirs: Seq[Confirmation], *, loops: bool) -> Iterator[str]:
+    """Our KL over theirs, at each of their points that no other one of theirs beats."""
+    what = "refused or looping" if loops else "refused"
+    counts = {id(r): r.refuses + loops * r.degenerate for r in theirs}
+    for r in sorted(theirs, key=lambda r: r.kl):
+        if any(o.kl < r.kl and counts[id(o)] <= counts[id(r)] for o in theirs):
+            continue
+        ours = damage_at(base, mine, counts[id(r)], loops=loops)
+        said = "none of ours" if ours is None else f"ours {ours:.4f}, {ours / max(r.kl, 1e-9):.2f} of it"
+        yield f"KL with {counts[id(r)]} of {r.n} {what}: baseline {r.kl:.4f}, {said}"
+
+
 def report(base: Confirmation, sides: Seq[Side], rows: Seq[Confirmation]) -> None:
     """The table so far; ratios against the baseline where it has run."""
     print()
@@ -245,6 +272,9 @@ def report(base: Confirmation, sides: Seq[Side], rows: Seq[Confirmation]) -> Non
         reached = reaches(base, a, rows, volume_of(base, [r for r in rows if r.side == "baseline"]))
         when = "never" if reached is None else f"after {reached:.1f} s, {reached / b.seconds:.3f} of its time"
         print(f"ours reached the baseline's hypervolume: {when}")
+        mine, theirs = ([r for r in rows if r.side == name] for name in ("ours", "baseline"))
+        for loops in (False, True):
+            print("\n".join(at_equal_effect(base, mine, theirs, loops=loops)))
         print(f"ours / baseline: time {a.seconds / b.seconds:.3f}, generated {a.generated / b.generated:.3f}, "
               f"prefilled {a.prefilled / b.prefilled:.3f}")  # fmt: skip
     print(flush=True)
