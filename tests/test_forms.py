@@ -19,9 +19,10 @@ from weightsmith.checkpoint import INDEX, KEPT, RECORD, open_checkpoint
 from weightsmith.direction import Direction
 from weightsmith.edits import AddOutput
 from weightsmith.edits.constant import fit_writer
-from weightsmith.errors import DigestMismatch, EditError, NonFinite, OutputExists, RecipeError, UsageError
+from weightsmith.errors import DigestMismatch, EditError, NonFinite, OutputExists, RecipeError, UnsafeModel, UsageError
 from weightsmith.jobs.edit import edit
 from weightsmith.jobs.measured import sentence
+from weightsmith.options import RunOptions
 from weightsmith.plan import compile_edit
 from weightsmith.records import Derivation, EditSpec, EditStep, parse
 from weightsmith.runtime import load, steering
@@ -570,5 +571,7 @@ def test_quantised_weights_are_refused(models: Pico, tmp_path: Path) -> None:
     length = int.from_bytes(data[:8], "little")
     header = data[8 : 8 + length].replace(b'"F32"', b'"I32"')
     file.write_bytes(data[:8] + header + data[8 + length :])
-    with pytest.raises(EditError, match="I32: quantised"):
+    with pytest.raises(UnsafeModel, match="weights-whole-numbers"):  # whole numbers without scales, as the scan says
         edit(base, direction, tmp_path / "out", remove=1.0, transfer=True)
+    with pytest.raises(EditError, match="I32: quantised"):
+        edit(base, direction, tmp_path / "out", remove=1.0, transfer=True, options=RunOptions(allow=("suspicious",)))
