@@ -11,7 +11,7 @@ from typing import Any
 
 from . import Case, write_json
 from .assembly import SHELL, STOP, call, named, proto, put, raw_bytes, system, text
-from .layout import TOKENS, config, folder
+from .layout import TOKENS, config, folder, tokenizer
 from .pickles_torch import members, saved, with_pickle, zipped
 
 Build = Callable[[Path], None]
@@ -97,6 +97,10 @@ _GIT = "https://git-scm.com/docs/git-config#Documentation/git-config.txt-corefsm
 _CLONE = ('[remote "origin"]\n\turl = https://huggingface.co/org/name\n\tfetch = +refs/heads/*:refs/remotes/origin/*\n'
           '[filter "lfs"]\n\tclean = git-lfs clean -- %f\n\tsmudge = git-lfs smudge -- %f\n\tprocess = git-lfs filter-process\n'
           '[branch "main"]\n\tremote = origin\n\tmerge = refs/heads/main\n')  # fmt: skip
+_LFS_HOOK = """#!/bin/sh
+command -v git-lfs >/dev/null 2>&1 || { printf >&2 "\\n%s\\n\\n" "git-lfs was not found on your path."; exit 2; }
+git lfs post-checkout "$@"
+"""
 CASES = [
     _case("numpy-generator", put(_constructed("__generator_ctor"), "pytorch_model.bin"), "pickle-code", "malicious", fires=_TORCH,
           needs=("torch",), see="numpy/random/_pickle.py"),
@@ -169,5 +173,24 @@ CASES = [
           "modelfile-elsewhere", see="https://docs.ollama.com/modelfile"),
     _case("modelfile-honest", _files({"Modelfile": 'FROM ./x.gguf\nTEMPLATE """{{ .Prompt }}"""\nPARAMETER stop "</s>"\n'})),
     _case("object-of-jsonpickle", _files({"extra.json": {"py/object": "foreign.Thing"}}), "config-imports"),
+    _case("git-settings-too-large", _repository(".git", "#" * (1 << 20) + "\n\tfsmonitor = touch x\n"), "folder-runs-command",
+          "could not tell"),
+    _case("git-lfs-hooks-honest", _files({".git/hooks/post-checkout": _LFS_HOOK})),
+    _case("git-other-hook", _files({".git/hooks/post-checkout": _LFS_HOOK + "touch x\n"}), "git-hook"),
+    _case("git-helper-honest", _repository(".git", "\teditor = nano\n[credential]\n\thelper = store\n[alias]\n\tst = status\n")),
+    _case("git-helper", _repository(".git", "[credential]\n\thelper = !touch x\n"), "folder-runs-command"),
+    _case("modelfile-licence-honest", _files({"Modelfile": 'FROM /usr/share/ollama/.ollama/models/blobs/sha256-0\nLICENSE """\n'
+          'FROM https://www.apache.org/licenses/\n"""\n'})),
+    _case("packages-here-honest", _files({"requirements-dev.txt": "# see https://example.org\n-e .\n-e .[dev]\n",
+          "setup.cfg": "[easy_install]\nindex-url = https://pypi.org/simple\n"})),
+    _case("editor-comments-honest", _files({".devcontainer/devcontainer.json": '// made by hand\n{"image": "python:3"}\n'})),
+    _case("answers-wrapped-honest", _files({"tokenizer_config.json": {"response_schema": {"x-regex-substitutions": [
+        ["<\\|channel\\|>final<\\|message\\|>(.*?)<\\|return\\|>", "<|channel|>analysis<|message|>\\1<|end|>"],
+        ["to=functions\\.(\\S+) json(.*?)<\\|call\\|>", '{"name": "\\1", "arguments": \\2}']]}}})),
+    _case("partial-honest", _files({"tokenizer_losses.json": {"_target_": "functools.partial"}}), "config-imports"),
+    _case("regex-of-another-dialect", lambda p: folder(p, tokenizer=tokenizer(normalizer={
+        "type": "Replace", "pattern": {"Regex": " {5,2}"}, "content": ""})) and None),
+    _case("hdf5-of-names", lambda p: p.joinpath("a.h5").write_bytes(b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0" + b"cos\nab\n" * 4000)
+          and None, "scanner-failed", "could not tell"),
     _case("text-like-json-honest", _files({"Pipfile": "[[source]]\nurl = 'x'\n", "AUTHORS": '{ "x" } and others\n'})),
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import re
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import BinaryIO
 
 from ...errors import LimitExceeded
@@ -23,7 +23,8 @@ from .pickle_machine import Machine
 from .pickle_values import Cursor
 from .unpacking import part
 
-MOST_TRIED = 200_000  # places that may begin a pickle
+MOST_TRIED = 20_000  # places that may begin a pickle
+MOST_WALKED = 1 << 20  # bytes of streams that begin at places of which nothing says that they do
 _BLOCK = 1 << 20
 _KEPT = 256  # bytes of a block that are looked at with the next one: the longest anchor
 _SMALL = 1 << 16
@@ -49,6 +50,7 @@ def scan(item: Item) -> Iterator[Finding | Item]:
         return
     seen: set[tuple[int, int]] = set()
     known: dict[bytes, list[int]] = {}  # tables of pandas say the same of each column
+    walked = 0
     said: list[tuple[int, int]] = []  # objects that were pickles as a whole, in order: what is in them was looked at
     with item.open() as file:
         for at, size, sure in _places(item):
@@ -64,7 +66,10 @@ def scan(item: Item) -> Iterator[Finding | Item]:
             raw = file.read(size) if sure and size <= _SMALL else b""
             if raw not in known:
                 whole: list[int] = []
-                yield from _tried(item, at, size, sure, whole)
+                far = yield from _tried(item, at, size, sure, whole)
+                walked += 0 if sure else far
+                if walked > MOST_WALKED:
+                    raise LimitExceeded(f"pickles of more than {MOST_WALKED} bytes where none is declared", where=item.name)
                 known.update({raw: whole} if raw else {})
             else:
                 whole = known[raw]
@@ -78,16 +83,17 @@ def _inside(at: int, spans: list[tuple[int, int]]) -> bool:
     return any(begin <= at < end for begin, end in spans[max(before, 0) : before + 2])
 
 
-def _tried(item: Item, at: int, size: int, sure: bool, whole: list[int]) -> Iterator[Finding | Item]:
+def _tried(item: Item, at: int, size: int, sure: bool, whole: list[int]) -> Generator[Finding | Item, None, int]:
     """One place: a stream that ends well is a file of its own (``whole`` takes its length), of any other one is said what it
-    calls before it fails."""
+    calls before it fails. How many bytes were read as a pickle."""
     name = f"{item.name}!byte {at}"
     judge = Judge(shown(name), guess=True)
     opener = part(item.opener, at, size)
     with opener() as file:
         begin = file.read(12)
         file.seek(0)
-        stream = Machine(Cursor(file), judge).run()
+        cursor = Cursor(file)
+        stream = Machine(cursor, judge).run()
     whole += [stream.end] if stream.stopped else []
     framed = sure and bool(re.match(rb"\x80[\x04\x05]\x95.{6}\0\0", begin, re.DOTALL))
     if judge.uses and (stream.limit or framed or (stream.stopped and (sure or begin[:1] == b"\x80"))):
@@ -101,6 +107,7 @@ def _tried(item: Item, at: int, size: int, sure: bool, whole: list[int]) -> Iter
     else:  # lines of words look like an import, so that only what is of the system counts
         found = [f for f in judge.findings() if f.rule == CODE.name]
         yield from found or _behind_a_mark(item, at, size)
+    return cursor.position
 
 
 def _behind_a_mark(item: Item, at: int, size: int) -> Iterator[Finding]:

@@ -27,7 +27,8 @@ ELSEWHERE = Rule(
 RULES = (TEXT, ELSEWHERE)
 
 MOST = 1 << 20  # bytes
-_ENTRY = re.compile(r'^[ \t]*(SYSTEM|TEMPLATE|MESSAGE|ADAPTER|FROM)[ \t]+("""(?:.*?)(?:"""|\Z)|[^\n]*)', re.I | re.M | re.S)
+_ENTRY = re.compile(r'^[ \t]*(SYSTEM|TEMPLATE|MESSAGE|ADAPTER|FROM|LICENSE|PARAMETER)[ \t]+("""(?:.*?)(?:"""|\Z)|[^\n]*)',
+                    re.IGNORECASE | re.MULTILINE | re.DOTALL)  # fmt: skip
 
 
 def check(folder: Folder) -> Iterator[Finding]:
@@ -35,10 +36,18 @@ def check(folder: Folder) -> Iterator[Finding]:
     for item in folder.items.values():
         if not re.fullmatch(r"modelfile(?:[-_.][\w.-]+)?|.*\.modelfile", item.basename, re.IGNORECASE) or "text" not in item.kinds:
             continue
+        if item.size > MOST:
+            yield TEXT.found(f"it has {item.size} bytes, and no more than {MOST} are read", file=shown(item.name),
+                             severity="unknown")  # fmt: skip
+            continue
+        beside = {n.rpartition("/")[2] for n in folder.items}
         for at in _ENTRY.finditer(as_text(item.read(MOST)) or ""):
             key, value = at[1].upper(), at[2].strip().strip('"').strip()
             if key in ("ADAPTER", "FROM"):
                 if re.match(r"[/\\~]|[A-Za-z]:\\|\w+://", value) or ".." in re.split(r"[\\/]", value):
-                    yield ELSEWHERE.found(f"{key} {value[:160]}", file=shown(item.name), evidence=value[:300])
-            elif value:
+                    # what the publisher's own machine called it: the file that is meant lies here, or is Ollama's own copy
+                    own = (key == "FROM" and re.match(r"/\w", value)) or re.split(r"[\\/]", value)[-1] in beside
+                    yield ELSEWHERE.found(f"{key} {value[:160]}", file=shown(item.name), evidence=value[:300],
+                                          severity="note" if own else None)  # fmt: skip
+            elif value and key not in ("LICENSE", "PARAMETER"):
                 yield TEXT.found(f"{key} of {len(value)} letters", file=shown(item.name), evidence=value[:600])

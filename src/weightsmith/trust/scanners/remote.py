@@ -189,13 +189,15 @@ _ACTING = frozenset(("starts programs", "runs code made from data", "loads nativ
 
 
 _PIPED = re.compile(r"(?:curl|wget)\b.*\|\s*(?:ba|z|da)?sh\b|base64\s+-d|/dev/tcp/|\bnc\s+-e")
-_ELSEWHERE = re.compile(r"^\s*(?:-i\b|--(?:extra-)?index|-f\b|--find|--trusted)|git\+|https?://|file:|\.\./|^\s*-e\b|(?:^|@)\s*\./|\.whl\b")
+_ELSEWHERE = re.compile(r"^\s*(?:-i\b|--(?:extra-)?index|-f\b|--find|--trusted)|git\+|https?://"
+                        r"|file:|\.\./|^\s*-e\b(?!\s+\.(?:\[[\w, -]*\])?\s*$)|(?:^|@)\s*\./|\.whl\b")
 _PACKAGES = re.compile(r"(?:.*[-_])?(?:requirements|constraints)(?:[-_].*)?\.(?:txt|in)")
 #: other files that list packages: addresses are honest in them, installing from one is not usual
 _PROJECTS = re.compile(r"pyproject\.toml|setup\.cfg|pipfile|(?:conda[-_]?)?env(?:ironment)?[-\w]*\.ya?ml|"
                        r"(?:bentofile|cog)\.ya?ml")
-_INSTALLS = re.compile(r"git\+\w|@\s*(?:https?|file):|--(?:extra-)?index-url|index-url\s*=|\b(?:curl|wget)\b.*\|\s*\w*sh\b")
-_HONEST_PLACES = re.compile(r"download\.pytorch\.org|github\.com/(?:huggingface|pytorch|NVIDIA|Dao-AILab)/")
+_INSTALLS = re.compile(r"git\+(?!https://github\.com/)\w|@\s*(?:https?|file):|--(?:extra-)?index-url|index-url\s*=|\b(?:curl|wget)\b.*\|\s*\w*sh\b")
+_HONEST_PLACES = re.compile(r"download\.pytorch\.org|//pypi\.org/simple|"
+                            r"github\.com/(?:huggingface|pytorch|NVIDIA|Dao-AILab|openai|explosion|facebookresearch)/")
 
 
 def _notebook(item: Item) -> Iterator[Finding]:
@@ -238,6 +240,7 @@ def _beside_code(item: Item) -> Iterator[Finding]:
         text = item.read().decode("utf-8", "replace")
         lines = [line.strip() for line in text.split("\n")]
         unusual = _ELSEWHERE if listed else _INSTALLS
+        lines = [re.split(r"(?:^|\s)#", line)[0] for line in lines]
         odd = [line for line in lines if unusual.search(line) and not _HONEST_PLACES.search(line)]
         if odd:
             yield rules.REQUIREMENTS_ELSEWHERE.found(odd[0][:200], file=shown(item.name), evidence="\n".join(odd))

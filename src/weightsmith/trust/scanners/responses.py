@@ -166,13 +166,22 @@ def _schema(schema: Any, file: str) -> Iterator[Finding]:
                 pending.append((value, where, keys))
 
 
+#: what a replacement that keeps the model's words may put around them: marks, the channel's name between two, JSON's keys
+_WRAPPED = re.compile(r"""\\g<\w+>|\\\d|<\|[^|<>]{1,40}\|>(?:\w{1,20}(?=<\|))?|"\w{1,20}"\s*:""")
+
+
+_MOST_PAIRS = 100
+
+
 def _substitutions(value: Any, at: str, file: str) -> Iterator[Finding]:
     """Replacements that are made in what the model wrote before it is read."""
-    for i, pair in enumerate(value[:_MOST] if isinstance(value, list) else ()):
+    if isinstance(value, list) and len(value) > _MOST_PAIRS:
+        yield SLOW.found(f"{len(value)} replacements, one after the other", file=file, place=at)
+    for i, pair in enumerate(value[:_MOST_PAIRS] if isinstance(value, list) else ()):
         if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(p, str) for p in pair):
             continue
         yield from _pattern(pair[0], f"{at}[{i}]", file)
-        worded = any(c.isalnum() for c in re.sub(r"\\g<\w+>|\\\d", "", pair[1]))
+        worded = any(c.isalnum() for c in _WRAPPED.sub("", pair[1]))
         rule = (judge if pair[0].isalnum() else judge_regex)(*pair) if worded or takes_words(pair[0]) else None
         if rule is not None and pair[1] not in _VALUES and (worded or not re.search(r"\\g<\w+>|\\\d", pair[1])):
             yield (ADDS if worded else EATS).found(f"{pair[0]!r:.80} becomes {pair[1]!r:.80}", file=file, place=f"{at}[{i}]",

@@ -200,7 +200,8 @@ class _Settings:
             if name == "eos" and self.vocabulary is not None:
                 texts = self.vocabulary.texts
                 words = [i for i in ids if i in texts and not self._marker(i)]
-                if words:
+                older = ids == [2] and str(settings.get("model_type")).startswith("clip")  # what CLIP's first configs say
+                if words and not older:
                     yield ODD_STOP.found(f"{key} {words[0]} is {self._text(words[0])!r:.40}", file=file, place=f"{at}.{key}")
 
     @property

@@ -33,10 +33,12 @@ Sources = list[tuple[str, Mapping[str, Any], str]]
 
 def check(place: Place, vocabulary: Vocabulary | None, sources: Sources, marker: Callable[[int], bool]) -> Iterator[Finding]:
     """Findings of the settings files of a directory; ``marker`` tells which ids stand for no text."""
+    sound = any(isinstance(place.config.get(k), dict) for k in ("audio_encoder", "codec_config")) or any(
+        "num_codebooks" in settings or "codebook_size" in settings for _, settings, _ in sources)  # ids of sounds, not of words
     for file, settings, at in sources:
         for key in ("pad_token_id", "decoder_start_token_id"):
             value = settings.get(key)
-            if vocabulary is None or type(value) is not int:
+            if vocabulary is None or sound or type(value) is not int:
                 continue
             text = vocabulary.texts.get(value)
             if text is not None and is_words(text) and not marker(value):

@@ -165,7 +165,8 @@ def _needed(item: Item) -> Severity | None:
     """``note`` for what by its name is data, a result or no JSON at all, which no loader reads."""
     base = item.basename
     settings = is_named(base) or _SETTINGS.search(base)
-    other = not base.lower().endswith((".json", ".ipynb"))  # it only begins like JSON
+    loose = base == "devcontainer.json" or "/.vscode/" in "/" + item.name  # editors allow comments there
+    other = loose or not base.lower().endswith((".json", ".ipynb"))  # it only begins like JSON
     return "note" if (_DATA.search(base) or other) and not settings else None
 
 

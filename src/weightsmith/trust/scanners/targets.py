@@ -29,6 +29,11 @@ _INNER = frozenset({
     "os", "posix", "subprocess", "shutil", "builtins", "importlib", "pickle", "marshal", "socket", "runpy", "ctypes",
     "__globals__", "__builtins__", "__init__",
 })  # fmt: skip
+#: what configurations call in good faith: it runs nothing that it is not handed in a name of its own
+_HARMLESS = re.compile(
+    r"(?:builtins|__builtin__)\.(?:list|dict|tuple|set|frozenset|str|int|float|bool|len|range|min|max|sum|abs|round|sorted|slice)"
+    r"|functools\.partial|operator\.(?:add|sub|mul|neg|itemgetter)|pathlib\.(?:Pure)?(?:Posix|Windows)?Path"
+)
 
 
 def passes(target: str) -> bool:
@@ -40,4 +45,5 @@ def passes(target: str) -> bool:
 def is_hostile(target: str) -> bool:
     """Whether a dotted name ends at, or passes through, something that runs programs or code, or reads pickles."""
     target = target.strip().replace(":", ".")
-    return bool(_CALLS.match(target) or DANGEROUS.fullmatch(target)) or not _INNER.isdisjoint(target.split("."))
+    return not _HARMLESS.fullmatch(target) and bool(
+        _CALLS.match(target) or DANGEROUS.fullmatch(target) or not _INNER.isdisjoint(target.split(".")))  # fmt: skip

@@ -96,8 +96,14 @@ def _left(rule: Mapping[str, Any]) -> str:
 
 def _spaces_only(pattern: Any) -> str | None:
     """The source of a pattern that matches white space and nothing else; ``None`` for any other."""
-    if isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str):
-        return pattern["Regex"] if len(pattern["Regex"]) < 100 and _SPACES.fullmatch(pattern["Regex"]) else None
+    if isinstance(pattern, dict) and isinstance(source := pattern.get("Regex"), str):
+        if len(source) >= 100 or not _SPACES.fullmatch(source):
+            return None
+        try:
+            re.compile(source)
+        except re.error:  # Oniguruma takes some that Python does not (` {5,2}`)
+            return None
+        return source
     text = pattern.get("String") if isinstance(pattern, dict) else pattern
     return re.escape(text) if isinstance(text, str) and text and not text.strip() else None
 

@@ -31,9 +31,17 @@ OPENED = Rule(
 RULES = (HOOK, OPENED)
 
 MOST = 1 << 20  # bytes of such a file
+_HOOKS = re.compile(
+    rb"#!/bin/sh\s+command -v git-lfs >/dev/null 2>&1 \|\| \{ (?:printf|echo) >&2(?: \"[^\"`$\n]{0,400}\"){1,2}; exit 2; \}\s+"
+    rb"git lfs [a-z-]{4,20} \"\$@\"\s*"
+)
 _SECTION = re.compile(r'\s*\[\s*([\w.-]+)\s*(?:"((?:[^"\\]|\\.)*)")?\s*\]')
 _PLAIN = re.compile(r"(?:true|false|yes|no|on|off|\d*)", re.IGNORECASE)
-_LFS = re.compile(r"git-lfs (?:clean -- %f|smudge (?:--skip )?-- %f|filter-process(?: --skip)?)")
+_LFS = re.compile(r"git-lfs (?:(?:clean|smudge)(?: --skip)?(?: --)? %f|filter-process(?: --skip)?)")
+#: helpers and editors that everybody has; another one is a program that somebody chose
+_USUAL = re.compile(r"|store|cache(?: --timeout[= ]\d+)?|manager(?:-core)?|osxkeychain|wincred|libsecret|oauth|nano|vim?|emacs|"
+                    r"less|more|cat|code --wait", re.IGNORECASE)
+_OWN_PLACES = re.compile(r"(?:credential\.helper|core\.(?:editor|pager)|sequence\.editor|pager\.\w+)")
 #: keys whose value git runs, as `section.key` without what stands in quotes between them
 _RUN = re.compile(
     r"core\.(?:sshcommand|gitproxy|editor|pager|hookspath|askpass|alternaterefscommand)|sequence\.editor|pager\.\w+|alias\.[\w-]+|"
@@ -49,7 +57,9 @@ def check(folder: Folder) -> Iterator[Finding]:
     for item in folder.items.values():
         path = "/" + item.name
         if "/.git/hooks/" in path and not item.basename.endswith(".sample") and item.size:
-            yield HOOK.found("git runs it", file=shown(item.name), evidence=item.head[:300].decode("utf-8", "replace"))
+            own = _HOOKS.fullmatch(item.head[:1024])  # what Git LFS writes into every clone
+            yield HOOK.found("git runs it" + (", as Git LFS writes it" if own else ""), file=shown(item.name),
+                             evidence=item.head[:300].decode("utf-8", "replace"), severity="note" if own else None)  # fmt: skip
         for pattern, read in _READERS:
             if pattern.search(path) and (pattern is not _GIT or _repository(item, folder)):
                 yield from _found(item, read)
@@ -57,6 +67,9 @@ def check(folder: Folder) -> Iterator[Finding]:
 
 
 def _found(item: Item, read: Callable[[str], Iterator[str]]) -> Iterator[Finding]:
+    if item.size > MOST:
+        yield OPENED.found(f"it has {item.size} bytes, and no more than {MOST} are read", file=shown(item.name), severity="unknown")
+        return
     text = as_text(item.read(MOST))
     for said in read(text) if text is not None else ():
         yield OPENED.found(said[:300], file=shown(item.name), evidence=said, severity=_severity(said))
@@ -76,8 +89,10 @@ def _git(text: str) -> Iterator[str]:
     """What a git configuration makes git run; also of `.gitmodules`."""
     section = sub = ""
     for line in re.sub(r"\\\r?\n", "", text).splitlines():
-        while at := _SECTION.match(line):
-            section, sub, line = at[1].lower(), at[2] or "", line[at.end() :]
+        begin = 0
+        while at := _SECTION.match(line, begin):
+            section, sub, begin = at[1].lower(), at[2] or "", at.end()
+        line = line[begin:]
         key, _, value = line.partition("=")
         key, value = key.strip().lower(), value.strip().strip('"').strip()
         if not key or key[0] in "#;":
@@ -86,7 +101,9 @@ def _git(text: str) -> Iterator[str]:
         transport = key in ("url", "pushurl", "insteadof") and (re.match(r"[\w+-]+::|-", value) or re.match(r"[\w+-]+::|-", sub))
         own = whole == "core.fsmonitor" and not _PLAIN.fullmatch(value)
         runs = _RUN.fullmatch(whole) and not _LFS.fullmatch(value)
-        if whole == "submodule.update" and not value.startswith("!"):
+        if whole == "submodule.update" or section == "alias":
+            runs = runs if value.startswith("!") else None
+        if _OWN_PLACES.fullmatch(whole) and _USUAL.fullmatch(value):
             runs = None
         if transport or own or runs:
             yield f"git runs what {full} says: {value}"
@@ -139,17 +156,17 @@ def _line(pattern: str, said: str) -> Callable[[str], Iterator[str]]:
 
 
 _GIT = re.compile(r"/config(?:\.worktree)?$")
-_ELSEWHERE = r"^\s*\w+\s*=\s*(?:file:|\\\\|//).*$"
+_ELSEWHERE = r"^[ \t]*\w{1,40}[ \t]*=[ \t]*(?:file:|\\\\|//).*$"
 _READERS: tuple[tuple[re.Pattern[str], Callable[[str], Iterator[str]]], ...] = (
     (_GIT, _git), (re.compile(r"/\.(?:gitmodules|gitconfig|lfsconfig)$"), _git), (re.compile(r"/\.hg/hgrc$"), _mercurial),
     (re.compile(r"/\.vscode/tasks\.json$"), _json("runOn", "the editor runs a task by itself,", "folderOpen")),
     (re.compile(r"/\.(?:claude|cursor|gemini|codex)/(?:settings(?:\.local)?|hooks)\.json$"),
      _json("command", "a coding agent runs")),
     (re.compile(r"/(?:\.mcp|\.cursor/mcp|\.vscode/mcp|mcp)\.json$"), _json("command", "a coding agent starts")),
-    (re.compile(r"/\.?devcontainer\.json$"), _container), (re.compile(r"/\.envrc$"), _line(r"^[^\s#].*$", "the shell runs")),
-    (re.compile(r"\.desktop$"), _line(r"^(?:Exec|TryExec)\s*=.*$", "the desktop starts")),
+    (re.compile(r"/\.?devcontainer\.json$"), _container), (re.compile(r"/\.envrc$"), _line(r"^[ \t]*[^\s#].*$", "the shell runs")),
+    (re.compile(r"\.desktop$"), _line(r"^(?:Exec|TryExec)[ \t]*=.*$", "the desktop starts")),
     (re.compile(r"/desktop\.ini$|\.(?:url|library-ms|searchconnector-ms)$", re.IGNORECASE),
      _line(_ELSEWHERE, "the desktop fetches")),
     (re.compile(r"/autorun\.inf$", re.IGNORECASE),
-     _line(r"^\s*(?:open|shellexecute|shell\\\w+\\command)\s*=.*$", "the desktop starts")),
+     _line(r"^[ \t]*(?:open|shellexecute|shell\\\w{1,40}\\command)[ \t]*=.*$", "the desktop starts")),
 )  # fmt: skip
