@@ -187,7 +187,17 @@ CASES = [
     _case("answers-wrapped-honest", _files({"tokenizer_config.json": {"response_schema": {"x-regex-substitutions": [
         ["<\\|channel\\|>final<\\|message\\|>(.*?)<\\|return\\|>", "<|channel|>analysis<|message|>\\1<|end|>"],
         ["to=functions\\.(\\S+) json(.*?)<\\|call\\|>", '{"name": "\\1", "arguments": \\2}']]}}})),
-    _case("partial-honest", _files({"tokenizer_losses.json": {"_target_": "functools.partial"}}), "config-imports"),
+    _case("partial", _files({"hydra.json": {"_target_": "functools.partial"}}), "config-imports"),
+    _case("answers-lose-a-word", _files({"tokenizer_config.json": {"response_schema": {"x-regex-substitutions": [
+        ["not (\\w+)", "\\1"]]}}}), "response-drops-text"),
+    _case("answers-of-many-parts", _files({"tokenizer_config.json": {"response_schema": {"properties": {
+        f"p{i}": {"type": "string"} for i in range(6000)}}}}), "scanner-failed", "could not tell"),
+    _case("packages-in-an-address", _files({"requirements.txt": "-i https://example.org/https://github.com/openai/x\n"}),
+          "requirements-elsewhere"),
+    _case("packages-above-an-address", _files({"requirements.txt": "git+https://github.com/openai/../someone/x\n"}),
+          "requirements-elsewhere"),
+    _case("packages-known-honest", _files({"requirements.txt": "--extra-index-url https://download.pytorch.org/whl/cu121\n"
+          "clip @ git+https://github.com/openai/CLIP.git@main\n"})),
     _case("regex-of-another-dialect", lambda p: folder(p, tokenizer=tokenizer(normalizer={
         "type": "Replace", "pattern": {"Regex": " {5,2}"}, "content": ""})) and None),
     _case("hdf5-of-names", lambda p: p.joinpath("a.h5").write_bytes(b"\x89HDF\r\n\x1a\n\0\0\0\0\0\x08\x08\0" + b"cos\nab\n" * 4000)

@@ -50,7 +50,7 @@ def scan(item: Item) -> Iterator[Finding | Item]:
         return
     seen: set[tuple[int, int]] = set()
     known: dict[bytes, list[int]] = {}  # tables of pandas say the same of each column
-    walked = 0
+    walked = vouched = 0  # bytes that were read as pickles: where nothing says that one begins, and where something does
     said: list[tuple[int, int]] = []  # objects that were pickles as a whole, in order: what is in them was looked at
     with item.open() as file:
         for at, size, sure in _places(item):
@@ -67,7 +67,9 @@ def scan(item: Item) -> Iterator[Finding | Item]:
             if raw not in known:
                 whole: list[int] = []
                 far = yield from _tried(item, at, size, sure, whole)
-                walked += 0 if sure else far
+                walked, vouched = (walked, vouched + far) if sure else (walked + far, vouched)
+                if vouched > 2 * item.size + MOST_WALKED:  # objects don't lie in each other
+                    raise LimitExceeded("objects that overlap", where=item.name)
                 if walked > MOST_WALKED:
                     raise LimitExceeded(f"pickles of more than {MOST_WALKED} bytes where none is declared", where=item.name)
                 known.update({raw: whole} if raw else {})

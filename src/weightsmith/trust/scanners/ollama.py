@@ -27,6 +27,7 @@ ELSEWHERE = Rule(
 RULES = (TEXT, ELSEWHERE)
 
 MOST = 1 << 20  # bytes
+MOST_SAID = 20  # notes about one file
 _ENTRY = re.compile(r'^[ \t]*(SYSTEM|TEMPLATE|MESSAGE|ADAPTER|FROM|LICENSE|PARAMETER)[ \t]+("""(?:.*?)(?:"""|\Z)|[^\n]*)',
                     re.IGNORECASE | re.MULTILINE | re.DOTALL)  # fmt: skip
 
@@ -41,6 +42,7 @@ def check(folder: Folder) -> Iterator[Finding]:
                              severity="unknown")  # fmt: skip
             continue
         beside = {n.rpartition("/")[2] for n in folder.items}
+        told = 0
         for at in _ENTRY.finditer(as_text(item.read(MOST)) or ""):
             key, value = at[1].upper(), at[2].strip().strip('"').strip()
             if key in ("ADAPTER", "FROM"):
@@ -49,5 +51,5 @@ def check(folder: Folder) -> Iterator[Finding]:
                     own = (key == "FROM" and re.match(r"/\w", value)) or re.split(r"[\\/]", value)[-1] in beside
                     yield ELSEWHERE.found(f"{key} {value[:160]}", file=shown(item.name), evidence=value[:300],
                                           severity="note" if own else None)  # fmt: skip
-            elif value and key not in ("LICENSE", "PARAMETER"):
+            elif value and key not in ("LICENSE", "PARAMETER") and (told := told + 1) <= MOST_SAID:
                 yield TEXT.found(f"{key} of {len(value)} letters", file=shown(item.name), evidence=value[:600])

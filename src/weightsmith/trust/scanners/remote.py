@@ -196,8 +196,11 @@ _PACKAGES = re.compile(r"(?:.*[-_])?(?:requirements|constraints)(?:[-_].*)?\.(?:
 _PROJECTS = re.compile(r"pyproject\.toml|setup\.cfg|pipfile|(?:conda[-_]?)?env(?:ironment)?[-\w]*\.ya?ml|"
                        r"(?:bentofile|cog)\.ya?ml")
 _INSTALLS = re.compile(r"git\+(?!https://github\.com/)\w|@\s*(?:https?|file):|--(?:extra-)?index-url|index-url\s*=|\b(?:curl|wget)\b.*\|\s*\w*sh\b")
-_HONEST_PLACES = re.compile(r"download\.pytorch\.org|//pypi\.org/simple|"
-                            r"github\.com/(?:huggingface|pytorch|NVIDIA|Dao-AILab|openai|explosion|facebookresearch)/")
+#: a whole address, with the option before it; not one that only stands in another one
+_HONEST_PLACES = re.compile(
+    r"(?:(?:-i|-f|--(?:extra-)?index-url|--find-links|index-url)\s*[= ]\s*)?(?<![\w/:.@-])(?:git\+)?https?://(?!\S*/\.\.)"
+    r"(?:download\.pytorch\.org(?![\w.@:-])|pypi\.org/simple(?![\w.-])|"
+    r"github\.com/(?:huggingface|pytorch|NVIDIA|Dao-AILab|openai|explosion|facebookresearch)/[\w.-]+)[^\s\"',;]*")
 
 
 def _notebook(item: Item) -> Iterator[Finding]:
@@ -241,9 +244,12 @@ def _beside_code(item: Item) -> Iterator[Finding]:
         lines = [line.strip() for line in text.split("\n")]
         unusual = _ELSEWHERE if listed else _INSTALLS
         lines = [re.split(r"(?:^|\s)#", line)[0] for line in lines]
-        odd = [line for line in lines if unusual.search(line) and not _HONEST_PLACES.search(line)]
-        if odd:
-            yield rules.REQUIREMENTS_ELSEWHERE.found(odd[0][:200], file=shown(item.name), evidence="\n".join(odd))
+        odd = [line for line in lines if unusual.search(_HONEST_PLACES.sub("", line))]
+        usual = [] if listed else [line for line in lines if "git+https://github.com/" in line and line not in odd]
+        if odd or usual:
+            told = odd or usual
+            yield rules.REQUIREMENTS_ELSEWHERE.found(told[0][:200], file=shown(item.name), evidence="\n".join(told),
+                                                     severity=None if odd else "note")  # fmt: skip
         elif listed:
             yield rules.REQUIREMENTS.found(f"{len([line for line in lines if line])} entries", file=shown(item.name),
                                            evidence=text[:300])  # fmt: skip

@@ -6,10 +6,12 @@ model wrote. https://huggingface.co/docs/transformers/main/chat_response_parsing
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ...errors import LimitExceeded
 from ...found import Finding
 from ..listing import shown
 from ..rules import Rule
@@ -49,7 +51,12 @@ _NAME = re.compile(r"[A-Za-z][\w./-]{0,31}")
 _PLACEHOLDER = re.compile(r"\{\w+(?:\.\w+)*\}")
 _SIGN = re.compile(r"[^\w\s`<>\[\]{}|｜]{1,2}")
 _VALUES = frozenset({"null", "true", "false"})  # how JSON spells what Python spells otherwise
+#: what a replacement that keeps the model's words may put around them: marks, the channel's name between two, JSON's keys
+_WRAPPED = re.compile(r"""\\g<\w+>|\\\d|<\|[^|<>]{1,40}\|>(?:\w{1,20}(?=<\|))?|"\w{1,20}"\s*:""")
+_KEPT = re.compile(r"\\g<\w+>|\\\d")
+_GROUP = re.compile(r"\((?!\?[:=!<])(?:\?P<\w+>)?(?:[^()\\]|\\.)*\)")  # what a replacement can put back
 _MOST = 5000  # parts of a template
+_MOST_PAIRS = 100
 
 
 def check_responses(place: Place) -> Iterator[Finding]:
@@ -72,7 +79,7 @@ def _field(field: Mapping[str, Any], at: str, file: str) -> Iterator[Finding]:
     """One part of an answer: what it begins and ends with, and what is made of it."""
     for key in ("open", "close"):
         literals = field.get(key)
-        for literal in literals[:_MOST] if isinstance(literals, list) else [literals]:
+        for literal in literals if isinstance(literals, list) else [literals]:
             if isinstance(literal, str) and _is_ordinary(literal):
                 yield EATS.found(f"{key} is {literal!r:.80}", file=file, place=f"{at}.{key}", evidence=literal)
         pattern = field.get(f"{key}_pattern")
@@ -109,9 +116,11 @@ def _pattern(pattern: Any, at: str, file: str) -> Iterator[Finding]:
 def _constants(value: Any, at: str, file: str, path: tuple[str, ...]) -> Iterator[Finding]:
     """Values that do not come from the model's text."""
     pending: list[tuple[Any, str, tuple[str, ...]]] = [(value, at, path)]
-    for _ in range(_MOST):
+    for count in itertools.count():
         if not pending:
             return
+        if count > _MOST:
+            raise LimitExceeded(f"a response template of more than {_MOST} parts", where=file)
         here, where, keys = pending.pop()
         if isinstance(here, dict):
             pending += [(v, f"{where}.{shown(str(k))}", (*keys[-8:], str(k))) for k, v in here.items()][::-1]
@@ -143,9 +152,11 @@ def _constant(value: Any, keys: tuple[str, ...]) -> Rule | None:
 def _schema(schema: Any, file: str) -> Iterator[Finding]:
     """The older kind, a schema whose nodes carry patterns."""
     pending: list[tuple[Any, str, tuple[str, ...]]] = [(schema, "$.response_schema", ())]
-    for _ in range(_MOST):
+    for count in itertools.count():
         if not pending:
             return
+        if count > _MOST:
+            raise LimitExceeded(f"a response template of more than {_MOST} parts", where=file)
         here, at, keys = pending.pop()
         if isinstance(here, list):
             pending += [(v, f"{at}[{i}]", keys) for i, v in enumerate(here)][::-1]
@@ -166,13 +177,6 @@ def _schema(schema: Any, file: str) -> Iterator[Finding]:
                 pending.append((value, where, keys))
 
 
-#: what a replacement that keeps the model's words may put around them: marks, the channel's name between two, JSON's keys
-_WRAPPED = re.compile(r"""\\g<\w+>|\\\d|<\|[^|<>]{1,40}\|>(?:\w{1,20}(?=<\|))?|"\w{1,20}"\s*:""")
-
-
-_MOST_PAIRS = 100
-
-
 def _substitutions(value: Any, at: str, file: str) -> Iterator[Finding]:
     """Replacements that are made in what the model wrote before it is read."""
     if isinstance(value, list) and len(value) > _MOST_PAIRS:
@@ -182,7 +186,9 @@ def _substitutions(value: Any, at: str, file: str) -> Iterator[Finding]:
             continue
         yield from _pattern(pair[0], f"{at}[{i}]", file)
         worded = any(c.isalnum() for c in _WRAPPED.sub("", pair[1]))
-        rule = (judge if pair[0].isalnum() else judge_regex)(*pair) if worded or takes_words(pair[0]) else None
-        if rule is not None and pair[1] not in _VALUES and (worded or not re.search(r"\\g<\w+>|\\\d", pair[1])):
+        kept = _KEPT.search(pair[1]) is not None
+        lost = takes_words(_GROUP.sub("", pair[0])) if kept else takes_words(pair[0])
+        rule = (judge if pair[0].isalnum() else judge_regex)(*pair) if worded or lost else None
+        if pair[1] not in _VALUES and (rule is not None or (kept and lost)):
             yield (ADDS if worded else EATS).found(f"{pair[0]!r:.80} becomes {pair[1]!r:.80}", file=file, place=f"{at}[{i}]",
                                                     evidence=f"{pair[0]!r} becomes {pair[1]!r}"[:400])  # fmt: skip

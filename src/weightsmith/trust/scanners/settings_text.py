@@ -27,14 +27,14 @@ PREFIX = Rule(
 RULES = (WORD, PREFIX)
 _TASK = re.compile(r"\s*[\w <>-]{1,60}[:>]\s*|\W*")
 _WORDS = re.compile(r"[^\W\d_]{2,}")
+_SOUNDS = ("musicgen", "parler", "bark", "audiogen", "moshi", "csm", "dia", "higgs")  # what they write are ids of sounds
 SENTENCE = 4  # words; a name of something has fewer
 Sources = list[tuple[str, Mapping[str, Any], str]]
 
 
 def check(place: Place, vocabulary: Vocabulary | None, sources: Sources, marker: Callable[[int], bool]) -> Iterator[Finding]:
     """Findings of the settings files of a directory; ``marker`` tells which ids stand for no text."""
-    sound = any(isinstance(place.config.get(k), dict) for k in ("audio_encoder", "codec_config")) or any(
-        "num_codebooks" in settings or "codebook_size" in settings for _, settings, _ in sources)  # ids of sounds, not of words
+    sound = place.kind.startswith(_SOUNDS)
     for file, settings, at in sources:
         for key in ("pad_token_id", "decoder_start_token_id"):
             value = settings.get(key)

@@ -5,6 +5,7 @@ None of them belongs to a model. What git itself writes into a clone (remotes, b
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -31,6 +32,7 @@ OPENED = Rule(
 RULES = (HOOK, OPENED)
 
 MOST = 1 << 20  # bytes of such a file
+MOST_SAID = 20  # findings about one file
 _HOOKS = re.compile(
     rb"#!/bin/sh\s+command -v git-lfs >/dev/null 2>&1 \|\| \{ (?:printf|echo) >&2(?: \"[^\"`$\n]{0,400}\"){1,2}; exit 2; \}\s+"
     rb"git lfs [a-z-]{4,20} \"\$@\"\s*"
@@ -71,7 +73,7 @@ def _found(item: Item, read: Callable[[str], Iterator[str]]) -> Iterator[Finding
         yield OPENED.found(f"it has {item.size} bytes, and no more than {MOST} are read", file=shown(item.name), severity="unknown")
         return
     text = as_text(item.read(MOST))
-    for said in read(text) if text is not None else ():
+    for said in itertools.islice(read(text) if text is not None else (), MOST_SAID):
         yield OPENED.found(said[:300], file=shown(item.name), evidence=said, severity=_severity(said))
 
 
