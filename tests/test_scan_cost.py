@@ -22,8 +22,10 @@ from weightsmith.trust.items import Folder, Item
 from weightsmith.trust.listing import list_folder
 from weightsmith.trust.scanners import (
     facts,
+    hdf5,
     keras,
     layout,
+    ollama,
     other_formats,
     pickle_judge,
     pickle_machine,
@@ -34,6 +36,7 @@ from weightsmith.trust.scanners import (
     remote_keys,
     template_run,
     templates,
+    workspace,
     yamls,
 )
 from weightsmith.trust.scanners.pickle_judge import Judge
@@ -76,8 +79,9 @@ def test_the_limits_are_those_that_the_page_states() -> None:
     assert stated == [pickle_judge.MOST_LOOKED, pickle_machine.MOST_ITEMS, listing.MOST_LINKED, facts.MOST_INDEXES,
                       facts.MOST_AGAIN, remote_keys.MOST_VALUES, remote_keys.MOST_ASKED, remote.LARGEST_CONFIG, layout.MOST_STRINGS,
                       templates.MOST_VALUES, yamls.MOST_AGAIN, python_code.MOST_ALL, remote.MOST_CELLS, other_formats.MOST_ARRAYS,
-                      template_run.NODES, ranks.MOST]  # fmt: skip
-    assert {line.split("|")[3].strip() for line in page.splitlines()[2:]} <= gate.all_rules().keys()
+                      template_run.NODES, hdf5.MOST_TRIED, hdf5.MOST_WALKED, workspace.MOST, ranks.MOST]  # fmt: skip
+    assert ollama.MOST == workspace.MOST
+    assert {rule.strip() for line in page.splitlines()[2:] for rule in line.split("|")[3].split(",")} <= gate.all_rules().keys()
 
 
 # -- pickles --------------------------------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ None of them belongs to a model. What git itself writes into a clone (remotes, b
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
+from typing import Literal
 
-from ...found import Finding, Severity
+from ...found import Finding
 from ..items import Folder, Item
 from ..kinds import as_text
 from ..listing import shown
@@ -57,8 +57,8 @@ _RUN = re.compile(
 def check(folder: Folder) -> Iterator[Finding]:
     """Findings of all such files of a folder."""
     for item in folder.items.values():
-        path = "/" + item.name
-        if "/.git/hooks/" in path and not item.basename.endswith(".sample") and item.size:
+        path = "/" + item.name.lower()  # most disks of desktops don't tell `.GIT` from `.git` (CVE-2014-9390)
+        if "/.git/hooks/" in path and not path.endswith(".sample") and item.size:
             own = _HOOKS.fullmatch(item.head[:1024])  # what Git LFS writes into every clone
             yield HOOK.found("git runs it" + (", as Git LFS writes it" if own else ""), file=shown(item.name),
                              evidence=item.head[:300].decode("utf-8", "replace"), severity="note" if own else None)  # fmt: skip
@@ -72,19 +72,25 @@ def _found(item: Item, read: Callable[[str], Iterator[str]]) -> Iterator[Finding
     if item.size > MOST:
         yield OPENED.found(f"it has {item.size} bytes, and no more than {MOST} are read", file=shown(item.name), severity="unknown")
         return
-    text = as_text(item.read(MOST))
-    for said in itertools.islice(read(text) if text is not None else (), MOST_SAID):
-        yield OPENED.found(said[:300], file=shown(item.name), evidence=said, severity=_severity(said))
+    data = item.read(MOST)
+    text = as_text(data)
+    told = {"note": 0, None: 0}  # notes don't use up the place of what counts
+    for said in read(data.decode("latin-1") if text is None else text):  # a byte that is no text doesn't stop git
+        severity = _severity(said)
+        told[severity] += 1
+        if told[severity] <= MOST_SAID:
+            yield OPENED.found(said[:300], file=shown(item.name), evidence=said, severity=severity)
 
 
-def _severity(said: str) -> Severity | None:
+def _severity(said: str) -> Literal["note"] | None:
     return "note" if said.startswith("in a container") else None
 
 
 def _repository(item: Item, folder: Folder) -> bool:
     """Whether a file named `config` is that of a git directory: git goes by what lies beside it, not by the folder's name."""
     place = item.name.removesuffix(item.basename)
-    return item.basename == "config.worktree" or f"{place}HEAD" in folder.items or f"/{place}".endswith("/.git/")
+    beside = item.basename.lower() == "config.worktree" or any(f"{place}{name}" in folder.items for name in ("HEAD", "head"))
+    return beside or f"/{place}".lower().endswith("/.git/")
 
 
 def _git(text: str) -> Iterator[str]:
