@@ -129,8 +129,13 @@ class Place:
 
     @property
     def rows(self) -> int | None:
-        """Rows of the embeddings: the number of tokens that the model knows."""
-        return self.embedding[1][0] if self.embedding else None
+        """Rows of the embeddings: the number of tokens that the model knows; ``None`` where sounds have a table of their own."""
+        return self.embedding[1][0] if self.embedding and not self.several else None
+
+    @property
+    def several(self) -> bool:
+        """Whether the config gives text and sounds vocabularies of their own, so that one size says nothing of all ids."""
+        return any(type(self.config.get(f"{of}_vocab_size")) is int for of in ("text", "codebook", "audio"))
 
 
 def role_of(name: str) -> str:

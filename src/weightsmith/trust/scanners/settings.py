@@ -101,7 +101,8 @@ class _Settings:
         """Ids below this one have an embedding; ``None`` where nobody says."""
         if self.place.rows is not None:
             return self.place.rows
-        size = self.place.text.get("vocab_size") if self.place.kind and not self.place.config.get("is_encoder_decoder") else None
+        one = self.place.kind and not self.place.config.get("is_encoder_decoder") and not self.place.several
+        size = self.place.text.get("vocab_size") if one else None
         return size if type(size) is int and size > 0 else None
 
     @cached_property
@@ -373,6 +374,9 @@ def _counts(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding
             yield IMPOSSIBLE.found(f"{key} is {value!r:.40}", file=file, place=f"{at}.{key}")
 
 
+_LONGEST = 1 << 20  # positions of the longest contexts
+
+
 def _rope(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
     """Rotary embeddings: kind, factors and base."""
     for key in ("rope_scaling", "rope_parameters"):
@@ -386,8 +390,10 @@ def _rope(settings: Mapping[str, Any], file: str, at: str) -> Iterator[Finding]:
             kind = part.get("rope_type", part.get("type"))
             if kind is not None and str(kind) not in _KNOWN_ROPES:
                 yield OTHER.found(f"{key} of an unknown kind, {kind!r:.40}", file=file, place=f"{at}.{key}")
-            for name, most in (("factor", 512.0), ("attention_factor", 100.0), ("rope_theta", 1e13), ("low_freq_factor", 1e4),
-                               ("high_freq_factor", 1e4), ("beta_fast", 1e4), ("beta_slow", 1e4)):  # fmt: skip
+            begun = part.get("original_max_position_embeddings")  # few positions, and a large factor that makes many of them
+            most_factor = max(512.0, _LONGEST / begun) if kind == "yarn" and type(begun) is int and begun >= 512 else 512.0
+            for name, most in (("factor", most_factor), ("attention_factor", 100.0), ("rope_theta", 1e13),
+                               ("low_freq_factor", 1e4), ("high_freq_factor", 1e4), ("beta_fast", 1e4), ("beta_slow", 1e4)):
                 number = part.get(name)
                 if isinstance(number, (int, float)) and not isinstance(number, bool):
                     if number <= 0 or (isinstance(number, float) and not math.isfinite(number)):
