@@ -208,6 +208,9 @@ _GADGETS: list[tuple[str, bytes, tuple[str, ...], tuple[str, ...], str]] = [
     ("dunder-class", call("argparse", "Namespace") + MARK + text("__class__") + named("collections", "OrderedDict") + b"d" + BUILD,
      REWRITES, (), "-"),
     ("sklearn-external", call("sklearn.utils._joblib", "Parallel", b"K\x01"), CALL, (), "-"),
+    ("sklearn-kept", call("sklearn.metrics._classification", "accuracy_score", b"K\x01", b"K\x01"), CALL, (), "-"),
+    ("sklearn-private", call("sklearn.metrics._scorer", "_Scorer", named("numpy", "mean"), b"K\x01", EMPTY_DICT), CALL, (), "-"),
+    ("numpy-kept", call("numpy", "mean", EMPTY_DICT), CALL, (), "-"),
     ("dunder-reduce", call("builtins", "type", text("X"), EMPTY_TUPLE, EMPTY_DICT), CALL, (), "-"),
     ("dill-code", call("dill._dill", "_create_code", b"K\x00"), CODE, (), "-"),
 ]  # fmt: skip

@@ -199,6 +199,25 @@ def _estimators() -> Any:
             KNeighborsClassifier(2, algorithm="kd_tree").fit(x, y), text]  # fmt: skip
 
 
+def _more_estimators() -> Any:
+    """Estimators with private parts, losses in compiled code, and functions that they keep."""
+    import numpy as np
+    from sklearn.calibration import CalibratedClassifierCV
+    from sklearn.cluster import BisectingKMeans
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.feature_selection import SelectKBest, mutual_info_classif
+    from sklearn.linear_model import LogisticRegression, SGDClassifier
+    from sklearn.metrics import f1_score, make_scorer
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.preprocessing import FunctionTransformer, SplineTransformer
+
+    x, y = np.abs(np.random.default_rng(0).normal(size=(40, 3))), np.arange(40) % 2
+    searched = GridSearchCV(LogisticRegression(), {"C": [1, 2]}, scoring=make_scorer(f1_score), cv=2)
+    fitted = [searched, SGDClassifier(), CalibratedClassifierCV(), BisectingKMeans(2), HistGradientBoostingClassifier(max_iter=3),
+              SelectKBest(k=2), SelectKBest(mutual_info_classif, k=2), FunctionTransformer(np.log1p), SplineTransformer()]
+    return [e.fit(x, y) for e in fitted]
+
+
 def _estimators_plain() -> bytes:
     return pickle.dumps(_estimators())
 
@@ -236,5 +255,6 @@ BENIGN: list[Case] = [
     good("joblib-zlib", _joblib(_arrays, 3), "data.joblib", needs=("joblib",)),
     good("joblib-gzip", _joblib(_arrays, ("gzip", 3)), "data.joblib.gz", needs=("joblib",)),
     good("joblib-estimators", _joblib(_estimators), "model.joblib", needs=("joblib", "sklearn")),
+    good("joblib-more-estimators", _joblib(_more_estimators), "model.joblib", needs=("joblib", "sklearn")),
     good("estimators", _estimators_plain, "model.pkl", needs=("sklearn",)),
 ]  # fmt: skip

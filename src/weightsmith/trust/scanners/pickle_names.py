@@ -46,8 +46,21 @@ NAMED: frozenset[Pair] = frozenset(
     | _pairs("torch.storage", "UntypedStorage TypedStorage _UntypedStorage _TypedStorage")
     | _pairs("torch.nn.parameter", "Parameter Buffer")
     | _pairs("numpy", _SCALARS)
+    | _pairs("numpy", "absolute abs amax amin any all cbrt ceil clip cos exp exp2 expm1 floor log log10 log1p log2 max maximum "
+             "mean median min minimum nan_to_num ravel reciprocal sign sin sqrt square std sum tanh var")
+    | _pairs("scipy._lib.array_api_compat.numpy._aliases", "asarray")
     | _pairs("builtins", _TYPES)
     | _pairs("typing", "Any Optional Union List Dict Tuple")
+)  # fmt: skip
+
+#: functions that an estimator keeps and calls with data: scores, kernels and tests
+_KEPT: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
+    (re.compile(r"sklearn\.metrics\._(?:classification|regression|ranking)|sklearn\.metrics\.cluster\._(?:un)?supervised"),
+     re.compile(r"[a-z]\w*_(?:score|error|loss|coefficient|ratio|deviance)")),
+    (re.compile(r"sklearn\.metrics\.pairwise"), re.compile(r"[a-z]\w*_(?:kernel|distances|similarity)")),
+    (re.compile(r"sklearn\.feature_selection\._(?:univariate_selection|mutual_info)"),
+     re.compile(r"f_\w+|chi2|r_regression|mutual_info_\w+")),
+    (re.compile(r"sklearn\.cluster\._kmeans"), re.compile(r"_kmeans_single_[a-z]+")),
 )  # fmt: skip
 
 #: names that are called to make tensors, arrays and plain values
@@ -137,6 +150,7 @@ _PLAIN: frozenset[Pair] = frozenset(
     | _pairs("deepspeed.utils.tensor_fragment", "fragment_address")
     | _pairs("sklearn.utils._bunch", "Bunch") | _pairs("sklearn.utils", "Bunch")
     | _pairs("sklearn.utils.deprecation", "DeprecationDict")
+    | _pairs("scipy.interpolate._bsplines", "BSpline")
 )  # fmt: skip
 
 #: plain classes and functions that are called with what they hold
@@ -145,6 +159,8 @@ _WITH_ARGUMENTS: frozenset[Pair] = frozenset(
     | _pairs("sklearn.neighbors._kd_tree", "newObj KDTree KDTree64 KDTree32")
     | _pairs("sklearn.neighbors._ball_tree", "newObj BallTree BallTree64 BallTree32")
     | _pairs("sklearn.metrics._dist_metrics", "newObj")
+    | _pairs("sklearn.linear_model._sgd_fast", "Hinge SquaredHinge ModifiedHuber EpsilonInsensitive SquaredEpsilonInsensitive Log "
+             "Huber SquaredLoss")
     | _pairs("sklearn._loss._loss", "CyHalfSquaredError CyHalfBinomialLoss CyHalfMultinomialLoss CyHalfPoissonLoss "
              "CyHalfGammaLoss CyAbsoluteError CyPinballLoss CyHuberLoss CyExponentialLoss CyHalfTweedieLoss "
              "CyHalfTweedieLossIdentity")
@@ -161,7 +177,7 @@ _PLAIN_PATTERNS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
                 r"\w*(?:args|arguments|config|builder|hparams)\w*"),
      re.compile(r"[A-Z]\w*(?:Arguments|Config|Args)")),
     (re.compile(r"sklearn\.(?!externals|datasets|utils|_|inspection|conftest|tests)(?:[a-z_]\w*\.)*[a-z_]\w*"),
-     re.compile(r"[A-Z]\w*")),
+     re.compile(r"_?[A-Z]\w*")),
     (re.compile(r"sklearn\._loss\.(?:loss|link)"), re.compile(r"[A-Z]\w*")),
     (re.compile(r"scipy\.sparse\._?[a-z]+"), re.compile(r"[a-z]{3}_(?:matrix|array)")),
     (re.compile(r"torchao\.(?:dtypes|quantization|prototype)(?:\.[a-z_]\w*)*"),
@@ -217,7 +233,7 @@ def standing_of(module: str, name: str) -> Standing:
 
 def _standing(module: str, name: str) -> Standing:
     pair = (module, name)
-    if pair in CALLED or pair in NAMED:
+    if pair in CALLED or pair in NAMED or any(m.fullmatch(module) and n.fullmatch(name) for m, n in _KEPT):
         return "needed"
     if any(pair in names for names in (_PLAIN, _ENUMS, _WITH_ARGUMENTS)):
         return "plain"
