@@ -476,8 +476,7 @@ def test_a_failure_ends_the_other_lanes_soon(bench: Bench, tmp_path: Path, monke
 
     after: list[float] = []
     monkeypatch.setattr(lanes, "_move", slow)
-    begin = time.monotonic()
     with pytest.raises(OSError, match="bad disk"):
         jobs.edit(bench.base, bench.direction, tmp_path / "out", remove=1.0, options=RunOptions(threads=2))
-    assert time.monotonic() - begin < 3, "a file of 20 kB takes 15 s at this pace"
+    assert len(after) < 60, "a file of 20 kB takes 300 moves at this pace"
     assert os.listdir(tmp_path) == []

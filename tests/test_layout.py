@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import pico
+from bounded import ends_within
 from corpus.layout import LAYERS, config, folder, save, sharded, tensors, tokenizer, write_gguf
 from corpus.tokens import IDS
 from weightsmith.found import Finding
@@ -232,9 +232,8 @@ def test_a_large_vocabulary_takes_little_time(tmp_path: Path) -> None:
     data["model"]["vocab"] = {**IDS, **{w: len(IDS) + i for i, w in enumerate(words)}}
     data["model"]["merges"] = [["n", "o"], ["no", "t"]] * 100_000
     (tmp_path / "tokenizer.json").write_text(json.dumps(data, indent=2))
-    begin = time.process_time()
-    found = scan(tmp_path)
-    assert time.process_time() - begin < 5
+    with ends_within(25):
+        found = scan(tmp_path)
     assert above(found) == []
 
 

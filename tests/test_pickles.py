@@ -7,7 +7,6 @@ import io
 import pickle
 import random
 import struct
-import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bounded import ends_within
 from corpus.assembly import SHELL, STOP, TUPLE1, args, call, named, proto, raw_bytes, stacked, system, text
 from weightsmith.found import Finding
 from weightsmith.trust.items import Folder, file_item
@@ -141,9 +141,8 @@ def test_mutated_pickles_end_soon_and_are_never_worse_than_a_real_reader(seed: b
                 begin = rng.randrange(len(data) + 1)
                 data[spot:spot] = data[begin : begin + rng.randrange(40)]
     raw = bytes(data)
-    begin = time.perf_counter()
-    result = found(raw)
-    assert time.perf_counter() - begin < 1
+    with ends_within(5):
+        result = found(raw)
     judge, stream = run(raw)
     seen = {(g.module, g.name) for g in judge.uses}
     if not any(f.rule == "pickle-computed" for f in judge.found):
@@ -167,13 +166,12 @@ def test_any_bytes_end(data: bytes) -> None:
 ], ids=lambda d: d[:6].hex())  # fmt: skip
 def test_lengths_depth_and_repetition_cost_what_the_bytes_cost(data: bytes) -> None:
     tracemalloc.start()
-    begin = time.perf_counter()
-    try:
-        found(data)
-        taken = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert time.perf_counter() - begin < 5  # tracing costs ten times what the work does
+    with ends_within(25):
+        try:
+            found(data)
+            taken = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
     assert taken < 40_000_000
 
 

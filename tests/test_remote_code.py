@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bounded import ends_within
 from corpus.remote import CONFIGURATION, MODELING
 from weightsmith.errors import LimitExceeded
 from weightsmith.trust.items import Folder, file_item
@@ -158,9 +158,8 @@ def test_code_too_large_or_not_python_is_not_taken_for_clean(tmp_path: Path) -> 
                                           b"a = b = " * 60_000,
                                     b"# coding: rot13\nvzcbeg bf\n"])  # fmt: skip
 def test_any_source_ends_soon(source: bytes) -> None:
-    begin = time.perf_counter()
-    read_code(source)
-    assert time.perf_counter() - begin < 6
+    with ends_within(30):
+        read_code(source)
 
 
 @given(st.binary(max_size=200))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as nps
 from safetensors.numpy import save
 
+from bounded import ends_within
 from weightsmith.errors import BadOffsets, FormatError, HeaderTooLarge, Truncated, WeightsmithError
 from weightsmith.formats.safetensors import (
     DTYPE_BITS,
@@ -244,9 +244,8 @@ def test_a_hostile_header(tmp_path: Path, case: str) -> None:
 def test_time_stays_in_proportion_to_the_header(tmp_path: Path, header: Callable[[], Any]) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(raw(header()))
-    start = time.perf_counter()
-    error, _ = attempt(path)
-    assert time.perf_counter() - start < 3
+    with ends_within(20):
+        error, _ = attempt(path)
     assert len(str(error)) < 1000
 
 
