@@ -7,6 +7,7 @@ each thing once for every other thing.
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import struct
 import zipfile
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bounded import RanAway, ends_within
 from weightsmith.errors import LimitExceeded
 from weightsmith.found import ScanRecord
 from weightsmith.trust import gate, listing
@@ -332,3 +334,15 @@ def test_long_patterns_and_lists_are_read_in_time(tmp_path: Path, monkeypatch: p
     assert not list(ranks.check_ranks(listed(tmp_path)))
     (tmp_path / "long.tiktoken").write_text("IQ== 0\nIg== 1\nIw== 2\nJA== 3\n")
     assert [f.rule for f in ranks.check_ranks(listed(tmp_path))] == ["ranks-too-large"]
+
+
+# -- the bound that other tests put on work ---------------------------------------------------------------------------
+
+
+def test_what_runs_away_is_stopped_and_no_scan_takes_it_for_a_finding() -> None:
+    count = 0
+    with pytest.raises(RanAway), ends_within(0.1), contextlib.suppress(Exception):
+        while count >= 0:
+            count += 1
+    with ends_within(0.1):
+        assert count
