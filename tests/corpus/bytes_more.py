@@ -274,7 +274,11 @@ SETTINGS = [
     _config("theta-1.5-in-parameters", _ABSURD, rope_theta=None, rope_parameters={"rope_theta": 1.5, "rope_type": "default"}),
     _config("factor-1000", _ABSURD, rope_scaling={"rope_type": "linear", "factor": 1000.0}),
     _config("factor-2048-honest", rope_scaling={"rope_type": "yarn", "factor": 2048.0, "original_max_position_embeddings": 512}),
-    _config("sounds-of-their-own-honest", text_vocab_size=1 << 17, bos_token_id=1 << 16),
+    Case("number-sounds-of-their-own-honest", lambda p: write_json(p / "config.json", {
+        "architectures": ["CsmForConditionalGeneration"], "model_type": "csm", "vocab_size": 2051, "text_vocab_size": 128256,
+        "bos_token_id": 128000}), "clean", ()),
+    Case("number-sounds-of-none", lambda p: layout.folder(p, config=layout.config(text_vocab_size=1 << 17, bos_token_id=1 << 16))
+         and None, "broken", ("special-id-outside",)),
     _config("factor-64-honest", rope_scaling={"rope_type": "yarn", "factor": 64.0, "original_max_position_embeddings": 4096}),
     _config("four-positions", _ABSURD, max_position_embeddings=4), _config("window-of-four", _ABSURD, sliding_window=4),
     _config("window-honest", sliding_window=16, attention_dropout=0.9),

@@ -181,6 +181,7 @@ CASES = [
           "initializeCommand": "touch x"}}), "folder-runs-command"),
     _case("git-lfs-hooks-honest", _files({".git/hooks/post-checkout": _LFS_HOOK})),
     _case("git-other-hook", _files({".git/hooks/post-checkout": _LFS_HOOK + "touch x\n"}), "git-hook"),
+    _case("git-hook-behind-spaces", _files({".git/hooks/post-checkout": _LFS_HOOK + "\n" * 1024 + "touch x\n"}), "git-hook"),
     _case("git-helper-honest", _repository(".git", "\teditor = nano\n[credential]\n\thelper = store\n[alias]\n\tst = status\n")),
     _case("git-helper", _repository(".git", "[credential]\n\thelper = !touch x\n"), "folder-runs-command"),
     _case("modelfile-licence-honest", _files({"Modelfile": 'FROM /usr/share/ollama/.ollama/models/blobs/sha256-0\nLICENSE """\n'

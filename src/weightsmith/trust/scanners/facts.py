@@ -134,8 +134,10 @@ class Place:
 
     @property
     def several(self) -> bool:
-        """Whether the config gives text and sounds vocabularies of their own, so that one size says nothing of all ids."""
-        return any(type(self.config.get(f"{of}_vocab_size")) is int for of in ("text", "codebook", "audio"))
+        """Whether text and sounds have vocabularies of their own, so that one size says nothing of all ids: by the kind of
+        model, since a key alone would switch the checks off for any."""
+        sizes = any(type(self.config.get(f"{of}_vocab_size")) is int for of in ("text", "codebook"))
+        return sizes and self.kind in ("csm", "kyutai_speech_to_text")
 
 
 def role_of(name: str) -> str:

@@ -33,6 +33,7 @@ RULES = (HOOK, OPENED)
 
 MOST = 1 << 20  # bytes of such a file
 MOST_SAID = 20  # findings about one file
+LFS_HOOK = 1024  # bytes; what stands behind them would run as well
 _HOOKS = re.compile(
     rb"#!/bin/sh\s+command -v git-lfs >/dev/null 2>&1 \|\| \{ (?:printf|echo) >&2(?: \"[^\"`$\n]{0,400}\"){1,2}; exit 2; \}\s+"
     rb"git lfs [a-z-]{4,20} \"\$@\"\s*"
@@ -59,7 +60,7 @@ def check(folder: Folder) -> Iterator[Finding]:
     for item in folder.items.values():
         path = "/" + item.name.lower()  # most disks of desktops don't tell `.GIT` from `.git` (CVE-2014-9390)
         if "/.git/hooks/" in path and not path.endswith(".sample") and item.size:
-            own = _HOOKS.fullmatch(item.head[:1024])  # what Git LFS writes into every clone
+            own = item.size <= LFS_HOOK and _HOOKS.fullmatch(item.head[:LFS_HOOK])  # what Git LFS writes into every clone
             yield HOOK.found("git runs it" + (", as Git LFS writes it" if own else ""), file=shown(item.name),
                              evidence=item.head[:300].decode("utf-8", "replace"), severity="note" if own else None)  # fmt: skip
         for pattern, read in _READERS:
