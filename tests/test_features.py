@@ -287,6 +287,23 @@ def test_only_the_data_files_of_a_dataset_are_fetched(tmp_path: Path, monkeypatc
         read_prompts(PromptSource(dataset="a/b", split="dev"), None)
 
 
+def test_offline_no_dataset_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", asked)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
+    with pytest.raises(NetworkError) as caught:
+        read_prompts(PromptSource(dataset="nobody/nothing"), None, offline=True)
+    assert caught.value.message == "not in the cache"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/train-0.jsonl").write_text('{"prompt": "a"}\n')
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, local_files_only, **__: local_files_only and str(tmp_path))
+    assert read_prompts(PromptSource(dataset="a/b"), None, offline=True) == ["a"]
+
+
 # -- recipes -----------------------------------------------------------------------------------------------
 
 

@@ -184,30 +184,37 @@ def _from_hub(ref: str, offline: bool) -> Located:
     return Located(ref, path, {"kind": "hub", "repo": name, "revision": path.name})
 
 
-def dataset_files(name: str, split: str) -> list[Path]:
-    """The data files of one split of a hub dataset (``org/name@revision``), fetched; a dataset script is never run.
+def dataset_files(name: str, split: str, *, offline: bool = False) -> list[Path]:
+    """The data files of one split of a hub dataset (``org/name@revision``), fetched, or ``offline`` those that the cache has;
+    a dataset script is never run.
 
     Raises:
         RecipeError: no data file of that split; UsageError, NetworkError: see :func:`hub_errors`.
     """
     if (known := _SETTLED_FILES.get((name, split))) is not None:
         return known
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 
     repo, _, revision = name.partition("@")
-    with hub_errors(name, "dataset"):
-        names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
+    with hub_errors(name, "dataset", offline=offline):
+        if offline:
+            kept = Path(snapshot_download(repo, repo_type="dataset", revision=revision or None, local_files_only=True))
+            names = [p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()]
+        else:
+            names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
         kinds = (".parquet", ".jsonl", ".csv", ".txt")
         wanted = sorted(n for n in names if n.endswith(kinds) and split in Path(n).stem)
         if not wanted:
             raise RecipeError(f"no data file of the split {split!r}", where=name,
                               hint=f"files: {', '.join(n for n in names if n.endswith(kinds))[:300]}")  # fmt: skip
+        if offline:
+            return [kept / n for n in wanted]
         return [Path(hf_hub_download(repo, n, repo_type="dataset", revision=revision or None)) for n in wanted]
 
 
-def settle_dataset(name: str, split: str) -> list[Path]:
+def settle_dataset(name: str, split: str, *, offline: bool = False) -> list[Path]:
     """:func:`dataset_files`, remembered; whoever is forked from here finds them so."""
-    _SETTLED_FILES[name, split] = found = dataset_files(name, split)
+    _SETTLED_FILES[name, split] = found = dataset_files(name, split, offline=offline)
     return found
 
 

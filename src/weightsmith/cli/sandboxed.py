@@ -258,9 +258,9 @@ def _settle(needs: Needs, given: dict[str, Any], options: Callable[[Any], RunOpt
     from .common import progress
 
     read = [cache_dir(), *needs.files]
-    sound = _settle_features(needs, read)
     with progress(quiet=given["quiet"]) as tell:
         run = options(tell)
+        sound = _settle_features(needs, read, offline=run.offline)
         for ref in needs.models:
             located = hub.settle(pinned_ref(ref, run.lock), offline=run.offline, progress=run.progress)
             read += model_paths(located.path)
@@ -296,7 +296,7 @@ def _ready(ref: str, run: RunOptions) -> None:
             runnable(found, dequantize=run.dequantize, progress=run.progress).digest(run.progress)
 
 
-def _settle_features(needs: Needs, read: list[Path]) -> bool:
+def _settle_features(needs: Needs, read: list[Path], *, offline: bool) -> bool:
     """Add the files that recipes name to ``read`` and fetch their datasets; whether all of them could be read."""
     from .. import hub
     from ..features.recipe import TwoSources, load_feature
@@ -312,7 +312,7 @@ def _settle_features(needs: Needs, read: list[Path]) -> bool:
                     path = Path(source.file).expanduser()
                     read.append(path if path.is_absolute() or folder is None else folder / path)
                 if source.dataset is not None:
-                    read += [p.resolve() for p in hub.settle_dataset(source.dataset, source.split)]
+                    read += [p.resolve() for p in hub.settle_dataset(source.dataset, source.split, offline=offline)]
     except (WeightsmithError, OSError):
         return False
     return True

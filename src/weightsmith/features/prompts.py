@@ -82,8 +82,8 @@ def _field(row: Any, column: str | None, where: object, line: int) -> str:
     return value
 
 
-def read_prompts(source: PromptSource, folder: Path | None) -> list[str]:
-    """All prompts of one source, in order, blank ones left out.
+def read_prompts(source: PromptSource, folder: Path | None, *, offline: bool = False) -> list[str]:
+    """All prompts of one source, in order, blank ones left out; ``offline`` asks no network for a dataset.
 
     Raises:
         RecipeError: an unknown shipped set, no prompts, a missing column.
@@ -103,7 +103,7 @@ def read_prompts(source: PromptSource, folder: Path | None) -> list[str]:
         path = path if path.is_absolute() or folder is None else folder / path
         found, where = _from_file(path, source.column), str(path)
     else:
-        found, where = _from_dataset(str(source.dataset), source), str(source.dataset)
+        found, where = _from_dataset(str(source.dataset), source, offline), str(source.dataset)
     cleaned = [p.strip() for p in found if p.strip()]
     if not cleaned:
         raise RecipeError("there is no prompt in it", where=where)
@@ -150,19 +150,19 @@ def _from_parquet(path: Path, column: str | None) -> list[str]:
     return [_field(row, column, path, n) for n, row in enumerate(table.to_pylist(), 1)]
 
 
-def _from_dataset(name: str, source: PromptSource) -> list[str]:
+def _from_dataset(name: str, source: PromptSource, offline: bool) -> list[str]:
     """A hub dataset's files of one split; only data files are fetched, a dataset script is never run."""
-    return [row for path in dataset_files(name, source.split) for row in _from_file(path, source.column)]
+    return [row for path in dataset_files(name, source.split, offline=offline) for row in _from_file(path, source.column)]
 
 
-def prompt_sets(spec: FeatureSpec, folder: Path | None) -> PromptSets:
-    """Read the recipe's prompts and split them.
+def prompt_sets(spec: FeatureSpec, folder: Path | None, *, offline: bool = False) -> PromptSets:
+    """Read the recipe's prompts, ``offline`` without a network, and split them.
 
     Raises:
         RecipeError: too few, one-sided or identical prompts, or near-duplicates in different parts.
     """
     if isinstance(spec.prompts, TwoSources):
-        shows, lacks = read_prompts(spec.prompts.shows, folder), read_prompts(spec.prompts.lacks, folder)
+        shows, lacks = (read_prompts(s, folder, offline=offline) for s in (spec.prompts.shows, spec.prompts.lacks))
         if {_key(p) for p in shows} == {_key(p) for p in lacks}:
             raise RecipeError("both sides hold the same prompts: there is nothing to contrast", where=spec.name)
         if spec.contrast.kind == "pairs":
@@ -170,7 +170,7 @@ def prompt_sets(spec: FeatureSpec, folder: Path | None) -> PromptSets:
         left, right = _split(spec, shows, "shows"), _split(spec, lacks, "lacks")
         parts = {p: PromptSplit(left[p], right[p]) for p in PARTS}
     else:
-        both = _split(spec, read_prompts(spec.prompts, folder), "prompts")
+        both = _split(spec, read_prompts(spec.prompts, folder, offline=offline), "prompts")
         parts = {p: PromptSplit(both[p], both[p]) for p in PARTS}
     return PromptSets(**parts)
 

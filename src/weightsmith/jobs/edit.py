@@ -131,7 +131,7 @@ def needed_fits(
     from ..trust.apart import apart
     from ..trust.sandbox import model_paths
 
-    prompts = _fit_prompts(found, steps, feature)
+    prompts = _fit_prompts(found, steps, feature, options.offline)
     quiet = replace(options, progress=None, tell=None)
     rows = apart(lambda forked: _fitted(checkpoint, steps, found, prompts, quiet if forked else options),
                  model_paths(checkpoint.path))  # fmt: skip
@@ -157,7 +157,7 @@ def _fitted(
     return [[layer, w.tolist(), report.model_dump(mode="json")] for layer, (w, report) in fits.items()]
 
 
-def _fit_prompts(found: Mapping[str, Direction], steps: list[EditStep], feature: str | None) -> tuple[str, ...]:
+def _fit_prompts(found: Mapping[str, Direction], steps: list[EditStep], feature: str | None, offline: bool) -> tuple[str, ...]:
     """The feature's *select* prompts; the shipped everyday ones where the recipe is not at hand."""
     from ..features.prompts import prompt_sets
     from ..features.recipe import load_feature, shipped_features
@@ -166,7 +166,7 @@ def _fit_prompts(found: Mapping[str, Direction], steps: list[EditStep], feature:
     if feature is None and name not in shipped_features():
         name = "melancholy"
     spec, folder = load_feature(name)
-    return prompt_sets(spec, folder).select.lacks
+    return prompt_sets(spec, folder, offline=offline).select.lacks
 
 
 def resolve_edit(

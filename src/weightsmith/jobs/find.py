@@ -44,7 +44,7 @@ def find(
         RecipeError: a bad recipe; UnsupportedModel, RemoteCode: a model that can't be run; NonFinite: NaN.
     """
     options = options or RunOptions()
-    spec, sets, site = _asked(feature, method, site, point, budget)
+    spec, sets, site = _asked(feature, method, site, point, budget, options.offline)
     if out is not None:
         refuse_existing(Path(out), folder=False)
     checkpoint = as_checkpoint(model, options)
@@ -91,7 +91,7 @@ def _sketches(sets: Any) -> dict[str, list[str]]:
     return {part: [sketch(p) for p in prompts] for part, prompts in used.items()}
 
 
-def _asked(feature: str, method: str, site: str | None, point: str, budget: float) -> tuple[Any, Any, str]:
+def _asked(feature: str, method: str, site: str | None, point: str, budget: float, offline: bool) -> tuple[Any, Any, str]:
     """The recipe, its prompts and the site, all checked before a model is opened."""
     from ..features.methods import EXTRACTORS
     from ..features.prompts import prompt_sets
@@ -99,7 +99,7 @@ def _asked(feature: str, method: str, site: str | None, point: str, budget: floa
 
     EXTRACTORS.load(method)
     spec, folder = load_feature(feature)
-    sets = prompt_sets(spec, folder)
+    sets = prompt_sets(spec, folder, offline=offline)
     site = site or spec.site
     if site not in SITES or (site == "text_mean") != (spec.contrast.kind == "texts"):
         raise UsageError(f"the site {site!r} does not fit this feature", hint=f"one of {', '.join(SITES)}")

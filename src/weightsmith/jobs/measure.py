@@ -113,8 +113,8 @@ class Session:
         names = (feature,) if isinstance(feature, str) else tuple(feature)
         used = self._used()
         self.plans = prepare.plan_features(
-            prepare.Wanted(names or self._own_features(), w.drop_overlap, w.judge), self.suite, used, self._read,
-            self.base.key if self.base else "", self._direction_of, self.notes,
+            prepare.Wanted(names or self._own_features(), w.drop_overlap, w.judge, self.options.offline), self.suite, used,
+            self._read, self.base.key if self.base else "", self._direction_of, self.notes,
         )  # fmt: skip
         if self.given is not None and self.given.meta.feature not in (measured := [p.spec.name for p in self.plans]):
             raise UsageError(f"the direction given is of {self.given.meta.feature!r}, which is not measured",

@@ -209,7 +209,7 @@ class _Run:
         self.feature, self.model = feature, model
         spec, folder = load_feature(feature)
         self.plan = search_plan(wish, options, personas=spec.contrast.kind in ("personas", "pairs"))
-        self.spec, self.sets = spec, prompt_sets(spec, folder)
+        self.spec, self.sets = spec, prompt_sets(spec, folder, offline=options.offline)
         self.protect: list[tuple[FeatureSpec, PromptSets]] = []
         for name in wish.protect:
             other, where = load_feature(name)
@@ -217,7 +217,7 @@ class _Run:
                 raise UsageError(f"{name!r} can't be searched for and protected at once")
             if any(other.name == s.name for s, _ in self.protect):
                 raise UsageError(f"{name!r} was given twice with --protect")
-            self.protect.append((other, prompt_sets(other, where)))
+            self.protect.append((other, prompt_sets(other, where, offline=options.offline)))
         for name, sets in [(spec.name, self.sets), *((s.name, p) for s, p in self.protect)]:
             refuse_few(name, sets)
         for other, theirs in self.protect if wish.confirm else []:

@@ -38,7 +38,7 @@ class SearchWorker(Worker):
             DigestMismatch: a recipe is another one on this machine.
         """
         if self._session is None or self._session[0] != brief.key:
-            _check(brief)
+            _check(brief, self.options.offline)
             checkpoint = self.model.checkpoint
             self._session = (brief.key, *brief.session(checkpoint.origin or checkpoint, self.options))
         _, session, base = self._session
@@ -49,10 +49,10 @@ class SearchWorker(Worker):
         return canonical_json(record.model_dump(by_alias=True))
 
 
-def _check(brief: Brief) -> None:
+def _check(brief: Brief, offline: bool) -> None:
     for name, digests in zip(brief.names, brief.digests, strict=True):
         spec, folder = load_feature(name)
-        found = (spec.digest, prompt_sets(spec, folder).digest)
+        found = (spec.digest, prompt_sets(spec, folder, offline=offline).digest)
         if found != digests:
             raise DigestMismatch("this worker finds another feature under that name: its recipe or its prompts differ",
                                  where=name, expected=digests[0], found=found[0],

@@ -26,11 +26,12 @@ from .suites import Block, FeaturePlan, Suite, feature_blocks, safety_prompts
 @dataclass(frozen=True)
 class Wanted:
     """What the user asked to measure: recipes by name or file, whether questions that were used to find or choose an edit
-    are dropped (they are an error otherwise), and the judge that may be asked, if any."""
+    are dropped (they are an error otherwise), the judge that may be asked, if any, and whether no network may be."""
 
     features: tuple[str, ...]
     drop_overlap: bool = False
     judge: Access | None = None
+    offline: bool = False
 
 
 def own_direction(feature: str, record: Derivation | None, folder: Path) -> Direction | None:
@@ -84,7 +85,7 @@ def plan_features(
         spec, folder = load_feature(name)
         if any(p.spec.name == spec.name for p in plans):
             raise UsageError(f"the feature {spec.name!r} was given twice")
-        whole = prompt_sets(spec, folder)
+        whole = prompt_sets(spec, folder, offline=wanted.offline)
         recipes.add(whole.digest)
         sets = without_overlap(whole, used, spec.name, wanted.drop_overlap, notes)
         direction = direction_of(spec)
