@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from weightsmith.cli.main import run
@@ -50,6 +51,11 @@ class World:
         """A model folder of one's own to damage."""
         shutil.copytree(getattr(self, what), target)
         return target
+
+
+def repository(names: list[str]) -> SimpleNamespace:
+    """What the hub says of a repository that holds files of these names."""
+    return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in names])
 
 
 def make_world(folder: Path) -> World:

@@ -508,7 +508,7 @@ FEATURES: dict[str, tuple[str | dict[str, str], str]] = {
     "limit of none": ({"prompts": "prompts: {shipped: everyday, limit: 0}"}, "limit"),
     "limited too far": ({"prompts": "prompts: {shipped: everyday, limit: 5}"}, "5 different prompts"),
     "half a surrogate": ({"prompts": r'prompts: {list: ["\ud800 a"]}'}, "surrogates not allowed"),
-    "duplicate key": ({"site": "name: other"}, "a key stands twice"),
+    "duplicate key": ({"site": "name: other"}, "the key 'name' stands twice"),
     "not YAML": ("a: [", "not plain YAML"), "a list": ("- a\n", "mapping"), "empty": ("", "mapping"),
     "deep": ("[" * 5000, "not plain YAML"), "a tag": ("a: !!python/object/apply:os.mkdir [fired]\n", "not plain YAML"),
     "a bomb": (BOMB, "aliases"), "a bomb for schema": (BOMB.replace("h:", "schema:"), "aliases"),

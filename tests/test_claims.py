@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -656,12 +657,19 @@ def test_our_own_record_is_a_claim_too(world: Path, tmp_path: Path) -> None:
         record = claims(world / name, world / BASE, suite="none")
         assert [(v.claim.kind, v.verdict) for v in record.verdicts] == [("digest", "holds")] * 2 + [("tensors", "holds")]
         lines = (world / name / "weightsmith.json").read_text().splitlines()
-        assert all(v.claim.text in lines[v.claim.line - 1] for v in record.verdicts)
+        own = [f' "{key}": ' for key in ("base", "digest", "tensors")]  # the record's own, not one of its base's
+        assert [lines[v.claim.line - 1][: len(k)] for v, k in zip(record.verdicts, own, strict=True)] == own
+        assert record.card == ""
     pico.build("llama", tmp_path / "other", seed=4)
     record = claims(world / "one", tmp_path / "other", suite="none")
     found = {v.claim.subject: v.verdict for v in record.verdicts if v.claim.kind == "digest"}
     assert found == {"original model": "cannot tell", "this model": "holds"}
-    assert record.outcome == "does not hold"  # against that base every tensor differs
+    assert [v.verdict for v in record.verdicts if v.claim.kind == "tensors"] == ["cannot tell"]  # of another base is not said
+    rewrite = json.loads((world / "one" / "weightsmith.json").read_text())
+    rewrite["tensors"] = rewrite["tensors"][:1]
+    shutil.copytree(world / "one", tmp_path / "less")
+    (tmp_path / "less" / "weightsmith.json").write_text(json.dumps(rewrite, indent=1))
+    assert claims(tmp_path / "less", world / BASE, suite="none").outcome == "does not hold"
 
 
 def test_parts_and_layers_of_names() -> None:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import weightsmith
-from clirun import Outcome, World, cli, make_world, refused, tree, unshielded
+from clirun import Outcome, World, cli, make_world, refused, repository, tree, unshielded
 from weightsmith import errors, hub, measured, records
 from weightsmith.cli import main as entry
 from weightsmith.cli.common import gigabytes, parse_layers, plain, print_json, safe
@@ -161,6 +161,9 @@ def test_errors_in_json(world: World, tmp_path: Path) -> None:
     assert record["error"] == "usage-error"
     assert record["where"] == str(tmp_path / "no")
     assert record["hint"]
+    for argv in (("show", "features", "--bogus"), ("show",), ("measure",), ("nothing",)):  # of the options themselves
+        done = cli(*argv, "--json")
+        assert (done.code, json.loads(done.out)["error"]) == (2, "usage-error")
     damaged = world.copy(tmp_path / "m", "edited")
     (damaged / "tokenizer.json").write_text("{}")
     done = refused(tmp_path, "edit", damaged, world.direction, "--remove", "1", "-o", tmp_path / "o", "--json", code=1)
@@ -172,6 +175,45 @@ def test_a_comparison_in_which_nothing_changed_can_be_drawn(world: World, tmp_pa
     done = cli(*argv, "-o", tmp_path / "r.html")
     assert done.code == 0, done.err
     assert (tmp_path / "r.html").read_text().rstrip().endswith("</html>")
+
+
+def test_an_option_without_its_value_is_said_to_be_that(world: World, tmp_path: Path) -> None:
+    refused(tmp_path, "edit", world.model, world.direction, "--remove", "-o", "out",
+            says=("--remove takes a value, and was given '-o' for it",))  # fmt: skip
+
+
+def test_a_slip_of_the_pen_asks_the_hub_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    def asked(*_: Any, **__: Any) -> Any:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", asked)
+    monkeypatch.chdir(tmp_path)
+    Path("models").mkdir()
+    refused(tmp_path, "show", "models/lama", says=("no such model in the folder 'models'", "models/lama@main"))
+    refused(tmp_path, "show", "other/config.json", says=("no such model",))
+    with pytest.raises(AssertionError, match="was asked"):
+        locate("models/lama@main")
+
+
+def test_a_shipped_feature_is_shown_by_its_name(world: World) -> None:
+    assert json.loads(cli("show", "melancholy", "--json").out)["name"] == "melancholy"
+    assert "name: melancholy" in cli("show", "melancholy").out
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    from weightsmith.cli.common import Lines
+
+    now = [0.0]
+    lines = Lines(lambda: now[0])
+    for second in range(0, 100):
+        now[0] = float(second)
+        lines.tell("answers\x1b[2J", second, 100)
+        if second < 9:
+            lines.tell("short", second, 8)
+    lines.tell("answers", 100, 100)
+    assert capsys.readouterr().err == "answers\\x1b[2J: 10%\nanswers\\x1b[2J: 70%\n"
 
 
 # -- outcomes and exit codes -------------------------------------------------------------------------------
@@ -405,7 +447,7 @@ def test_what_the_hub_says_is_told_in_one_way(
     def fail(*_: Any, **__: Any) -> None:
         raise make(theirs, response)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     with pytest.raises(error, match="nobody/nothing") as caught:
         locate("nobody/nothing")
     assert says in str(caught.value)
@@ -419,14 +461,14 @@ def test_only_data_files_of_a_hub_model_are_asked_for(monkeypatch: pytest.Monkey
     asked: dict[str, Any] = {}
     files = ["model.safetensors", "config.json", "tokenizer.model", "chat_template.jinja", "LICENSE", "modeling_x.py",
              "pytorch_model.bin", "model.pt", "setup.sh", "model.gguf", "training_args.bin", "x.pkl", "x.pickle"]  # fmt: skip
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: files)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, **__: repository(files))
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: asked.update(k) or str(tmp_path))
     assert locate("a/b@v1").source == {"kind": "hub", "repo": "a/b", "revision": tmp_path.name}
     assert asked["revision"] == "v1"
     wanted = [f for f in files if any(fnmatch.fnmatch(f, p) for p in asked["allow_patterns"])]
     assert wanted == files[:5]
     for listing, says in ((["pytorch_model.bin"], "no safetensors"), (["m.gguf"], "GGUF files only")):
-        monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, files=listing, **__: files)
+        monkeypatch.setattr(huggingface_hub.HfApi, "model_info", lambda *_, files=listing, **__: repository(files))
         with pytest.raises(errors.WeightsmithError, match=says), contextlib.nullcontext():
             locate("a/b")
 

@@ -364,6 +364,7 @@ def test_damaged_conditions_are_conditions_or_usage_errors(two: CompareRecord) -
         ("kl.maen > 1", "kl.mean"),
         ("safety.harmful.refuse > 1", "safety.harmful.refuses"),
         ("kl.mean.lo > 1", "no part .lo"),
+        ("kl.max.low > 1", "without an interval"), ("kl.max.high.delta > 1", "no part"),
         ("kl.mean.p > 1", "no difference from a base"),
         ("kl.mean.delta.p > 1", "no part .delta.p"),
         ("delta(kl.mean).delta > 1", "no part .delta"),
@@ -397,6 +398,32 @@ def test_a_file_with_figures_that_are_no_numbers_is_refused(tmp_path: Path, numb
     path.write_text(json.dumps(data).replace('"ODD"', number))
     with pytest.raises((FormatError, RecipeError)):
         compare([path], fail_if=["kl.mean > 1000"])
+
+
+def turn(figure: dict[str, Any]) -> None:
+    figure["low"], figure["high"] = figure["high"] + 1, figure["low"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda d: turn(d["damage"][0]), "an interval from"), (lambda d: turn(d["differences"][0]), "an interval from"),
+        (lambda d: turn(d["differences"][0]["base"]), "an interval from"),
+        (lambda d: d["damage"][0].update(n=-3), "-3 is no count"), (lambda d: d["differences"][0].update(n=-3), "-3 is no count"),
+        (lambda d: d["differences"][0]["edited"].update(missing=-90), "is no count"),
+        (lambda d: d["damage"][0].update(answers=-1), "-1 is no count"),
+        (lambda d: d.update(figures=[], damage=[], differences=[]), "without figures"),
+    ],
+)  # fmt: skip
+def test_a_file_whose_figures_can_not_be_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], says: str
+) -> None:
+    path = saved(tmp_path, "a")
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(FormatError, match=says):
+        compare([path])
 
 
 @pytest.mark.parametrize(

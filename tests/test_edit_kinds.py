@@ -361,6 +361,15 @@ def test_a_coarse_dtype_is_named_in_a_note(tmp_path: Path, dtype: str, warned: b
     assert (max(t.left or 0 for t in record.tensors) > 0.01) == warned
 
 
+def test_what_was_removed_before_is_said_to_be_that(tmp_path: Path) -> None:
+    base = pico.build("llama", tmp_path / "base", torch.bfloat16)
+    direction = pico.a_direction(base)
+    once = write(base, [a_step("remove", direction)], [direction], tmp_path / "once")
+    assert not [n for n in once.notes if "hardly more" in n]
+    twice = write(tmp_path / "once", [a_step("remove", direction)], [direction], tmp_path / "twice")
+    assert [n for n in twice.notes if "which held hardly more of it before the edit" in n]
+
+
 def recast(file: Path, dtype: str) -> None:
     """Give every matrix of a file another dtype."""
     from weightsmith.formats.safetensors import read_header, write_file

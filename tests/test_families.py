@@ -23,7 +23,7 @@ from weightsmith.architecture import families, resolve
 from weightsmith.checkpoint import Checkpoint, open_checkpoint
 from weightsmith.direction import Direction, load_direction
 from weightsmith.edits import Context
-from weightsmith.errors import RecipeError, ShapeMismatch, UnsupportedModel
+from weightsmith.errors import RecipeError, ShapeMismatch, UnsupportedModel, UsageError
 from weightsmith.formats.safetensors import TensorSpec
 from weightsmith.jobs.edit import edit
 from weightsmith.plan import compile_edit
@@ -524,7 +524,7 @@ def test_an_absent_role_or_layer_is_refused(models: Pico, tmp_path: Path) -> Non
     direction = pico.a_direction(base)
     with pytest.raises(UnsupportedModel, match="no tensor has the role experts"):
         edit(base, direction, tmp_path / "out", remove=1.0, roles=["experts"])
-    with pytest.raises(UnsupportedModel, match="layer 7 is not one of 0 to 1"):
+    with pytest.raises(UsageError, match="layer 7 is not one of 0 to 1"):
         edit(base, direction, tmp_path / "out", remove=1.0, layers=[0, 7])
     assert not (tmp_path / "out").exists()
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from clirun import FEATURE
+from clirun import FEATURE, repository
 from weightsmith.errors import FormatError, MissingExtra, NetworkError, RecipeError, UnknownPlugin, WeightsmithError
 from weightsmith.features.extract import Activations, Side
 from weightsmith.features.methods import EXTRACTORS, difference_in_means, logistic_probe, paired_pca
@@ -279,7 +279,7 @@ def test_only_the_data_files_of_a_dataset_are_fetched(tmp_path: Path, monkeypatc
         return str(tmp_path / Path(name).name)
 
     listing = ["README.md", "load.py", "data/train-0.jsonl", "data/train-1.csv", "data/test-0.jsonl", "train.pkl"]
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", lambda *_, **__: listing)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: repository(listing))
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fetch)
     assert read_prompts(PromptSource(dataset="a/b@main"), None) == ["a", "b"]
     assert asked == ["data/train-0.jsonl", "data/train-1.csv"]
@@ -293,7 +293,7 @@ def test_offline_no_dataset_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     def asked(*_: Any, **__: Any) -> Any:
         raise AssertionError("the hub was asked")
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", asked)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", asked)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", asked)
     with pytest.raises(NetworkError) as caught:
         read_prompts(PromptSource(dataset="nobody/nothing"), None, offline=True)
@@ -302,6 +302,30 @@ def test_offline_no_dataset_is_asked_for(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "data/train-0.jsonl").write_text('{"prompt": "a"}\n')
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *_, local_files_only, **__: local_files_only and str(tmp_path))
     assert read_prompts(PromptSource(dataset="a/b"), None, offline=True) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ("kind: phrases, phrases: [alas], bogus: 1", "no option 'bogus'"), ("kind: phrases", "phrases"),
+        ("kind: sentiment, sign: 3", "sign must be"), ("kind: probe, layer: 3", "no option 'layer'"),
+        ("kind: sentment", "called 'sentment'"), ("kind: judge", "a question or a rubric"),
+    ],
+)  # fmt: skip
+def test_a_slip_in_a_scorer_is_known_when_the_recipe_is_read(tmp_path: Path, options: str, says: str) -> None:
+    """Before a model is loaded, and with the file's name."""
+    path = tmp_path / "f.yaml"
+    path.write_text(FEATURE.replace("{kind: probe}", "{" + options + "}"))
+    with pytest.raises((RecipeError, UnknownPlugin), match=says) as caught:
+        load_feature(str(path))
+    assert caught.value.where == str(path)
+
+
+def test_a_key_that_stands_twice_is_named_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "f.yaml"
+    path.write_text(FEATURE + "name: again\n")
+    with pytest.raises(RecipeError, match=rf"line {FEATURE.count(chr(10)) + 1}: the key 'name' stands twice"):
+        load_feature(str(path))
 
 
 # -- recipes -----------------------------------------------------------------------------------------------

@@ -307,3 +307,29 @@ def test_signals_at_random_moments_of_writing(world: World, tmp_path: Path) -> N
         assert tree(out) == reference[verb], told
         assert os.listdir(folder / "deep") == ["out"], told
     assert partials(tmp_path / "cache") == []
+
+
+EARLY = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+module = sys.argv.pop(1)
+
+class Strike(MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        for _ in range(2 if name == module else 0):
+            os.kill(os.getpid(), signal.SIGINT)
+
+from weightsmith.start import main
+sys.meta_path.insert(0, Strike())
+main()
+"""
+
+
+@pytest.mark.parametrize("module", ["weightsmith.cli", "typer", "weightsmith.cli.search"])
+def test_ctrl_c_while_it_is_still_being_imported_is_no_traceback(module: str) -> None:
+    """Twice at once, as from a hand that trembles."""
+    done = subprocess.run([sys.executable, "-c", EARLY, module, "show", "features"], capture_output=True, text=True,
+                          timeout=60, check=False)  # fmt: skip
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr == "\ninterrupted; nothing half-written was left behind\n"

@@ -772,10 +772,12 @@ def test_a_conversion_is_of_the_pinned_bytes(tmp_path: Path, monkeypatch: pytest
         assert used.path != converted.path, "and is not believed when frozen"
         assert used.digest() == good
     assert held(converted, None) is converted
+    assert not guard.describe(converted)
     for frozen in (False, True):
         found = held(converted, find_lock(), frozen=frozen)
         assert found.path == converted.path
         assert found.origin is converted.origin
+        assert guard.describe(found) == "1 file as pinned, converted from a private copy"
     shutil.rmtree(converted.path)
     with guarded(open_checkpoint("x.gguf"), find_lock(), frozen=True) as used:
         damage(tmp_path / "x.gguf", "in place")

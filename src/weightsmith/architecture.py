@@ -19,7 +19,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from .errors import ShapeMismatch, UnsupportedModel
+from .errors import ShapeMismatch, UnsupportedModel, UsageError
 from .formats.safetensors import TensorSpec
 
 ROLES = ("attn_out", "mlp_down", "experts", "shared_experts", "per_layer", "embed")
@@ -170,7 +170,7 @@ class Architecture:
         """The writers of these roles in these layers; ``embed`` belongs to no layer and is taken when asked for.
 
         Raises:
-            UnsupportedModel: a role that this model does not have, or a layer outside it.
+            UnsupportedModel: a role that this model does not have; UsageError: a layer outside it.
         """
         wanted, chosen = set(roles), set(layers)
         if absent := sorted(wanted - {w.role for w in self.writers}):
@@ -179,8 +179,8 @@ class Architecture:
                 hint=f"roles here: {', '.join(sorted({w.role for w in self.writers}))}",
             )  # fmt: skip
         if outside := sorted(x for x in chosen if not 0 <= x < self.n_layers):
-            raise UnsupportedModel(f"layer {outside[0]} is not one of 0 to {self.n_layers - 1}",
-                                   where=self.family.name)  # fmt: skip
+            raise UsageError(f"layer {outside[0]} is not one of 0 to {self.n_layers - 1}", where=self.family.name,
+                             hint="layers are counted from 0")  # fmt: skip
         return [w for w in self.writers if w.role in wanted and (w.layer is None or w.layer in chosen)]
 
     def default_roles(self) -> list[str]:

@@ -475,7 +475,7 @@ def convert(checkpoint: Checkpoint, folder: Path, *, progress: Progress | None =
             quantised.dequantize_folder(checkpoint, scratch, progress)
         return
     if checkpoint.kind != "gguf":
-        raise UsageError("already a safetensors folder; nothing to convert", where=checkpoint.path)
+        raise UsageError("already a safetensors folder; nothing to convert", where=checkpoint.path, hint="use it as it is")
     from .formats.gguf_convert import convert_gguf
 
     require_space(folder.parent, sum(t.numel for t in checkpoint.tensors.values()) * 2 + (64 << 20))

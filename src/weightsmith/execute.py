@@ -338,6 +338,10 @@ def _apply_config(checkpoint: Checkpoint, plan: EditPlan, scratch: Path) -> None
     (scratch / INDEX).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
+#: share left of a removed direction from which there was next to none of it before: one that was taken out already, say
+NEXT_TO_NONE = 0.3
+
+
 def left_notes(matrices: Sequence[TensorRecord]) -> list[str]:
     """What to say where more than 1% of a removed direction is left; a bias may have had next to nothing along it, so
     that the share that rounding leaves of it says little."""
@@ -349,8 +353,10 @@ def left_notes(matrices: Sequence[TensorRecord]) -> list[str]:
             continue
         worst = max(group, key=lambda t: t.left or 0.0)
         why = "other steps write again, or rounding leaves," if several else f"rounding to {worst.dtype} leaves"
+        # an exact removal leaves what rounding puts there and nothing else
+        bare = "" if several or (worst.left or 0.0) < NEXT_TO_NONE else ", which held hardly more of it before the edit"
         notes.append(f"{why} more than 1% of the direction in {len(group)} tensors, at most {worst.left:.1%} in "
-                     f"{worst.tensor}")  # fmt: skip
+                     f"{worst.tensor}{bare}")  # fmt: skip
     return notes
 
 

@@ -16,6 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import DigestMismatch, NetworkError, PickleOnly, RecipeError, UsageError
 from .storage import cache_dir, sha256_range, whole_file
@@ -23,6 +24,8 @@ from .storage import cache_dir, sha256_range, whole_file
 Progress = Callable[[str, int, int], None]
 GIVEN_AS = "give a folder, a GGUF file, org/name@revision, or demo:smollm2"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@(?!.*\.\.)\w[\w./-]*)?", re.ASCII)
+#: what ends so is a path, and no name of the hub
+_FILES = (".gguf", ".safetensors", ".json", ".jsonl", ".yaml", ".yml", ".html", ".txt", ".bin", ".pt")
 _DATA_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model", "LICENSE*", "NOTICE*", "README.md"]
 
 
@@ -57,6 +60,8 @@ DEMOS = {
 }
 
 
+#: seconds that the hub may take to answer
+_PATIENCE = 30.0
 #: what this process has settled, and its forks know: they may be without a network by then
 _SETTLED: dict[str, Located] = {}
 _SETTLED_FILES: dict[tuple[str, str], list[Path]] = {}
@@ -84,20 +89,19 @@ def locate(ref: str, *, offline: bool = False, progress: Progress | None = None)
     path = Path(ref).expanduser()
     if path.exists():
         return Located(ref, path.absolute(), {"kind": "local"})
-    if _HUB_ID.fullmatch(ref) and not ref.endswith((".gguf", ".safetensors")):
+    if _HUB_ID.fullmatch(ref) and not ref.endswith(_FILES):
+        if "@" not in ref and (folder := path.parent).is_dir():  # a slip of the pen must not fetch a stranger's model
+            raise UsageError(f"no such model in the folder {str(folder)!r}", where=ref,
+                             hint=f"{ref}@main is the hub's model of that name")  # fmt: skip
         return _from_hub(ref, offline)
-    raise UsageError(
-        "no such model",
-        where=ref,
-        hint=GIVEN_AS,
-    )
+    raise UsageError("no such model", where=ref, hint=GIVEN_AS)
 
 
 def _demo(ref: str, offline: bool, progress: Progress | None) -> Located:
     name = ref.removeprefix("demo:")
     demo = DEMOS.get(name)
     if demo is None:
-        raise UsageError(f"no demo model is called {name!r}", hint=f"known: {', '.join('demo:' + d for d in DEMOS)}")
+        raise UsageError("no demo model is called so", where=ref, hint=f"known: {', '.join('demo:' + d for d in DEMOS)}")
     target = cache_dir() / "demo" / Path(demo.member).name
     source = {"kind": "demo", "package": demo.requirement, "sha256": demo.sha256, "licence": demo.licence}
     if target.exists():
@@ -174,7 +178,7 @@ def _from_hub(ref: str, offline: bool) -> Located:
     name, _, revision = ref.partition("@")
     with hub_errors(ref, offline=offline):
         if not offline:
-            names = HfApi().list_repo_files(name, revision=revision or None)
+            names = _listed(HfApi().model_info(name, revision=revision or None, timeout=_PATIENCE))
             if not any(n.endswith(".safetensors") for n in names):
                 _no_safetensors(ref, names)
         folder = snapshot_download(
@@ -201,7 +205,7 @@ def dataset_files(name: str, split: str, *, offline: bool = False) -> list[Path]
             kept = Path(snapshot_download(repo, repo_type="dataset", revision=revision or None, local_files_only=True))
             names = [p.relative_to(kept).as_posix() for p in kept.rglob("*") if p.is_file()]
         else:
-            names = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision or None)
+            names = _listed(HfApi().dataset_info(repo, revision=revision or None, timeout=_PATIENCE))
         kinds = (".parquet", ".jsonl", ".csv", ".txt")
         wanted = sorted(n for n in names if n.endswith(kinds) and split in Path(n).stem)
         if not wanted:
@@ -210,6 +214,12 @@ def dataset_files(name: str, split: str, *, offline: bool = False) -> list[Path]
         if offline:
             return [kept / n for n in wanted]
         return [Path(hf_hub_download(repo, n, repo_type="dataset", revision=revision or None)) for n in wanted]
+
+
+def _listed(info: Any) -> list[str]:
+    """The names of a repository's files. It is asked for them in one request, which is not repeated: without a network the
+    client's own listing tries for half a minute."""
+    return [file.rfilename for file in info.siblings or ()]
 
 
 def settle_dataset(name: str, split: str, *, offline: bool = False) -> list[Path]:

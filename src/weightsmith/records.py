@@ -37,8 +37,8 @@ def parse(model: type[Strict], data: Any, where: object, schema: str | None = No
         raise RecipeError("expected a mapping of fields", where=where)
     found = data.get("schema")
     if schema is not None and found != schema:
-        hint = "a newer Weightsmith may be needed" if found else f"begin with `schema: {schema}`"
-        raise RecipeError(f"the schema is {found!r}; this version reads {schema!r}", where=where, hint=hint)
+        raise RecipeError(f"the schema is {found!r:.120}; this version reads {schema!r}", where=where,
+                          hint=_of_another_schema(found, schema))  # fmt: skip
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -49,6 +49,16 @@ def parse(model: type[Strict], data: Any, where: object, schema: str | None = No
         place = ".".join(str(p) for p in first["loc"]) or "(top)"
         message = "unknown field" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
         raise RecipeError(f"{place}: {message}", where=where, hint=f"{page} lists every field") from error
+
+
+def _of_another_schema(found: object, wanted: str) -> str:
+    """What to do about a file whose schema is not the wanted one: none, another kind of file, an older or a newer version."""
+    if not isinstance(found, str) or not found:
+        return f"begin with `schema: {wanted}`"
+    (kind, _, version), (known, _, ours) = found.rpartition("/"), wanted.rpartition("/")
+    if kind != known or not version.isdecimal():
+        return "it is another kind of file than the one that is wanted here"
+    return "a newer Weightsmith may be needed" if int(version) > int(ours) else "an older Weightsmith wrote it: make it again"
 
 
 class LayerQuality(Strict):

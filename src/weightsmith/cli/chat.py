@@ -16,8 +16,8 @@ def command(
     *,
     run: RunOptions,
     direction: Annotated[str | None, typer.Option(help="A direction to steer with.")] = None,
-    remove: Annotated[float | None, typer.Option(help="Begin with this share removed.")] = None,
-    add: Annotated[float | None, typer.Option(help="Begin with this dose added.")] = None,
+    remove: Annotated[str | None, typer.Option(help="Begin with this share removed, or `auto`.")] = None,
+    add: Annotated[str | None, typer.Option(help="Begin with this dose added, or `auto`.")] = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.", min=1)] = 200,
     temperature: Annotated[float, typer.Option(help="0 is greedy.", min=0.0)] = 0.0,
@@ -26,5 +26,7 @@ def command(
 ) -> None:
     """Chat with a model; with a direction, /strength turns the feature and /compare shows both side by side."""
     from .chat_session import ChatSettings, chat
+    from .wishes import amount
 
-    chat(model, ChatSettings(direction, remove, add, system, tokens, temperature, transfer, edit), run)
+    chosen = (amount(remove, "remove"), amount(add, "add"))
+    chat(model, ChatSettings(direction, *chosen, system, tokens, temperature, transfer, edit), run)

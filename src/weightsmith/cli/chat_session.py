@@ -13,6 +13,8 @@ from ..errors import RecipeError, UsageError, WeightsmithError, advice, stated
 from .common import console, plain, safe
 
 if TYPE_CHECKING:
+    from ..direction import Direction
+    from ..jobs.edit import Amount
     from ..options import RunOptions
 
 HELP = """\
@@ -28,8 +30,8 @@ class ChatSettings:
     """What was asked for on the command line."""
 
     direction: str | None
-    remove: float | None
-    add: float | None
+    remove: Amount | None
+    add: Amount | None
     system: str | None
     tokens: int
     temperature: float
@@ -79,6 +81,8 @@ def chat(ref: str, settings: ChatSettings, run: RunOptions) -> None:
         UsageError: amounts without a direction.
         DirectionModelMismatch: a direction from other weights without ``transfer``.
     """
+    from ..direction import load_direction
+    from ..jobs.edit import load_edit
     from ..jobs.files import as_checkpoint
     from ..runtime.load import load
 
@@ -86,8 +90,11 @@ def chat(ref: str, settings: ChatSettings, run: RunOptions) -> None:
         raise UsageError("--remove and --add need a --direction")
     if settings.edit is not None and settings.direction is not None:
         raise UsageError("give --edit or --direction, not both: /strength turns one knob")
+    direction = load_direction(Path(settings.direction)) if settings.direction else None  # a slip is told before the load
+    if settings.edit is not None:
+        load_edit(Path(settings.edit))
     model = load(as_checkpoint(ref, run), run)
-    hooks, label = _hooks(model, settings) if settings.direction or settings.edit else ([], "")
+    hooks, label = _hooks(model, settings, direction) if direction or settings.edit else ([], "")
     session = Session(model, settings, hooks, label)
     session.reset()
     screen = console()
@@ -103,8 +110,7 @@ def chat(ref: str, settings: ChatSettings, run: RunOptions) -> None:
             return
 
 
-def _hooks(model: Any, settings: ChatSettings) -> tuple[list[Any], str]:
-    from ..direction import load_direction
+def _hooks(model: Any, settings: ChatSettings, direction: Direction | None) -> tuple[list[Any], str]:
     from ..features.select import compile_hooks
     from ..jobs.edit import resolve_edit
     from ..runtime.load import identity
@@ -115,8 +121,7 @@ def _hooks(model: Any, settings: ChatSettings) -> tuple[list[Any], str]:
         for used in found.values():
             used.check_model(identity(model.checkpoint, model.identity.digest), transfer=settings.transfer)
         return compile_hooks(model, spec, found), spec.name or Path(settings.edit).name
-    path = Path(str(settings.direction))
-    direction = load_direction(path)
+    assert direction is not None
     direction.check_model(identity(model.checkpoint, model.identity.digest), transfer=settings.transfer)
     wishes: dict[str, Any] = {"remove": settings.remove, "amplify": None, "add": settings.add}
     if settings.remove is None and settings.add is None:
@@ -184,8 +189,10 @@ def _command(session: Session, line: str, screen: Any) -> bool:
         screen.print("[dim]forgotten[/]")
     elif name == "save":
         _save(session, rest, screen)
-    else:
+    elif name == "help":
         screen.print(HELP, markup=False)
+    else:
+        raise UsageError(f"there is no command /{name}", hint="/help lists the commands")
     return True
 
 

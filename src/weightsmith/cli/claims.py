@@ -62,7 +62,7 @@ def print_claims(record: Any) -> None:
     screen = console()
     shown = [v for v in record.verdicts if v.claim.kind != "setting"]
     settings = len(record.verdicts) - len(shown)
-    screen.print(f"[bold]{plain(record.model)}[/] against {plain(record.against)}: {plain(record.card)}\n")
+    screen.print(f"[bold]{plain(record.model)}[/] against {plain(record.against)}: {plain(record.card) or 'no card'}\n")
     table = Table("", "claim", "line", "claimed", "measured [95%]", "verdict", box=None, pad_edge=False)
     for i, v in enumerate(shown, 1):
         line = str(v.claim.line) if v.claim.file == record.card else f"{v.claim.file}:{v.claim.line}"

@@ -132,8 +132,11 @@ def progress(
     *, quiet: bool = False, log: Callable[[str, float], None] | None = None, still: bool = False
 ) -> Iterator[Any]:
     """A bar on standard error for the step that runs; ``log`` is told each finished step and its seconds."""
-    if quiet or (not sys.stderr.isatty() and log is None):
+    if quiet:
         yield lambda step, done, total: None
+        return
+    if not sys.stderr.isatty() and log is None:
+        yield Lines().tell
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -172,6 +175,29 @@ def progress(
 
     with bars:
         yield tell
+
+
+class Lines:
+    """Progress where there is no terminal: a line now and then of a step that takes long, and nothing of a short one."""
+
+    FIRST, EVERY = 10.0, 60.0  # seconds
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self.due: dict[str, float] = {}
+        self.one_at_a_time = threading.Lock()
+
+    def tell(self, step: str, done: int, total: int) -> None:
+        """Hear of a step's progress."""
+        with self.one_at_a_time:
+            now = self.clock()
+            due = self.due.setdefault(step, now + self.FIRST)
+            if done >= total:
+                self.due.pop(step)
+            elif now >= due:
+                self.due[step] = now + self.EVERY
+                sys.stderr.write(f"{safe(step)}: {done / total:.0%}\n")
+                sys.stderr.flush()
 
 
 def console() -> Console:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import signal
 import sys
@@ -17,7 +18,8 @@ from typing import Any
 import typer
 
 from .. import __version__
-from ..errors import OutOfMemory, WeightsmithError
+from ..errors import OutOfMemory, ResourceError, UsageError, WeightsmithError
+from ..start import COULD_NOT_TELL, INTERRUPTED
 from . import (
     chat,
     claims,
@@ -37,8 +39,7 @@ from . import (
 )
 
 BUG = 70
-COULD_NOT_TELL = 2
-INTERRUPTED = 130  # what newer versions of typer make of Ctrl-C; no command returns it
+ABORTED = 130  # what newer versions of typer make of Ctrl-C; no command returns it
 
 app = typer.Typer(
     name="weightsmith",
@@ -82,6 +83,9 @@ app.command("undo")(derive.undo)
 app.command("chat")(chat.command)
 
 
+_NAMED = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
+
 class Terminated(BaseException):
     """SIGTERM: unwinds like Ctrl-C, so that half-written outputs are removed."""
 
@@ -120,7 +124,7 @@ def run_guarded(job: Callable[[], int], *, as_json: bool = False, kept: str = ""
     except WeightsmithError as error:
         return _complain(error, as_json)
     except (KeyboardInterrupt, Terminated):
-        sys.stderr.write(f"\ninterrupted; nothing half-written was left behind{kept}\n")
+        sys.stderr.write(f"{INTERRUPTED}{kept}\n")
         return COULD_NOT_TELL
     except MemoryError:
         return _complain(OutOfMemory("not enough memory", hint="try a smaller --batch or --dtype bfloat16"), as_json)
@@ -128,9 +132,9 @@ def run_guarded(job: Callable[[], int], *, as_json: bool = False, kept: str = ""
         _drop_output()  # the reader of our output went away: nobody is left to tell
         return 0
     except OSError as error:
-        text = WeightsmithError(error.strerror or str(error), where=error.filename,
-                                hint="check that it is there, and who may read and write it")  # fmt: skip
-        code = _complain(text, as_json)
+        kind = UsageError if isinstance(error, _NAMED) else ResourceError  # of the path that was given, or of the machine
+        code = _complain(kind(error.strerror or str(error), where=error.filename,
+                              hint="check that it is there, and who may read and write it"), as_json)  # fmt: skip
         try:
             sys.stdout.flush()
         except OSError:  # it is the output that can't be written, and Python would try once more at its end
@@ -161,6 +165,10 @@ def _invoke(argv: list[str]) -> int:
             sys.stdout.write(error.format_message() + "\n")
         else:
             error.show()
+            if told := _swallowed(argv, getattr(error, "ctx", None)):
+                sys.stderr.write(f"  {told}\n")
+            if "--json" in argv:
+                _print_record(UsageError(error.format_message(), hint=told or None))
         return COULD_NOT_TELL
     except typer.Exit as error:
         return error.exit_code
@@ -170,22 +178,35 @@ def _invoke(argv: list[str]) -> int:
         if isinstance(error.__context__, BrokenPipeError):
             raise error.__context__ from None
         raise
-    if result == INTERRUPTED:
+    if result == ABORTED:
         raise KeyboardInterrupt
     return result if isinstance(result, int) else 0
+
+
+def _swallowed(argv: list[str], context: Any) -> str:
+    """What to say where an option stood without its value and took the next option for it; empty where none did."""
+    options = [o for p in (context.command.params if context else ()) if p.param_type_name == "option" for o in p.opts]
+    taking = {o for p in (context.command.params if context else ()) if p.param_type_name == "option" and not p.is_flag
+              for o in p.opts}  # fmt: skip
+    pair = next(((a, b) for a, b in itertools.pairwise(argv) if a in taking and b in options), None)
+    return f"{pair[0]} takes a value, and was given {pair[1]!r} for it" if pair else ""
 
 
 def _complain(error: WeightsmithError, as_json: bool) -> int:
     from .common import safe
 
     if as_json:
-        import json
-
-        with contextlib.suppress(OSError):  # the output that can't be written may be what the error is about
-            sys.stdout.write(json.dumps(error.as_record()) + "\n")
+        _print_record(error)
     lines = safe(str(error)).split("\n")
     sys.stderr.write(f"error[{error.code}]: {lines[0]}\n" + "".join(f"{line}\n" for line in lines[1:]))
     return error.exit_code
+
+
+def _print_record(error: WeightsmithError) -> None:
+    import json
+
+    with contextlib.suppress(OSError):  # the output that can't be written may be what the error is about
+        sys.stdout.write(json.dumps(error.as_record()) + "\n")
 
 
 __all__ = ["app", "main", "run"]

@@ -20,13 +20,13 @@ import stat
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ResourceError, WeightsmithError
+from ..start import COULD_NOT_TELL, Once
 
 if TYPE_CHECKING:
     from ..options import RunOptions
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 CACHED = ("activations", "directions", "measured", "models")
 _HEARD = ("SIGINT", "SIGTERM", "SIGHUP", "SIGCHLD")
 _DNS = 53
-_INTERRUPTED = 2  # the exit code of what was interrupted
-_TWICE = 0.5  # seconds in which a second Ctrl-C is the same one, come by two ways
 _IN_PART = ("edit", "export")  # commands of which one step may run a model: :mod:`weightsmith.trust.apart`
 _ON: list[frozenset[int]] = []  # the files that were open when this process began; empty where it is somebody else's
 
@@ -177,7 +175,7 @@ def _own(child: int, stages: Any, asked: int, answers: int) -> int:
     if code >= 0:
         return code
     if -code in heard:  # it had its say before, and was about to end
-        return _INTERRUPTED
+        return COULD_NOT_TELL
     name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
     hint = "the system does that when memory runs out: try a smaller --batch, or --dtype bfloat16"
     raise ResourceError(f"the process that ran the model was ended by {name}; nothing half-written was left behind",
@@ -327,20 +325,7 @@ def _go_in(owner: int, ends: tuple[int, int], temporary: Path) -> None:
 
     shut(owner, ends, _ON[0], temporary)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _Once())
-
-
-class _Once:
-    """Ctrl-C, which may come from the terminal and by way of the owner: the second of two at once is the first."""
-
-    def __init__(self) -> None:
-        self.last = -_TWICE
-
-    def __call__(self, number: int, frame: Any) -> None:
-        now = time.monotonic()
-        if now - self.last > _TWICE:
-            self.last = now
-            signal.default_int_handler(number, frame)
+        signal.signal(signal.SIGINT, Once())
 
 
 def _through(stages: Any, asks: int, answers: int, own: list[Path]) -> None:

@@ -95,6 +95,8 @@ def command(
         _print_sum(told)
     if out is not None:
         write_whole(Path(out), dumped(machine))
+        if not json and not sarif:
+            sys.stdout.write(f"wrote {safe(out)}\n")
     code = exit_code(records, consented)
     return code if code == 1 else max([code, *(t.exit_code for t in told if isinstance(t, WeightsmithError))])
 

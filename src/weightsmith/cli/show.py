@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 @with_run_options(model=False)
 def command(
     what: Annotated[
-        str, typer.Argument(help="A model, a direction file, an Edit file, `features`, `scorers`, or `forms`.", metavar="WHAT")
+        str, typer.Argument(metavar="WHAT", help="A model, a direction, an Edit or feature file, a shipped feature, "
+                                                 "`features`, `scorers` or `forms`.")
     ],
     *,
     run: RunOptions,
@@ -41,8 +42,16 @@ def command(
         _direction(load_direction(path), json, plot)
     elif path.suffix in (".yaml", ".yml") and path.is_file():
         _yaml(path, json)
+    elif not path.exists() and what in _shipped():
+        _yaml(what, json)
     else:
         _model(what, run, json, tensors)
+
+
+def _shipped() -> list[str]:
+    from ..features.recipe import shipped_features
+
+    return shipped_features()
 
 
 def _features(json: bool) -> None:
@@ -79,24 +88,30 @@ def _forms(json: bool) -> None:
     console().print("[dim]– is refused; --json and docs/export.md say why[/]")
 
 
-def _yaml(path: Path, json: bool) -> None:
+def _yaml(what: Path | str, json: bool) -> None:
+    """An Edit file, or a feature: a file of it, or the name of one that is shipped."""
     import yaml
 
-    from ..errors import RecipeError
-    from ..features.recipe import load_feature, load_yaml
+    from ..features.recipe import load_feature
     from ..jobs.edit import load_edit
+
+    spec: Any = load_edit(what) if isinstance(what, Path) and _is_edit(what) else load_feature(str(what))[0]
+    if json:
+        print_json(spec.model_dump(by_alias=True))
+    else:
+        console().print(plain(yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False)))
+
+
+def _is_edit(path: Path) -> bool:
+    from ..errors import RecipeError
+    from ..features.recipe import load_yaml
     from ..records import EDIT
 
     try:
         data = load_yaml(path.read_text(encoding="utf-8"), path)
     except UnicodeDecodeError as error:
         raise RecipeError("not a UTF-8 text file", where=path) from error
-    is_edit = isinstance(data, dict) and data.get("schema") == EDIT
-    spec: Any = load_edit(path) if is_edit else load_feature(str(path))[0]
-    if json:
-        print_json(spec.model_dump(by_alias=True))
-    else:
-        console().print(plain(yaml.safe_dump(spec.model_dump(by_alias=True, exclude_none=True), sort_keys=False)))
+    return isinstance(data, dict) and data.get("schema") == EDIT
 
 
 def _model(ref: str, run: RunOptions, json: bool, tensors: bool) -> None:

@@ -59,7 +59,7 @@ def _wishes(given: dict[str, Any]) -> dict[str, Any]:
     if constant not in (None, "exact", "fitted", "as-llama"):
         raise UsageError(f"unknown constant {constant!r}", hint="exact, fitted or as-llama")
     return {
-        "remove": _amount(given["remove"], "remove"), "amplify": given["amplify"], "add": _amount(given["add"], "add"),
+        "remove": amount(given["remove"], "remove"), "amplify": given["amplify"], "add": amount(given["add"], "add"),
         "layers": parse_layers(given["layers"]), "source": _source(given["source"]),
         "roles": roles.split(",") if roles else None, "constant": constant,
         "directions": [Path(d) for d in given["direction"] or []],
@@ -67,13 +67,13 @@ def _wishes(given: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _amount(text: str | None, name: str) -> float | Literal["auto"] | None:
+def amount(text: str | None, name: str) -> float | Literal["auto"] | None:
     if text is None or text == "auto":
         return None if text is None else "auto"
     try:
         return float(text)
     except ValueError:
-        raise UsageError(f"--{name} takes a number or `auto`, not {text!r}") from None
+        raise UsageError(f"--{name} takes a number or `auto`, not {text!r}", hint=f"for example --{name} 1") from None
 
 
 def _source(text: str | None) -> int | Literal["each"] | None:

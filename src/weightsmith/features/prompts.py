@@ -96,7 +96,7 @@ def read_prompts(source: PromptSource, folder: Path | None, *, offline: bool = F
         entry = files("weightsmith").joinpath(f"features/shipped/prompts/{source.shipped}.txt")
         if not re.fullmatch(r"[a-z_-]+", source.shipped) or not entry.is_file():
             names = sorted(e.name[:-4] for e in files("weightsmith").joinpath("features/shipped/prompts").iterdir())
-            raise RecipeError(f"no shipped prompts are called {source.shipped!r}", hint=f"one of {', '.join(names)}")
+            raise RecipeError("no shipped prompts are called so", where=source.shipped, hint=f"one of {', '.join(names)}")
         found, where = entry.read_text(encoding="utf-8").splitlines(), source.shipped
     elif source.file is not None:
         path = Path(source.file).expanduser()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..errors import RecipeError
+from ..errors import RecipeError, UnknownPlugin
 from ..records import Strict, parse
 from ..storage import canonical_json, digest_of
 
@@ -155,6 +155,12 @@ def load_yaml(text: str, where: object) -> Any:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             found = super().construct_mapping(node, deep=True)
             if len(found) != len(node.value):
+                seen: set[Any] = set()
+                for key, _ in node.value:
+                    name = self.construct_object(key, deep=True)
+                    if name in seen:
+                        raise yaml.MarkedYAMLError(problem=f"the key {name!r:.60} stands twice", problem_mark=key.start_mark)
+                    seen.add(name)
                 raise yaml.MarkedYAMLError(problem="a key stands twice", problem_mark=node.start_mark)
             return found
 
@@ -162,8 +168,15 @@ def load_yaml(text: str, where: object) -> Any:
         data = yaml.load(text, Loader)
         canonical_json(data)  # neither NaN nor halves of surrogate pairs nor dates: nothing that has no digest
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise RecipeError(f"not plain YAML data: {' '.join(str(error).split())[:300]}", where=where) from error
+        raise RecipeError(f"not plain YAML data: {_told(error)}", where=where) from error
     return data
+
+
+def _told(error: Exception) -> str:
+    """What YAML says is wrong, with its line counted from 1; its own text calls every input "<unicode string>"."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    text = " ".join(str(problem or error).split())[:300]
+    return f"line {mark.line + 1}: {text}" if mark is not None and problem else text
 
 
 def load_feature(name: str) -> tuple[FeatureSpec, Path | None]:
@@ -184,4 +197,27 @@ def load_feature(name: str) -> tuple[FeatureSpec, Path | None]:
         raise RecipeError("no such feature", where=name,
                           hint=f"give a YAML file, or one of {', '.join(shipped_features())}")  # fmt: skip
     spec: FeatureSpec = parse(FeatureSpec, load_yaml(text, where), where, FEATURE)
+    if folder is not None:
+        _check_scorers(spec, where)
     return spec, folder
+
+
+def _check_scorers(spec: FeatureSpec, where: str) -> None:
+    """Make the scorers once, so that a slip in their options is known before a model is loaded and not when it is measured.
+
+    Raises:
+        RecipeError: options that a scorer does not take; UnknownPlugin: no such scorer.
+    """
+    if not spec.scorers:
+        return
+    from ..measure.scorers import SCORERS
+
+    for scorer in spec.scorers:
+        try:
+            if scorer.kind != "probe":  # it is made of a direction
+                SCORERS.load(scorer.kind).make(scorer.options)
+            elif scorer.options:
+                raise RecipeError(f"the scorer 'probe' has no option {min(scorer.options)!r}", hint="it takes none")
+        except (RecipeError, UnknownPlugin) as error:
+            error.where = error.where or where
+            raise

@@ -72,6 +72,7 @@ def claims(
         if not found:
             record.notes.append("the card claims nothing that is known how to read")
     else:
+        record.card = ""
         record.notes.append(f"the model has no card ({CARD})")
     found += own_claims(there, record.notes)
     wanted = [c for c in found if c.kind in _FIGURES and not c.unmeasurable]
@@ -93,7 +94,15 @@ def _verdict(
             return Verdict(claim=claim, verdict="cannot tell", why=why)
         return claim_figures.judge(claim, figures, every)
     assert files is not None
+    if claim.file == RECORD and claim.kind == "tensors" and files.diff.a_digest not in _own_base(every):
+        why = f"that is said of the record's base, and --against is another model ({files.diff.a_digest[:16]}…)"
+        return Verdict(claim=claim, verdict="cannot tell", why=why)
     return claim_files.judge(claim, files)
+
+
+def _own_base(every: list[Claim]) -> list[str]:
+    """The digest of the base that the model's own record names."""
+    return next((c.names for c in every if c.file == RECORD and c.kind == "digest" and c.subject == "original model"), [])
 
 
 def _files(model: Checkpoint, base: Checkpoint, found: list[Claim]) -> claim_files.Files | None:
@@ -186,7 +195,8 @@ def own_claims(model: Checkpoint, notes: list[str]) -> list[Claim]:
 
 
 def _own(text: list[str], key: str, kind: Any, says: str, names: list[str], **more: Any) -> Claim:
-    line = next((i for i, row in enumerate(text, 1) if row.startswith((f' "{key}"', f'  "{key}"'))), 1)
+    inset = next((row.partition('"')[0] for row in text if row.lstrip().startswith('"')), "")  # of the outermost keys
+    line = next((i for i, row in enumerate(text, 1) if row.startswith(f'{inset}"{key}"')), 1)
     return Claim(kind=kind, says=says, file=RECORD, line=line, text=f'"{key}"', names=names, **more)
 
 

@@ -86,11 +86,14 @@ def compare(files: Sequence[str | Path], *, fail_if: Sequence[str] = ()) -> Comp
 def _open(label: str, file: Path) -> Opened:
     found = Opened(label, file, load_record(file))
     for key, known in _figures(found.record):
-        _check_finite(key, known, file)
+        _check_sound(key, known, file)
         if key not in found.figures or known.figure.name.endswith(", edited"):
             found.figures[key] = known
         elif not known.figure.name.endswith(", base"):
             found.twice.append(key)
+    if not found.figures:
+        raise FormatError("a measurement without figures", where=file,
+                          hint="`weightsmith measure MODEL FEATURE -o FILE.json` writes one")  # fmt: skip
     return found
 
 
@@ -107,7 +110,13 @@ def _key(key: str, name: str, condition: str) -> str:
     return key or (f"{name} ({condition})" if condition else name)
 
 
-def _check_finite(key: str, known: Known, file: Path) -> None:
+def _check_sound(key: str, known: Known, file: Path) -> None:
+    """Numbers that are finite, intervals the right way round, and no counts below nothing."""
+    spans = [known.figure, *((known.change, known.change.base) if known.change else ())]
+    if turned := next((s for s in spans if s.low > s.high), None):
+        raise FormatError(f"{key}: an interval from {turned.low:g} to {turned.high:g}", where=file)
+    if (least := min(min(s.n for s in spans), known.figure.answers, known.lost)) < 0:
+        raise FormatError(f"{key}: {least} is no count", where=file)
     numbers: list[float | None] = [
         known.figure.value,
         known.figure.low,

@@ -245,7 +245,8 @@ def _step(
     chosen = direction.meta.best("add" if kind == "add" else "remove")
     if amount == "auto":
         if chosen is None:
-            raise UsageError("this direction has no chosen amount", hint="give a number, or run `find` again without --no-choose")
+            raise UsageError("this direction has no chosen amount", where=direction.meta.feature,
+                             hint="give a number, or run `find` again without --no-choose")  # fmt: skip
         amount = chosen.amount
     if source is None:
         source = chosen.source if chosen else _default_source(direction)

@@ -168,6 +168,9 @@ def _of_cell(term: Term, row: Row, part: str, at: int, label: str) -> float | No
         raise UsageError(
             f"{term.figure}: {label} has no figure {row.key}", hint="another file has it: name it by its letter"
         )
+    if part in ("low", "high") and cell.interval == "none":
+        raise UsageError(f"{term.figure}: {row.key} of {label} was measured without an interval, so it has no .{part}",
+                         hint=f"{row.key}.value is its value")  # fmt: skip
     if part in ("", *_CELL):
         return float(getattr(cell, part or "value"))
     if cell.change is None:

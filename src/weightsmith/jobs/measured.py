@@ -194,7 +194,7 @@ def load_record(path: Path) -> MeasureRecord:
         RecipeError: no file, not a measurement, or several in one file; FormatError: not JSON.
     """
     if not path.is_file():
-        raise RecipeError("no such file", where=path, hint=HINT)
+        raise RecipeError("a folder, and no measurement" if path.is_dir() else "no such file", where=path, hint=HINT)
     try:
         data = strict_json(path.read_bytes())
     except (ValueError, RecursionError) as error:

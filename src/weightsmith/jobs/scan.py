@@ -41,5 +41,6 @@ def scan(
             raise UsageError("neither a folder nor a plain file", where=path)
     record = scan_path(located.path, str(model), other, options.progress, digests=digests)
     if not record.files and record.verdict == "clean":
-        raise UsageError("there is no file in it: nothing was scanned", where=located.path)
+        raise UsageError("there is no file in it: nothing was scanned", where=located.path,
+                         hint="give the folder that holds the model's files")  # fmt: skip
     return record if policy is None else judged(record, Path(policy))

@@ -168,6 +168,13 @@ class Streamed(Held):
                 raise _differs(name, self.real)
 
 
+@dataclass(frozen=True)
+class Conversion(Checkpoint):
+    """The cache's conversion of a model whose files were checked against ``entry``."""
+
+    entry: PinnedModel | None = field(default=None, compare=False)
+
+
 def _differs(name: str, where: Path) -> DigestMismatch:
     return DigestMismatch(f"{name!r:.120} is not the file that was pinned", where=where,
                           hint="`weightsmith verify` shows what differs; `weightsmith pin --update` pins a change")  # fmt: skip
@@ -415,15 +422,18 @@ def lasting(checkpoint: Checkpoint) -> Checkpoint:
         return streamed(guard.given, guard.pinned, frozen=guard.frozen, weights=False)
     if guard.frozen:
         checkpoint = runnable(replace(guard, frozen=False), dequantize=guard.kind == "folder")
-    return replace(checkpoint, origin=guard.given)
+    whole = {f.name: getattr(checkpoint, f.name) for f in fields(Checkpoint)} | {"origin": guard.given}
+    return Conversion(**whole, entry=guard.pinned)
 
 
 def describe(used: Any) -> str:
     """One line for people about what was checked, empty where nothing was."""
-    if not isinstance(used, Held):
+    if not isinstance(used, Held | Conversion) or used.entry is None:
         return ""
-    count = len(used.pinned.files)
+    count = len(used.entry.files)
     files = f"{count} {'file' if count == 1 else 'files'}"
+    if isinstance(used, Conversion):
+        return f"{files} as pinned, converted from a private copy"
     if not isinstance(used, Used):
         return f"{files} pinned, weights compared as they are read"
     return f"{files} as pinned, used from a private copy" + (f", {len(used.unpinned)} more left out" if used.unpinned else "")

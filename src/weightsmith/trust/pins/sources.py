@@ -90,7 +90,7 @@ def find_source(
     if colon and kind in ("sums", "lock", "oms"):
         path = Path(rest.partition("#")[0] if kind == "lock" else rest).expanduser()
         if not path.is_file():
-            raise UsageError("no such file", where=path)
+            raise UsageError("no such file", where=path, hint=f"{kind}:FILE is a file that you have")
         if kind == "sums":
             return read_sums(path)
         if kind == "oms":
