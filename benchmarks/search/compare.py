@@ -1,6 +1,6 @@
 """Ours against a black-box baseline and the closed forms: one machine, one runtime, one confirmation for all.
 
-    python benchmarks/search/compare.py MODEL [--trials 24] [--points 4] [--tokens 128] [--threads 2] [-o FILE.json]
+    python benchmarks/search/compare.py MODEL [--trials 24] [--points 6] [--tokens 128] [--threads 2] [-o FILE.json]
 
 (a) :class:`weightsmith.search.run.Search`: closed forms by single layer, a sweep of two descents, its best point made weaker.
 (b) :mod:`baseline`: TPE over the published parameterisation, 32 tokens generated for every prompt in every trial. (c) every
@@ -53,7 +53,7 @@ REFERENCE = 0.5
 HERE = Path(__file__).parent
 #: of the 48 + 48 prompts it needs 26 + 26: 16 to train on, 10 held out
 OURS = Plan("remove", Sizes(16, 10, 8), Descent(weights=(60.0, 20.0), steps=5, more=2, batch=6, check=5, rate=0.07, turn=0.003),
-            few=True, screen=4, keep=1)  # fmt: skip
+            few=True, screen=4, keep=1, factors=(0.7, 0.55, 0.4, 0.25))  # fmt: skip
 
 
 @dataclass
@@ -173,7 +173,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--trials", type=int, default=24)
-    parser.add_argument("--points", type=int, default=4)
+    parser.add_argument("--points", type=int, default=6)
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
@@ -208,7 +208,7 @@ def main() -> None:
     edits = [(f"trial {t.number}: {t.refusals} of 48 by markers, first-token KL {t.kl:.4f}", t.spec, t.directions)
              for t in found.front]  # fmt: skip
     sides.append(Side("baseline", found.seconds, found.prefilled, found.generated, edits))
-    rows += [judge("baseline", w, compile_hooks(model, s, d)) for w, s, d in spread(edits, args.points + 2)]
+    rows += [judge("baseline", w, compile_hooks(model, s, d)) for w, s, d in spread(edits, args.points)]
     report(base, sides, rows)
     if args.out:
         data = {"base": asdict(base), "sides": [{k: v for k, v in asdict(s).items() if k != "edits"} for s in sides],
