@@ -136,6 +136,8 @@ _FORMS = [
     evil("needs-buffers", proto(5) + b"\x97" + STOP, ("pickle-readers-differ",), fires="", verdict="broken"),
     evil("memo-jump", proto(2) + text("x") + b"r\xff\xff\xff\x0f" + STOP, ("pickle-asks-for-memory",), fires="",
          verdict="broken"),
+    evil("bytearray-many", proto(2) + b"](" + call("builtins", "bytearray", b"J\xff\xff\xff\x7f") * 50 + b"e" + STOP,
+         ("pickle-asks-for-memory",), fires="", verdict="broken"),
     evil("bytearray-bomb", proto(2) + call("builtins", "bytearray", b"\x8a\x05\x00\x00\x00\x00\x10") + STOP,
          ("pickle-asks-for-memory",), fires="", verdict="broken"),
     evil("not-to-its-end", proto(2) + EMPTY_DICT + text("x"), ("pickle-broken",), fires="", verdict="broken"),

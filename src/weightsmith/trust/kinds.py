@@ -12,6 +12,7 @@ import zlib
 from typing import BinaryIO
 
 from .items import HEAD, Item
+from .members import hdf5_in_member, zips_in_members
 from .opcodes import Reading, read_as_pickle
 
 #: first bytes -> kind
@@ -66,7 +67,8 @@ def kinds_of(item: Item) -> tuple[str, ...]:
     head = item.head if item.size else b""
     if not head:
         return ("empty",)
-    found = [*_by_begin(item, head), *_by_end(item, head)]
+    found = _by_begin(item, head)
+    found += _by_end(item, head, tar="tar" in found)
     if not found or ("pickle" not in found and set(found) <= _WEAK):
         reading = read_as_pickle(head, item.size)
         if reading in (Reading.CODE, Reading.DATA) or (reading is Reading.OPEN and item.basename.lower().endswith(PICKLE_NAMES)):
@@ -153,15 +155,16 @@ _TESTS = (
 )  # fmt: skip
 
 
-def _by_end(item: Item, head: bytes) -> list[str]:
-    """Kinds that a reader finds without looking at the first bytes."""
-    found = [] if head.startswith(_ZIPS) or not _zip_end(item) else ["zip"]
+def _by_end(item: Item, head: bytes, *, tar: bool) -> list[str]:
+    """Kinds that a reader finds without looking at the first bytes; what lies whole in one member of a ``tar`` is that member's."""
+    found = [] if head.startswith(_ZIPS) or not _zip_end(item, tar=tar) else ["zip"]
     if item.size > 16:
         with item.open() as file:
             for place in (1 << n for n in range(9, (item.size - 1).bit_length())):  # where HDF5's own library looks for it
                 file.seek(place)
                 if file.read(8) == b"\x89HDF\r\n\x1a\n":
-                    found.append("hdf5")
+                    if not tar or not hdf5_in_member(item, place):
+                        found.append("hdf5")
                     break
             file.seek(item.size - 8)
             if file.read(8) == b"\x57\xfb\x80\x8b\x24\x75\x47\xdb":
@@ -169,22 +172,27 @@ def _by_end(item: Item, head: bytes) -> list[str]:
     return found
 
 
-def _zip_end(item: Item) -> bool:
+def _zip_end(item: Item, *, tar: bool = False) -> bool:
     """Whether some reader takes the last bytes for the end of a zip archive: the record's signature, and a directory entry
     where it says that the directory begins (counted from the file's start, or back from the record), or zip64's locator."""
     area = min(item.size, _EOCD_AREA)
+    ends = []
     with item.open() as file:
         file.seek(item.size - area)
         tail = file.read(area)
         at = tail.rfind(b"PK\x05\x06")
         for _ in range(64):
             if at < 0:
-                return False
+                break
             where = item.size - area + at
             if len(tail) - at >= 22 and _points_to_entry(file, tail, at, where):
-                return True
+                if not tar:
+                    return True
+                ends.append(where)
             at = tail.rfind(b"PK\x05\x06", 0, at)
-    return True  # so many signatures are no accident
+    if at >= 0:
+        return True  # so many signatures are no accident
+    return bool(ends) and not zips_in_members(item, ends)
 
 
 def _points_to_entry(file: BinaryIO, tail: bytes, at: int, where: int) -> bool:

@@ -10,6 +10,7 @@ from ...found import Finding, Severity
 from ..rules import Rule
 from .pickle_machine import Stream, Witness
 from .pickle_names import is_called, is_enum, standing_of, takes_arguments
+from .pickle_sizes import Asked
 from .pickle_values import Global, Held, Long, Made, Opaque, Pers, Value, rendered
 
 MOST_KEPT = 20  # findings of one rule from one stream
@@ -76,7 +77,6 @@ RULES = (CODE, UNLISTED_CALL, UNLISTED_NAME, COMPUTED, REWRITES, SETTINGS, WHOLE
 MOST_NESTED = 10_000
 MOST_NESTED_BYTES = 1 << 26  # of byte strings that only look like a pickle
 MOST_LOOKED = 3_000_000  # arguments, sizes and keys of states that are looked at; one long tuple can be handed to a million calls
-MUCH = 1 << 32  # elements that are asked for without being there
 _ENCODINGS = {"latin1", "latin-1", "latin_1", "iso-8859-1", "utf-8", "utf8", "ascii"}
 _STATE_KEYS = {"__pydantic_extra__", "__pydantic_fields_set__", "__pydantic_private__", "__dict__"}
 
@@ -111,6 +111,7 @@ class Judge(Witness):
         self.tensors: list[tuple[str, tuple[Value, ...]]] = []
         self._unpickled: set[int] = set()
         self._harmless: set[tuple[Global, str]] = set()  # calls without arguments that were judged before
+        self.asked = Asked()
         self._looked = 0
         self._bytes = 0
         self._counts: dict[str, int] = {}
@@ -148,6 +149,8 @@ class Judge(Witness):
         for value in values:
             if isinstance(value, Global) and self._standing(value) == "unlisted":
                 self._hands(func, value, args, at)
+        if values and (much := self.asked.call(func, values, at)):
+            self._add(BOMB, f"its calls ask for {much} bytes and more", at, rendered(Made(func, args, how)))
         reason = self._refused(func, values, how, at)
         if not values and not reason:
             self._harmless.add((func, how))
@@ -155,6 +158,8 @@ class Judge(Witness):
             self._add(UNLISTED_CALL, f"{func} is called with {reason}", at, f"{how} {rendered(Made(func, args, how))}")
 
     def built(self, value: Value, state: Value, at: int) -> None:
+        if much := self.asked.state(state, at):
+            self._add(BOMB, f"its arrays ask for {much} bytes and more", at, rendered(value))
         if not self._room(REWRITES):
             return
         if isinstance(value, (Global, Pers)) or (isinstance(value, Made) and value.is_a("builtins", "getattr")):
@@ -396,35 +401,11 @@ def _plain_values(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> s
     return "" if not args or how in ("NEWOBJ", "NEWOBJ_EX") else "arguments, where writers use a literal"
 
 
-def _sized(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
-    """Shapes and sizes that are not backed by bytes of the file."""
-    total = 1
-    for value in args[:3]:
-        judge._look(len(value) if isinstance(value, tuple) else 1)
-        for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int) and not isinstance(number, bool):
-                total *= max(1, min(abs(number), MUCH))
-                if total >= MUCH:
-                    judge._add(BOMB, f"asks for {total} elements or more", at, rendered(args))
-                    return ""
-    return ""
-
-
-def _filled(judge: Judge, args: tuple[Value, ...], how: str, at: int) -> str:
-    """Collections that are filled from a range take memory for every number of it."""
-    for value in args[:1]:
-        if isinstance(value, Made) and isinstance(value.func, Global) and value.func.name == "range":
-            return _sized(judge, (value.args,) if isinstance(value.args, tuple) else (), how, at)
-    return ""
-
-
 _CHECKS: dict[str, Check] = {
     "encode": _encode, "getattr": _getattr, "type": _type, "__newobj__": _newobj, "_reconstructor": _reconstructor,
     "_rebuild_from_type_v2": _from_type, "_rebuild_parameter_with_state": _with_state, "defaultdict": _factory,
-    "_load_from_bytes": _load_from_bytes, "bytearray": _sized, "_reconstruct": _sized, "ndarray": _sized, "bytes": _plain_values,
+    "_load_from_bytes": _load_from_bytes, "bytes": _plain_values,
     "int": _plain_values, "float": _plain_values, "str": _plain_values, "list": _plain_values, "dict": _plain_values,
     "tuple": _plain_values, "bool": _plain_values, "memmap": lambda *_: "a file to map",
-    "set": _filled, "frozenset": _filled, "deque": _filled, "Counter": _filled, "OrderedDict": _filled,
     "__generator_ctor": _generator, "__randomstate_ctor": _generator, "__bit_generator_ctor": _bit_generator,
-    "_mareconstruct": _sized, "recarray": _sized, "matrix": _sized, "MaskedArray": _sized,
 }  # fmt: skip

@@ -230,7 +230,9 @@ class _Reading:
             elif set(kinds_of(inner)) - {"pickle"}:
                 yield inner
             else:
-                yield from _Reading(inner, None).file()
+                reading = _Reading(inner, None)
+                reading.judge.asked = judge.asked  # all that one load takes counts together
+                yield from reading.file()
 
     def _inner(self, value: Value, at: int) -> Item | None:
         """The bytes of a value as an item of their own; ``None`` when they are not in the file as they are."""

@@ -14,7 +14,7 @@ from ...errors import LimitExceeded
 from ..rules import Rule
 from . import remote_rules as rules
 from .expressions import EVALUATING, hostile_expression
-from .targets import DANGEROUS, is_hostile, passes
+from .targets import DANGEROUS, is_hostile, judge_known, passes
 
 MOST_VALUES = 200_000
 MOST_ASKED = 1_000_000  # of one configuration; tables of tens of thousands of added tokens are honest
@@ -34,7 +34,7 @@ KNOWN = frozenset((
     "cosmos", "omegaconf", "hydra", "apex", "transformer_engine", "haystack", "torch_geometric", "botorch", "pyro",
     "gpytorch", "ldm", "sgm", "espnet3", "hydra_plugins", "monai", "mmengine", "mmcv", "mmdet", "mmseg", "mmpose", "detectron2",
     "audiocraft", "lerobot", "kornia", "einops", "funasr", "modelscope", "xformers",
-    "sentencepiece", "anomalib", "dynamic_network_architectures", "nnunetv2",
+    "sentencepiece", "anomalib", "dynamic_network_architectures", "nnunetv2", "torchmetrics",
 ))  # fmt: skip
 #: pipelines of diffusers that a model_index.json names in place of a library
 _PIPELINES = re.compile(
@@ -223,8 +223,11 @@ def _by_shape(base: str, path: str, key: str, value: str, known: frozenset[str])
     elif _HANDLED.search(path) or (key == "model_file" and value.endswith(".py")):
         return
     elif key in _TARGETS and _DOTTED.fullmatch(value):
-        if root not in known:
+        level = judge_known(value) if key in ("_target_", "__target__", "class_path") and root in known else ""
+        if root not in known or level == "suspicious":
             yield Ask(rules.CLASS_PATH, path, f"{key} names {value}", value, _files(value))
+        elif level:
+            yield Ask(rules.HOSTILE_PATH, path, f"{key} names {value}", value)
     elif _OTHER.fullmatch(value) and "/" in value:
         yield Ask(rules.ELSEWHERE, path, f"{key} names code of another repository: {value}", value)
     elif _IMPORTING.fullmatch(key) and base != "modules.json":
@@ -296,6 +299,8 @@ def yaml_asks(text: str, local: frozenset[str] = frozenset()) -> Iterator[Ask]:
             yield Ask(rules.HOSTILE_PATH, place, f"{key} names {value}", value)
         elif "." in value and value.split(".")[0] not in KNOWN - local:
             yield Ask(rules.CLASS_PATH, place, f"{key} names {value}", value, _files(value))
+        elif "." in value and key != "_target_" and (level := judge_known(value)):  # of that key, where YAML is read
+            yield Ask(rules.HOSTILE_PATH if level == "malicious" else rules.CLASS_PATH, place, f"{key} names {value}", value)
     if (trust := _YAML_TRUST.search(text)) is not None:
         place = f"line {text.count(chr(10), 0, trust.start()) + 1}"
         yield Ask(rules.CONSENT, place, "trust_remote_code is true", "", severity="note")

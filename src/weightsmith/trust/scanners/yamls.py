@@ -17,7 +17,7 @@ from ..listing import shown
 from ..rules import Rule
 from .expressions import EVALUATING, RUNS, hostile_expression
 from .remote_keys import KNOWN
-from .targets import DANGEROUS, is_hostile
+from .targets import DANGEROUS, is_hostile, judge_known
 
 TAG = Rule(
     "yaml-builds-objects", "malicious", "YAML that builds Python objects",
@@ -28,8 +28,9 @@ TAG = Rule(
 TARGET = Rule(
     "config-names-code", "suspicious", "A configuration that names a function to call",
     "Libraries that build models from `_target_` import the path that it names and call it with the values beside it. "
-    "NeMo's own classes are expected there; anything else is somebody's code.",
-    "Read what it names. If it is not part of the library that the model is for, don't load it.",
+    "Classes of model libraries are expected there, and functions that build layers; what is in no known library is somebody's "
+    "code, and the same libraries hold functions that run programs, import, fetch or unpickle what they are given.",
+    "Read what it names. If it is not part of the library that the model is for, or does more than build, don't load it.",
     ("CVE-2025-23304", "https://cwe.mitre.org/data/definitions/470.html"),
 )  # fmt: skip
 GROWS = Rule(
@@ -57,17 +58,23 @@ EVENTS = 400_000
 DEPTH = 200
 EXPANDED = 10_000_000  # values after all aliases are followed
 _KNOWN = re.compile(
-    r"(?:nemo|nemo_\w+|megatron|torch\.(?:nn|optim)|torchaudio|torchvision|torchmetrics|transformers|lightning"
+    r"torch\.\w+\Z|(?:nemo|nemo_\w+|megatron|torch\.(?:nn|optim|utils\.data|distributions|amp|linalg)|torchaudio|torchvision|torchmetrics|transformers|lightning"
     r"|pytorch_lightning|omegaconf|diffusers|timm|peft|apex|litgpt|espnet[23]?|speechbrain|fairseq2?|torchtune|hydra_plugins|monai"
-    r"|mmengine|mmcv|mmdet|mmseg|mmpose|detectron2|audiocraft|lerobot|pyannote|asteroid|kornia|einops)\.",
+    r"|mmengine|mmcv|mmdet|mmseg|mmpose|detectron2|audiocraft|lerobot|pyannote|asteroid|kornia|einops|hydra\.utils)\.",
     re.ASCII,
 )
 
 
-_NAMING = re.compile(r"!(?:new|name|apply|module):(.*)", re.DOTALL)
-
-
-
+#: HyperPyYAML's tags that import, those that call or keep what they import among them; and the one that reads another file
+_NAMING = re.compile(r"!(new|name|apply|applyref|module):(.*)", re.DOTALL)
+_INCLUDED = re.compile(r"!include:(.*)", re.DOTALL)
+_TRUSTING = re.compile(r"\btrust_remote_code['\"]?\s*[:=]\s*['\"]?(?:true|yes|on|1)\b", re.IGNORECASE)
+#: whatever root these have, SpeechBrain's own configurations name them
+_PLAIN = re.compile(
+    r"(?:builtins\.)?(?:sorted|len|range|min|max|sum|abs|round|str|int|float|bool|list|dict|tuple|set)|collections\.\w+")
+#: functions of Hydra that give back what another key names
+_GETS = re.compile(r"\bhydra\.utils\.get_(?:class|method|static_method|object)\b")
+_DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
 _VALUES = frozenset({"none", "bool", "str", "unicode", "bytes", "int", "long", "float", "complex", "list", "tuple", "dict"})
 #: what programs that dump their settings without care leave behind: building these runs nothing of an attacker's
 _DUMPED = re.compile(
@@ -88,11 +95,12 @@ def judge_tag(tag: str) -> Severity:
     return "suspicious" if kind.startswith("object") and _DUMPED.match(target) else "malicious"
 
 
-def judge_target(target: str) -> str:
-    """``"malicious"``, ``"suspicious"`` or, for classes of model libraries, ``""``."""
+def judge_target(target: str, *, trusting: bool = False) -> str:
+    """``"malicious"``, ``"suspicious"`` or, for classes and building functions of model libraries, ``""``; ``trusting`` where the
+    file lets the code of repositories run."""
     if is_hostile(target):
         return "malicious"
-    return "" if _KNOWN.match(target.strip()) else "suspicious"
+    return judge_known(target, trusting=trusting) if _KNOWN.match(target.strip()) else "suspicious"
 
 
 def check(item: Item) -> Iterator[Finding]:
@@ -144,6 +152,16 @@ class _Frame:
     key: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class _Means:
+    """What a file's words say of all its values: whether MONAI evaluates some, whether code of repositories is to be run, whether
+    ``path`` names something to import."""
+
+    evaluated: bool
+    trusting: bool
+    gets: bool
+
+
 def _key(frames: list[_Frame], value: str) -> str:
     """The key that a value stands under, ``""`` for keys themselves and for members of lists."""
     if not frames or not frames[-1].mapping:
@@ -160,7 +178,8 @@ def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
     sizes: dict[str, int] = {}
     texts: dict[str, str] = {}
     frames: list[_Frame] = []
-    total, evaluated = 1, _EVALUATED.search(text) is not None
+    total = 1
+    means = _Means(_EVALUATED.search(text) is not None, _TRUSTING.search(text) is not None, _GETS.search(text) is not None)
     for count, event in enumerate(yaml.parse(text, Loader=loader)):
         if count > EVENTS:
             raise FormatError(f"more than {EVENTS} values")
@@ -171,15 +190,17 @@ def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
             yield TAG.found(f"the tag {tag[:200]!r}", file=name, place=f"line {line}", evidence=f"{tag} {value}",
                             severity=judge_tag(tag))  # fmt: skip
         if tag and (named := _NAMING.match(tag)):
-            yield from _named(named[1], tag, name, line)
+            yield from _named(named[1], named[2], name, line, means.trusting)
+        elif tag and (path := _INCLUDED.match(tag)):
+            yield from _included(path[1], name, line)
         if isinstance(event, yaml.ScalarEvent):
-            yield from _target(_key(frames, event.value), event.value, name, line, evaluated)
+            yield from _target(_key(frames, event.value), event.value, name, line, means)
             total += 1
             if event.anchor:
                 sizes[event.anchor], texts[event.anchor] = 1, event.value
         elif isinstance(event, yaml.AliasEvent):
             text = texts.get(event.anchor or "", "")  # a key or a target may stand elsewhere in the file
-            yield from _target(_key(frames, text), text, name, line, evaluated)
+            yield from _target(_key(frames, text), text, name, line, means)
             total += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.SequenceStartEvent | yaml.MappingStartEvent):
             _key(frames, "")
@@ -196,28 +217,45 @@ def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
             return
 
 
-def _named(target: str, tag: str, name: str, line: int) -> Iterator[Finding]:
+def _named(kind: str, target: str, name: str, line: int, trusting: bool) -> Iterator[Finding]:
     """A tag of HyperPyYAML, as SpeechBrain loads its models: the loader imports what it names, and calls it."""
-    hostile = DANGEROUS.fullmatch(target) or judge_target(target) == "malicious"
-    if hostile or target.split(".")[0] not in KNOWN:
+    tag = f"!{kind}:{target}"
+    if _PLAIN.fullmatch(target):
+        return
+    if kind == "module":  # which nothing calls by itself: a name of it is looked at where it is used
+        level = "malicious" if is_hostile(target) else judge_known(target + ".Any")
+    else:
+        level = "malicious" if DANGEROUS.fullmatch(target) or is_hostile(target) else judge_known(target, trusting=trusting)
+    if level or target.split(".")[0] not in KNOWN:
         yield TARGET.found(f"the tag {tag[:200]}", file=name, place=f"line {line}", evidence=tag,
-                           severity="malicious" if hostile else None)  # fmt: skip
+                           severity="malicious" if level == "malicious" else None)  # fmt: skip
 
 
-def _target(key: str, value: str, name: str, line: int, evaluated: bool) -> Iterator[Finding]:
+def _included(path: str, name: str, line: int) -> Iterator[Finding]:
+    """Another file that is loaded in the same way: only a YAML file of the folder is scanned as one."""
+    plain = path.strip().replace("\\", "/")
+    if plain.startswith(("/", "~")) or ".." in plain.split("/") or ":" in plain or not plain.lower().endswith((".yaml", ".yml")):
+        yield TARGET.found(f"includes {path[:200]}, which is no YAML file of this folder", file=name, place=f"line {line}",
+                           evidence=path[:300])  # fmt: skip
+
+
+def _target(key: str, value: str, name: str, line: int, means: _Means) -> Iterator[Finding]:
     """A value that names a function, whatever the key, or that MONAI evaluates; and a module that MLflow imports."""
     said, bad = "", False
     if RUNS.fullmatch(value.strip()) and key not in ("_target_", "target", "_component_"):
         said, bad = f"{key or 'a value'}: {value[:200]}", True
-    elif evaluated and (what := hostile_expression(value)):
+    elif means.evaluated and (what := hostile_expression(value)):
         said, bad = f"an expression that MONAI evaluates calls {what}", True
     elif key == "loader_module" and value.split(".")[0] not in {"mlflow", *KNOWN}:
         said = f"loader_module: {value[:200]}, which MLflow imports"
     if said:
         yield TARGET.found(said, file=name, place=f"line {line}", evidence=value[:300], severity="malicious" if bad else None)
-    if key not in ("_target_", "target", "_component_") or not ("." in value or "${" in value):
+    named = key in ("_target_", "target", "_component_") or (key == "path" and means.gets)
+    if not named or not ("." in value or "${" in value):
         return
-    level = "suspicious" if "${" in value else judge_target(value)  # put together by the loader from other values
-    if level == "malicious" or (level and key == "_target_"):
+    # one with a reference is put together by the loader from other values
+    level = "suspicious" if "${" in value else judge_target(value, trusting=means.trusting)
+    certain = key == "_target_" or (_DOTTED.fullmatch(value) and _KNOWN.match(value))  # the other keys have other uses as well
+    if level == "malicious" or (level and certain):
         yield TARGET.found(f"{key}: {value[:200]}", file=name, place=f"line {line}", evidence=value,
                            severity="malicious" if level == "malicious" else None)  # fmt: skip
