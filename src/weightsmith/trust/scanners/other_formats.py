@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import WHOLE, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import keras, msgpacks, onnx, tensorflow, unpacking
+from . import hdf5_links, keras, msgpacks, onnx, tensorflow, unpacking
 from .protobuf import Messages
 
 OBJECTS = Rule(
@@ -41,14 +41,7 @@ UNKNOWN = Rule(
     "weights. Scans that leave such files out in silence are how payloads get past them.",
     "Find out what the file is for; remove it if the model works without it, or allow its kind in a policy.",
 )  # fmt: skip
-PACKED = Rule(
-    "hdf5-not-read", "unknown", "An HDF5 file whose own structures are packed, or of a size that no library writes",
-    "Attributes and objects can be pickles, which PyTables and pandas run when they read the file. Here they lie where this scan "
-    "does not look.",
-    "Write the file anew with the usual settings, or ask for the weights in another format.",
-    ("https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html",),
-)  # fmt: skip
-RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN, PACKED)
+RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
 MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
@@ -64,7 +57,7 @@ class OtherFormats(Scanner):
     name = "other-formats"
     kinds = frozenset({"numpy", "hdf5", "onnx", "tflite", "ort", "protobuf", "msgpack", "ggml", "leveldb", "coreml-weights",
                        "binary"})  # fmt: skip
-    rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES)
+    rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES, *hdf5_links.RULES)
     about = "Models of other frameworks: object arrays, Keras and TensorFlow code, ONNX data outside the folder, unknown binaries"
 
     def __init__(self) -> None:
@@ -79,7 +72,7 @@ class OtherFormats(Scanner):
                 yield from keras.scan_embedded(item)
                 from . import hdf5  # with all that takes pickles apart: only when there is such a file
 
-                yield from hdf5.scan(item)
+                yield from hdf5.scan(item, folder, self.referenced)
             elif kind in ("onnx", "protobuf"):
                 yield from self._protobuf(item, folder)
             elif kind == "tflite":
