@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from ...errors import LimitExceeded
 from ...found import Finding
-from ..items import Item
+from ..items import Folder, Item
 from ..listing import shown
-from .other_formats import PACKED
+from .hdf5_links import PACKED, SIGNATURE, check_links
 from .pickle_judge import CODE, Judge
 from .pickle_machine import Machine
 from .pickle_values import Cursor
@@ -28,7 +28,6 @@ MOST_WALKED = 1 << 20  # bytes of streams that begin at places of which nothing 
 _BLOCK = 1 << 20
 _KEPT = 256  # bytes of a block that are looked at with the next one: the longest anchor
 _SMALL = 1 << 16
-_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HEAP = re.compile(rb"GCOL\x01\0\0\0")
 #: the type "text of so many bytes" and a dataspace of one value, behind which an attribute's bytes lie; one pattern for each
 #: version, since a search for one first byte takes a tenth of the time that one for a class of them takes
@@ -42,12 +41,19 @@ _ANCHORS = (_HEAP, *_ATTRIBUTES, _PROTOCOL, *_NAMED, _STACKED, _HEAPED)
 _IMPORTS = re.compile(rb"[ci][^\n]{1,200}\n[^\n]{1,200}\n|[\x93\x82\x83\x84]")
 
 
-def scan(item: Item) -> Iterator[Finding | Item]:
-    """What would be run by who reads the file with PyTables."""
-    name = shown(item.name)
-    if (odd := _lengths(item)) in (2, 4, 16, 32):
-        yield PACKED.found(f"its lengths have {odd} bytes", file=name)
+def scan(item: Item, folder: Folder, referenced: set[str]) -> Iterator[Finding | Item]:
+    """What the library opens beside the file, and what would be run by who reads it with PyTables."""
+    base, *widths = _measures(item)
+    if odd := next((w for w in widths if w in (2, 4, 16, 32)), 0):
+        yield PACKED.found(f"its lengths or addresses have {odd} bytes", file=shown(item.name))
         return
+    yield from check_links(item, folder, base, referenced)
+    yield from _pickles(item)
+
+
+def _pickles(item: Item) -> Iterator[Finding | Item]:
+    """Pickles, and what those that fail call before they do."""
+    name = shown(item.name)
     seen: set[tuple[int, int]] = set()
     known: dict[bytes, list[int]] = {}  # tables of pandas say the same of each column
     walked = vouched = 0  # bytes that were read as pickles: where nothing says that one begins, and where something does
@@ -178,14 +184,15 @@ def _is_candidate(raw: bytes, end: bytes = b"") -> bool:
     return raw.rstrip(b"\0").endswith(end) and bool(_IMPORTS.search(raw))
 
 
-def _lengths(item: Item) -> int:
-    """How many bytes lengths have in this file, as its superblock says."""
+def _measures(item: Item) -> tuple[int, int, int]:
+    """Where the superblock lies, and how many bytes addresses and lengths have in this file."""
     with item.open() as file:
         at = 0
         while at < item.size:
             file.seek(at)
             head = file.read(16)
-            if head.startswith(_SIGNATURE):
-                return head[14] if len(head) > 14 and head[8] < 2 else head[10] if len(head) > 10 else 8
+            if head.startswith(SIGNATURE):
+                first = 13 if len(head) > 14 and head[8] < 2 else 9
+                return (at, head[first], head[first + 1]) if len(head) > first + 1 else (at, 8, 8)
             at = max(512, at * 2)
-    return 8
+    return 0, 8, 8

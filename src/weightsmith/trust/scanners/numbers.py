@@ -169,7 +169,7 @@ class Numbers(Scanner):
     rules = (NOT_FINITE, INFINITE_MASK, CONSTANT, BLANK, PAYLOAD, EMPTY_TABLE, ABSURD, OUTLIER, REPEATED, DEEPER, EXPERTS, BOOLEANS,
              ROWS, INTEGERS, CHANGED)  # fmt: skip
     kinds = frozenset({"safetensors", "gguf"})
-    about = "Values of all tensors: NaN, infinity, constant or absurd matrices, repeated layers"
+    about = "Values of tensors (safetensors, GGUF, torch): NaN, infinity, constant or absurd matrices, repeated layers"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Members of archives, which the pass over the folder's files does not see."""
@@ -215,8 +215,13 @@ def held(folder: Folder) -> list[Held]:
     for file, name, dtype, shape in specs:
         facts = folder.tensors.get((file, name))
         if facts is not None:
-            found.append(Held(file, shown(file), name, dtype, shape, facts, _is_matrix(name, dtype, shape)))
+            found.append(held_as(file, name, dtype, shape, facts))
     return found
+
+
+def held_as(file: str, name: str, dtype: str, shape: tuple[int, ...], facts: TensorFacts) -> Held:
+    """A tensor of a file."""
+    return Held(file, shown(file), name, dtype, shape, facts, _is_matrix(name, dtype, shape))
 
 
 def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:

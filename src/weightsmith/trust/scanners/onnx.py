@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import prod
 from posixpath import dirname, normpath
 
 from ...errors import FormatError, LimitExceeded
+from ...formats.safetensors import DTYPE_BITS
 from ...found import Finding
 from ..items import Folder, Item
 from ..listing import shown
 from ..rules import Rule
 from .archive_rules import leads_out
+from .loose_values import FEWEST, check_values, measured
+from .numbers import Held, held_as
 from .protobuf import BYTES, VARINT, Field, Messages
 
 OUTSIDE = Rule(
@@ -49,6 +53,9 @@ _KNOWN = frozenset({
     "com.microsoft.dml", "pkg.onnxscript.torch_lib", "pkg.onnxscript.torch_lib.common", "pkg.torch", "ai.onnx.contrib",
     "local_functions",
 })  # fmt: skip
+#: types of floats
+_DTYPES = {1: "F32", 10: "F16", 11: "F64", 16: "BF16", 17: "F8_E4M3", 18: "F8_E4M3FNUZ", 19: "F8_E5M2", 20: "F8_E5M2FNUZ"}
+_MOST_SHAPE = 64
 _CODE = frozenset({"PyOp", "PythonOp", "PythonOpGrad", "PyCustomOp", "ATenOp"})
 #: message -> field number -> message; what is not listed is not entered
 _SCHEMA: dict[str, dict[int, str]] = {
@@ -82,6 +89,8 @@ class _Walk:
     domains: set[str] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
     operators: set[str] = field(default_factory=set)
+    held: list[Held] = field(default_factory=list)
+    read: dict[str, int] = field(default_factory=dict)  # bytes of each file whose values were looked at
 
 
 def scan_onnx(item: Item, folder: Folder, referenced: set[str]) -> Iterator[Finding]:
@@ -93,6 +102,7 @@ def scan_onnx(item: Item, folder: Folder, referenced: set[str]) -> Iterator[Find
             yield from _messages(walk, Messages(file, item.size))
     except FormatError as error:
         yield BROKEN.found(error.message, file=name)
+    yield from check_values(walk.held, item.name)
     if code := sorted(walk.operators & _CODE):
         yield PYTHON.found(f"it asks for {', '.join(code)}", file=name)
     custom = sorted(d for d in walk.domains - walk.functions if d not in _KNOWN)
@@ -111,6 +121,7 @@ def _messages(walk: _Walk, messages: Messages) -> Iterator[Finding]:
         entries: list[Field] = []
         children = []
         external = False
+        tensor = _Tensor()
         for entry in messages.fields(start, end):
             if entry.wire == BYTES and entry.number in inner:
                 if inner[entry.number] == "entry":
@@ -125,11 +136,53 @@ def _messages(walk: _Walk, messages: Messages) -> Iterator[Finding]:
                 walk.functions.add(messages.text(entry, 200))
             elif kind == "tensor" and entry.number == 14 and entry.wire == VARINT:
                 external = entry.value == 1
+            elif kind == "tensor":
+                tensor.take(entry, messages)
         pending += reversed(children)  # in the file's order, which is the fastest to read
         if entries and kind == "tensor":
             pairs = [_pair(messages, e) for e in entries]
             for value in dict.fromkeys(v for k, v in pairs if k == "location"):  # of several, readers take the first or the last
-                yield from _external(walk, {**dict(pairs), "location": value}, external)
+                yield from _external(walk, {**dict(pairs), "location": value}, external, tensor)
+        elif tensor.data is not None:
+            _look(walk, tensor, walk.item, tensor.data.start, tensor.data.size)
+
+
+@dataclass(slots=True)
+class _Tensor:
+    """What a tensor's message says, as far as its values are concerned."""
+
+    name: str = ""
+    dtype: str = ""
+    shape: tuple[int, ...] = ()
+    data: Field | None = None
+
+    def take(self, entry: Field, messages: Messages) -> None:
+        """One field of the message."""
+        if entry.number == 1 and len(self.shape) < _MOST_SHAPE:
+            if entry.wire == VARINT:
+                self.shape = (*self.shape, entry.value)
+            elif entry.wire == BYTES:
+                self.shape += messages.numbers(entry, _MOST_SHAPE)
+        elif entry.number == 2 and entry.wire == VARINT:
+            self.dtype = _DTYPES.get(entry.value, "")
+        elif entry.number == 8 and entry.wire == BYTES:
+            self.name = messages.text(entry, 400)
+        elif entry.wire == BYTES and entry.number in (4, 9) and entry.size:  # packed floats look like raw ones
+            self.data = entry
+
+
+def _look(walk: _Walk, tensor: _Tensor, item: Item, start: int, size: int) -> None:
+    """Look at a tensor's values, where they are floats and as many as its shape says."""
+    if walk.item.outer is not None:  # packed bytes can't be read in any order
+        return
+    read = walk.read.get(item.name, 0) + size
+    if tensor.dtype and size * 8 == prod(tensor.shape) * DTYPE_BITS[tensor.dtype] and prod(tensor.shape) >= FEWEST and (
+            start + size <= item.size and read <= 2 * item.size):  # several may share their bytes  # fmt: skip
+        walk.read[item.name] = read
+        with item.open() as file:
+            file.seek(start)
+            facts = measured(file, tensor.dtype, size, tensor.shape)
+        walk.held.append(held_as(walk.item.name, tensor.name, tensor.dtype, tensor.shape, facts))
 
 
 def _pair(messages: Messages, entry: Field) -> tuple[str, str]:
@@ -141,7 +194,7 @@ def _pair(messages: Messages, entry: Field) -> tuple[str, str]:
     return key, value
 
 
-def _external(walk: _Walk, told: dict[str, str], external: bool) -> Iterator[Finding]:
+def _external(walk: _Walk, told: dict[str, str], external: bool, tensor: _Tensor) -> Iterator[Finding]:
     """One tensor whose data lies elsewhere."""
     location = told.get("location", "")
     name = shown(walk.item.name)
@@ -164,3 +217,5 @@ def _external(walk: _Walk, told: dict[str, str], external: bool) -> Iterator[Fin
     numbers = [int(told[k]) if told.get(k, "").isdecimal() and len(told[k]) < 19 else 0 for k in ("offset", "length")]
     if sum(numbers) > data.size:
         yield MISSING.found(f"{location[:200]!r} has {data.size} bytes, {sum(numbers)} are needed", file=name, place=place)
+    elif tensor.dtype:
+        _look(walk, tensor, data, numbers[0], numbers[1] or prod(tensor.shape) * DTYPE_BITS[tensor.dtype] // 8)

@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import WHOLE, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import keras, msgpacks, onnx, tensorflow, unpacking
+from . import hdf5_links, keras, loose_values, msgpacks, onnx, tensorflow, unpacking
 from .protobuf import Messages
 
 OBJECTS = Rule(
@@ -41,19 +41,15 @@ UNKNOWN = Rule(
     "weights. Scans that leave such files out in silence are how payloads get past them.",
     "Find out what the file is for; remove it if the model works without it, or allow its kind in a policy.",
 )  # fmt: skip
-PACKED = Rule(
-    "hdf5-not-read", "unknown", "An HDF5 file whose own structures are packed, or of a size that no library writes",
-    "Attributes and objects can be pickles, which PyTables and pandas run when they read the file. Here they lie where this scan "
-    "does not look.",
-    "Write the file anew with the usual settings, or ask for the weights in another format.",
-    ("https://support.hdfgroup.org/documentation/hdf5/latest/_f_m_t3.html",),
-)  # fmt: skip
-RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN, PACKED)
+RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
 
 MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
 #: models that programs in C and C++ read, which hold numbers and words only: KenLM, fastText, CRFsuite
 _KNOWN = (b"mmap lm http://kheafield.com/code format version", (793712314).to_bytes(4, "little"))
+#: kinds that may hold weights whose values are not looked at
+_UNREAD = {"hdf5": "HDF5", "msgpack": "MessagePack", "tflite": "TFLite", "ort": "ONNX Runtime", "ggml": "ggml before GGUF",
+           "coreml-weights": "Core ML"}  # fmt: skip
 _LARGE = 1 << 30  # bytes; a matrix of importances has a few hundred MB at most
 _NAMED_RAW = re.compile(r"variables\.data-\d{5}-of-\d{5}\Z|.*\.data-\d{5}-of-\d{5}\Z", re.ASCII)
 
@@ -64,22 +60,27 @@ class OtherFormats(Scanner):
     name = "other-formats"
     kinds = frozenset({"numpy", "hdf5", "onnx", "tflite", "ort", "protobuf", "msgpack", "ggml", "leveldb", "coreml-weights",
                        "binary"})  # fmt: skip
-    rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES)
-    about = "Models of other frameworks: object arrays, Keras and TensorFlow code, ONNX data outside the folder, unknown binaries"
+    rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES, *hdf5_links.RULES,
+             *loose_values.RULES)
+    about = "Models of other frameworks: object arrays, Keras and TensorFlow code, data outside the folder, unknown binaries; " \
+            "values of NumPy's arrays and of ONNX tensors"  # fmt: skip
 
     def __init__(self) -> None:
         self.referenced: set[str] = set()
+        self.unread: dict[str, str] = {}  # files whose values nobody looks at, and what they are
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
         """Findings of one file."""
         for kind in item.kinds:
+            if kind in _UNREAD:
+                self.unread[item.name] = _UNREAD[kind]
             if kind == "numpy":
                 yield from _numpy(item)
             elif kind == "hdf5":
                 yield from keras.scan_embedded(item)
                 from . import hdf5  # with all that takes pickles apart: only when there is such a file
 
-                yield from hdf5.scan(item)
+                yield from hdf5.scan(item, folder, self.referenced)
             elif kind in ("onnx", "protobuf"):
                 yield from self._protobuf(item, folder)
             elif kind == "tflite":
@@ -97,14 +98,23 @@ class OtherFormats(Scanner):
         for item in folder.items.values():
             if "json" in item.kinds:
                 yield from _unpacked_keras(item, folder)
-            if "binary" in item.kinds and item.name not in self.referenced and not _companion(item, folder, known):
-                yield _unknown(item)
+            if "binary" in item.kinds and item.name not in self.referenced:
+                if not _companion(item, folder, known):
+                    yield _unknown(item)
+                elif not item.head.startswith(_KNOWN):
+                    self.unread[item.name] = "raw data"
+        if self.unread:
+            kinds = ", ".join(sorted(set(self.unread.values())))
+            folder.unchecked.append(f"the values in {len(self.unread)} file{'s' * (len(self.unread) > 1)} of formats whose values "
+                                    f"are not read ({kinds}), e.g. {shown(min(self.unread))}")  # fmt: skip
 
     def _protobuf(self, item: Item, folder: Folder) -> Iterator[Finding]:
         with item.open() as file:
             model = onnx.looks_like_model(Messages(file, item.size))
         if model or item.basename.lower().endswith(".onnx"):
             yield from onnx.scan_onnx(item, folder, self.referenced)
+            if item.outer is not None:
+                self.unread[item.name] = "ONNX in an archive"
             return
         with item.open() as file:
             kind = tensorflow.classify(Messages(file, item.size), item)
@@ -248,6 +258,8 @@ def _numpy(item: Item) -> Iterator[Finding | Item]:
             if at > item.size:
                 yield ARRAY.found(f"{size} bytes are needed and {item.size - begin} are there", file=name, place=f"byte {begin}")
                 return
+            file.seek(begin)
+            yield from loose_values.check_array(item.name, file, dtype, header["shape"], size, not header["fortran_order"])
             file.seek(at)
             behind = file.read(8)
             if behind and not behind.startswith(b"\x93NUMPY"):

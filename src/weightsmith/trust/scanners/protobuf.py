@@ -92,3 +92,16 @@ class Messages:
     def text(self, field: Field, most: int = 4096) -> str:
         """A field's text, at most so many bytes of it."""
         return self.raw(field, most).decode("utf-8", "replace")
+
+    def numbers(self, field: Field, most: int) -> tuple[int, ...]:
+        """A field's packed numbers, at most so many.
+
+        Raises:
+            FormatError: one does not end.
+        """
+        found: list[int] = []
+        at = field.start
+        while at < field.end and len(found) < most:
+            value, at = self._varint(at, field.end)
+            found.append(value)
+        return tuple(found)

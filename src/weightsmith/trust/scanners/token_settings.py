@@ -45,6 +45,7 @@ ABSOLUTE = Rule(
 )  # fmt: skip
 RULES = (MAPPED, LENGTH, ELSEWHERE, SPLITS, ABSOLUTE)
 _NAMES = re.compile(r"(?:vocab|merges|tokenizer|spm|sp_model|source_spm|target_spm|emoji|bpe|sentencepiece)(?:_file|_path)?(?:s)?")
+_LEAST, _LEAST_WRITTEN = 4, 16  # tokens: marks alone take three; no model that writes text reads less than a sentence
 _AWAY = re.compile(r"(?:^|[\\/])\.\.(?:[\\/]|$)|^\w{2,12}://|^\\\\")
 _ABSOLUTE = re.compile(r"[/~]|[A-Za-z]:[\\/]")
 
@@ -54,7 +55,8 @@ def check_settings(place: Place, vocabulary: Vocabulary | None) -> Iterator[Find
     config, mapped = place.json("tokenizer_config.json"), place.json("special_tokens_map.json")
     file = shown(place.prefix + "tokenizer_config.json")
     longest = config.get("model_max_length")
-    if isinstance(longest, (int, float)) and not isinstance(longest, bool) and not longest > 0:
+    least = _LEAST_WRITTEN if place.generates else _LEAST
+    if isinstance(longest, (int, float)) and not isinstance(longest, bool) and not longest >= least:
         yield LENGTH.found(f"model_max_length is {longest!r:.40}", file=file, place="$.model_max_length")
     for key, value in config.items():
         if isinstance(value, str) and _NAMES.fullmatch(key) and _AWAY.search(value):

@@ -17,8 +17,8 @@ from ...found import Finding
 from ..rules import Rule
 from .added import WORDS, is_ordinary
 from .regexes import visible
-from .tokenizer_rules import CHANGES, flat_rules
-from .vocabulary import Vocabulary, looks_special, readable
+from .tokenizer_rules import CHANGES, flat_rules, is_mark
+from .vocabulary import BYTE_LETTERS, Vocabulary, looks_special, readable
 
 LOSES = Rule(
     "tokenizer-loses-text", "suspicious", "What goes through the tokenizer does not come back",
@@ -48,6 +48,11 @@ _CASED = re.compile(r"[ĠĊ▁]?(?=[A-Za-z]{2})[A-Za-z]*[A-Z][A-Za-z]*")
 _FEWEST_CASED = 10
 _SPACES = re.compile(r"(?:(?:\\[snrt]|[ \n\r\t]|\[(?:\\[snrt]|[ \n\r\t])+\])(?:[+*]|\{\d{0,4},?\d{0,4}\})?){1,8}")
 _SAMPLE = 300
+_BYTES, _MANY = 200, 16  # single letters that stand for bytes; tokens of other letters than plain ones
+_SIGNS = ("##", "@@")  # of a word's next piece
+_PIECES, _ALPHABET, _LETTERS = 0.02, 0.1, "abcdefghijklmnopqrstuvwxyz"
+_FEWEST_LONG = 10
+_FEWEST_WITH = 30  # tokens that hold a letter, from which on the letter alone was in the vocabulary that they were made from
 _FEWEST = 30  # tokens of which it is worth saying how many can be reached
 _CUTS_AT_SPACES = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
 
@@ -62,12 +67,17 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
     coming = [*stages["normalizer"], *stages["pre_tokenizer"]]
     bytewise = vocabulary.kind == "BPE" and _many(vocabulary, "Ġ")
     marked = not bytewise and _many(vocabulary, "▁")
-    if bytewise and not any(r["type"] == "ByteLevel" or "Ġ" in str(dict(r)) for _, r in coming):
+    every = bytewise and _has_all_bytes(vocabulary)
+    if bytewise and not any(r["type"] == "ByteLevel" or (not every and "Ġ" in str(dict(r))) for _, r in coming):
         yield LOSES.found("the vocabulary is one of bytes, and no rule turns text into them: spaces and all but plain letters are "
                           "lost", file=file, place="$.pre_tokenizer")  # fmt: skip
     elif bytewise or marked:
         yield from _spaces(coming, file)
     yield from _way_back(vocabulary, [r for _, r in stages["decoder"]], bytewise, marked, file)
+    if not bytewise and any(r["type"] == "ByteLevel" for _, r in stages["decoder"]) and (
+            not any(r["type"] == "ByteLevel" for _, r in coming) and sum(not t.isascii() for t in vocabulary.base) >= _MANY):
+        yield LOSES.found("the decoder takes letters for bytes, and no rule turned them into these: all but plain letters are lost "
+                          "in what the model writes", file=file, place="$.decoder")  # fmt: skip
     yield from _lines_and_case(vocabulary, stages["normalizer"], bytewise, file)
     for at, rule in [*stages["normalizer"], *stages["decoder"]]:
         yield from _one_rule(rule, at, file)
@@ -78,6 +88,11 @@ def _many(vocabulary: Vocabulary, mark: str) -> bool:
     """Whether so many tokens begin with a mark that the vocabulary was made with it."""
     whole = "\0" + "\0".join(vocabulary.base)  # counted at once: there may be a quarter of a million
     return whole.count(f"\0{mark}") - (mark in vocabulary.base) >= max(_FEW, _SHARE * len(vocabulary.base))
+
+
+def _has_all_bytes(vocabulary: Vocabulary) -> bool:
+    """Whether the vocabulary has a token for nearly every byte that text has: the sign of a space is then one of them."""
+    return sum(c in vocabulary.base for c in BYTE_LETTERS) >= _BYTES
 
 
 # -- on the way in ------------------------------------------------------------------------------------------------
@@ -174,7 +189,7 @@ def _way_back(
 ) -> Iterator[Finding]:
     """A decoder that does not turn the vocabulary's spelling back into text."""
     kinds, said = {r["type"] for r in decoders}, str([dict(r) for r in decoders])
-    if bytewise and "ByteLevel" not in kinds and "Ġ" not in said:
+    if bytewise and "ByteLevel" not in kinds and ("Ġ" not in said or _has_all_bytes(vocabulary)):
         what = "the letters that stand for bytes"
     elif marked and "Metaspace" not in kinds and "▁" not in said:
         what = "the sign that stands for spaces"
@@ -194,9 +209,14 @@ def _model(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     model = vocabulary.settings.get("model")
     model = model if isinstance(model, dict) else {}
     ending, beginning = model.get("end_of_word_suffix"), model.get("continuing_subword_prefix")
-    if isinstance(ending, str) and ending and not any(t.endswith(ending) for t in vocabulary.base):
-        yield LOSES.found(f"the last piece of each word has to end with {ending!r:.40}, and no token does", file=file,
-                          place="$.model.end_of_word_suffix")  # fmt: skip
+    for sign, key, what in ((ending, "end_of_word_suffix", "the last piece of each word has to end with {}"),
+                            (beginning, "continuing_subword_prefix", "each further piece of a word has to begin with {}")):
+        if vocabulary.kind == "BPE" and isinstance(sign, str) and sign and _hardly(vocabulary, sign, last=key[0] == "e"):
+            yield LOSES.found(f"{what.format(repr(sign)[:40])}, and hardly a token does", file=file, place=f"$.model.{key}")
+    if isinstance(ending, str) and any(c.isalnum() for c in ending) and not is_mark(ending):
+        yield CHANGES.found(f"{ending!r:.40} is put behind each word", file=file, place="$.model.end_of_word_suffix")
+    if vocabulary.kind == "WordPiece":
+        yield from _pieces(vocabulary, model, file)
     if isinstance(beginning, str) and any(c.isalnum() for c in beginning):
         yield CHANGES.found(f"{beginning!r:.40} is put before each further piece of a word", file=file,
                             place="$.model.continuing_subword_prefix")  # fmt: skip
@@ -204,6 +224,41 @@ def _model(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     text = vocabulary.texts.get(unknown) if vocabulary.kind == "Unigram" and type(unknown) is int else None
     if text is not None and is_ordinary(text) and readable(text).strip().casefold() not in ("unk", "unknown", "oov"):
         yield WORDS.found(f"what the vocabulary lacks is read as {text!r:.60}", file=file, place="$.model.unk_id")
+
+
+def _hardly(vocabulary: Vocabulary, sign: str, *, last: bool) -> bool:
+    """Whether next to no token ends (``last``) or begins with a sign, among single letters and among all."""
+    base = vocabulary.base
+    count = sum(t.endswith(sign) if last else t.startswith(sign) for t in base)
+    letters = [c for c in _LETTERS if c in base]
+    carried = sum((c + sign if last else sign + c) in base for c in letters)
+    return count < _PIECES * len(base) and carried <= _ALPHABET * len(letters)
+
+
+def _pieces(vocabulary: Vocabulary, model: Mapping[str, Any], file: str) -> Iterator[Finding]:
+    """What makes WordPiece read words as unknown: the sign of further pieces, the longest word, letters that are not there."""
+    base, sign = vocabulary.base, model.get("continuing_subword_prefix", "##")
+    used = next((s for s in _SIGNS if _many(vocabulary, s)), None)
+    if isinstance(sign, str) and used is not None and sign != used and (not sign or not _many(vocabulary, sign)):
+        yield LOSES.found(f"each further piece of a word has to begin with {sign!r:.40}, and in the vocabulary they begin with "
+                          f"{used!r}", file=file, place="$.model.continuing_subword_prefix")  # fmt: skip
+    most = model.get("max_input_chars_per_word", 100)
+    if type(most) is int and most < 100:
+        longer = [t for t in base if len(t) > most + 2 and len(t.removeprefix("##")) > most and not looks_special(t)]
+        if len(longer) >= max(_FEWEST_LONG, _SHARE * len(base)):
+            yield LOSES.found(f"words of more than {most} letters are not read, and {len(longer)} tokens are longer", file=file,
+                              place="$.model.max_input_chars_per_word", evidence=", ".join(map(repr, longer[:12])))  # fmt: skip
+    if used is None:
+        return
+    whole = "\0" + "\0".join(base) + "\0"
+    for before, what in (("", "at the beginning of a word"), (used, "further on in a word")):
+        there = [c for c in _LETTERS if before + c in base]
+        if len(there) * 2 < len(_LETTERS):
+            continue
+        lost = [c for c in _LETTERS if before + c not in base and whole.count(f"\0{before}{c}") >= _FEWEST_WITH]
+        if lost:
+            yield LOSES.found(f"the letter {lost[0]!r} is in tokens and has none of its own {what}: words that need it are not read",
+                              file=file, place="$.model.vocab", evidence=", ".join(map(repr, lost)))  # fmt: skip
 
 
 def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]], file: str) -> Iterator[Finding]:

@@ -160,9 +160,9 @@ def _literal(value: Any, at: str, file: str, what: str, shown: str) -> Iterator[
     """A text that a rule adds or removes: a mark of some tokenizer, or letters."""
     if not isinstance(value, str):
         yield BROKEN_MAP.found(f"{value!r:.60} is no text", file=file, place=at, evidence=shown)
-    elif re.search(r"[^\W\d_]{2}", value) and not _is_mark(value):
+    elif re.search(r"[^\W\d_]{2}", value) and not is_mark(value):
         yield REWRITES.found(f"{value!r:.120} {what}", file=file, place=at, evidence=shown)
-    elif any(c.isalnum() and c not in "▁Ġ" for c in value) and not _is_mark(value):
+    elif any(c.isalnum() and c not in "▁Ġ" for c in value) and not is_mark(value):
         yield CHANGES.found(f"{value!r:.120} {what}", file=file, place=at, evidence=shown)
 
 
@@ -200,7 +200,7 @@ def judge(text: str, becomes: str) -> Rule | None:
     seen, new = visible(text), visible(becomes)
     if not seen and not new:
         return None
-    if (not seen and set(text) & set("\n\r\t") and _is_mark(becomes)) or (not new and _is_mark(text)):
+    if (not seen and set(text) & set("\n\r\t") and is_mark(becomes)) or (not new and is_mark(text)):
         return None  # a line break as a marker, and back
     if not any(c.isalnum() for c in seen + new):
         return None if not new and len(seen) == 2 and seen == "##" else CHANGES if new else DROPS
@@ -221,7 +221,7 @@ def judge_regex(pattern: str, becomes: str) -> Rule | None:
         seen = visible(becomes)
         if any(not any(is_folding(c * n, becomes) for n in (1, 2, 3)) for c in punctuation(pattern)):
             return DROPS if not seen else REWRITES if re.search(r"[^\W\d_]{2}", seen) else CHANGES
-        if not seen or (_is_mark(becomes) and re.search(r"\\[nrt]", pattern)):
+        if not seen or (is_mark(becomes) and re.search(r"\\[nrt]", pattern)):
             return None
         return REWRITES if re.search(r"[^\W\d_]{2}", seen) else None if not any(c.isalnum() for c in seen) else CHANGES
     if literal:
@@ -235,7 +235,7 @@ def judge_regex(pattern: str, becomes: str) -> Rule | None:
     return None if re.match(r"\[\^[^\]]*(?:a-z|A-Z|\\w|\\p\{L)", pattern) else DROPS
 
 
-def _is_mark(text: str) -> bool:
+def is_mark(text: str) -> bool:
     """Whether a text is a short marker, such as the ones for a line break or the end of a word."""
     return len(text) <= 12 and looks_special(text) and not text.strip("▁Ġ ").isalnum() and bool(text.strip())
 
@@ -316,6 +316,9 @@ def _template(rule: Mapping[str, Any], vocabulary: Vocabulary, at: str, file: st
         if not wanted <= set(texts) and pieces:
             yield MARKERS.found(f"the template for {'one text' if key == 'single' else 'two texts'} leaves a text out", file=file,
                                 place=f"{at}.{key}", evidence=str(pieces)[:300])  # fmt: skip
+        if texts == ["B", "A"]:
+            yield MARKERS.found("the second text is put before the first: what is asked takes the place of what it is asked of",
+                                file=file, place=f"{at}.{key}", evidence=str(pieces)[:300])  # fmt: skip
         if len(texts) > len(wanted) or len(markers) > MOST_MARKERS:
             yield MARKERS.found(f"the template repeats a text or adds {len(markers)} markers", file=file, place=f"{at}.{key}",
                                 evidence=" ".join(markers)[:300])  # fmt: skip

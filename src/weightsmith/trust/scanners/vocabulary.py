@@ -107,7 +107,8 @@ def _byte_letters() -> dict[str, int]:
     return {chr(b): b for b in plain} | {chr(256 + i): b for i, b in enumerate(rest)}
 
 
-_BYTES = _byte_letters()
+#: byte by the letter that stands for it
+BYTE_LETTERS = _byte_letters()
 
 
 def readable(token: str) -> str:
@@ -117,7 +118,7 @@ def readable(token: str) -> str:
     if token.isascii():
         return token
     try:
-        return bytes([_BYTES[c] for c in token]).decode()
+        return bytes([BYTE_LETTERS[c] for c in token]).decode()
     except (KeyError, UnicodeDecodeError):
         return token.replace("Ġ", " ")
 
