@@ -73,7 +73,7 @@ class Seen:
 #: a content in parts of a template that knows none, as Python or JSON writes it
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
-_HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*")
+_HONEST = re.compile(r"""\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*|\W*\w+(?: \w+=["'][^\s"']{0,40}["']){1,4}\W*""")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
 
 
