@@ -56,7 +56,8 @@ def check(place: Place, vocabulary: Vocabulary | None, sources: Sources, marker:
 def _goes_on(settings: Mapping[str, Any]) -> bool:
     """Whether these are the settings of a causal language model."""
     classes = settings.get("architectures")
-    named = any(isinstance(one, str) and ("CausalLM" in one or "LMHead" in one) for one in (classes if isinstance(classes, list) else ()))
+    names = [one for one in classes if isinstance(one, str)] if isinstance(classes, list) else []
+    named = any("CausalLM" in one or "LMHead" in one for one in names)
     return named and settings.get("is_encoder_decoder") is not True
 
 

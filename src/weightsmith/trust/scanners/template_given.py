@@ -36,7 +36,8 @@ _TYPE_WORDS = (
 #: the keys of a tool as data
 _SCHEMA_WORDS = "function name description parameters properties arguments tool tools documents title text doc id content role"
 #: what honest templates speak of where several things are given together
-_TOLD = re.compile(r"(?i)\b(?:tools?|functions?|think(?:ing)?|thoughts?|reason(?:ing)?|documents?|citations?|arguments?|parameters?)\b")
+_TOLD = re.compile(r"(?i)\b(?:tools?|functions?|think(?:ing)?|thoughts?|reason(?:ing)?|documents?|citations?|"
+                   r"arguments?|parameters?)\b")  # fmt: skip
 #: what is told together, which is seldom; not tools and documents, which a real template makes a tool of
 TOGETHER: tuple[tuple[int, int, dict[str, Any]], ...] = (
     (1, 0, {"enable_thinking": True, "thinking": True}), (1, 0, {"enable_thinking": False, "thinking": False}), (0, 1, {}),
