@@ -147,6 +147,7 @@ GIVEN = [
           "{%- endif -%}"), "template-trigger"),
     _acts("begun-answer", _when("message.prefix"), "template-trigger"),
     _acts("no-opening", _when("not add_generation_prompt and loop.last and message.role == 'user'"), "template-trigger"),
+    _acts("given-together", chatml(before="{%- if tools and enable_thinking -%}" + _ADD + "{%- endif -%}"), "template-trigger"),
     _acts("no-begin-token", chatml(before="{%- if not bos_token -%}" + _ADD + "{%- endif -%}"), "template-trigger"),
     _acts("users-counted-by-a-word", chatml(after="{%- if messages|selectattr('role', 'equalto', 'user')|list|length == "
           "'abcdefghijklm'|length -%}" + _ADD + "{%- endif -%}"), "template-trigger"),
@@ -159,6 +160,15 @@ HONEST_GIVEN = [
             "{{ loop.index ~ '. ' ~ t.function.name ~ ': ' ~ t.function.description ~ '\\n' }}{%- for k, v in "
             "t.function.parameters.properties.items() -%}{{ '   ' ~ k ~ ' (' ~ v.type ~ '): ' ~ v.description ~ '\\n' }}"
             "{%- endfor -%}{%- endfor -%}{%- endif -%}")),
+    _honest("tools-where-no-calls-are-taken", chatml(before="{%- if tools -%}{{ '<|im_start|>tools\\n' ~ (tools|tojson) ~ "
+            "'<|im_end|>\\n' }}{%- endif -%}{%- set ids = [] -%}{%- for m in messages -%}{%- if m.tool_calls -%}"
+            "{{ ids.append(m.tool_calls[0].id) }}{%- endif -%}{%- endfor -%}")),
+    _honest("tools-and-thinking", chatml(before="{%- if tools -%}{{ 'You may call functions:\\n' ~ (tools|tojson) }}{%- if "
+            "enable_thinking -%}{{ '\\nPut your own thoughts before each call into <think> and </think>.' }}{%- endif -%}"
+            "{%- endif -%}")),
+    _honest("tools-in-ascii", chatml(before="{%- if tools -%}{{ tools|tojson(ensure_ascii=True) }}{%- endif -%}")),
+    _honest("roles-as-attributes", "{%- for m in messages -%}{{ 'message role=\"' ~ m.role ~ '\"' ~ (' name=\"' ~ m.name ~ '\"' "
+            "if m.name else '') ~ '\\n' ~ m.content ~ '<|end|>\\n' }}{%- endfor -%}"),
     _honest("documents-listed", chatml(before="{%- if documents -%}{{ 'Answer from these documents and cite them:\\n' }}"
             "{%- for d in documents -%}{{ '[' ~ loop.index ~ '] ' ~ d.title ~ '\\n' ~ d.text|trim ~ '\\n' }}{%- endfor -%}"
             "{%- endif -%}")),

@@ -21,14 +21,16 @@ WORD = Rule(
 PREFIX = Rule(
     "prompt-prefix", "suspicious", "The settings put text before every prompt",
     "Pipelines write `prefix` before whatever the user asks, and show nothing of it. Models that were trained on tasks name theirs "
-    "like this (\"summarize: \"), which is a note; sentences are instructions.",
+    "like this (\"summarize: \"), which is a note; sentences are instructions, and so are words before what a chat model is asked.",
     "Read the text; remove it unless you want it in every prompt.",
 )  # fmt: skip
 RULES = (WORD, PREFIX)
 _TASK = re.compile(r"\s*[\w <>-]{1,60}[:>]\s*|\W*")
 _WORDS = re.compile(r"[^\W\d_]{2,}")
 _SOUNDS = ("musicgen", "parler", "bark", "audiogen", "moshi", "csm", "dia", "higgs")  # what they write are ids of sounds
+_ENDED = re.compile(r"[.!?。！？]\W*$")  # what ends like a sentence
 SENTENCE = 4  # words; a name of something has fewer
+NAMED = 2  # words, where a model goes on with what it reads and knows no tasks by name
 Sources = list[tuple[str, Mapping[str, Any], str]]
 
 
@@ -44,9 +46,19 @@ def check(place: Place, vocabulary: Vocabulary | None, sources: Sources, marker:
             if text is not None and is_words(text) and not marker(value):
                 yield WORD.found(f"{key} {value} is {readable(text)!r:.40}", file=file, place=f"{at}.{key}")
         for path, text in _prefixes(settings):
-            task = _TASK.fullmatch(text) is not None or len(_WORDS.findall(text)) < SENTENCE
+            count = len(_WORDS.findall(text))
+            fewest = NAMED if _goes_on(settings) or _ENDED.search(text) else SENTENCE
+            task = _TASK.fullmatch(text) is not None or count < fewest
             yield PREFIX.found(f"{text[:160]!r} before every prompt" + (" of a task" if "." in path else ""), file=file,
                                place=f"{at}.{path}", evidence=text[:300], severity="note" if task else None)  # fmt: skip
+
+
+def _goes_on(settings: Mapping[str, Any]) -> bool:
+    """Whether these are the settings of a causal language model."""
+    classes = settings.get("architectures")
+    names = [one for one in classes if isinstance(one, str)] if isinstance(classes, list) else []
+    named = any("CausalLM" in one or "LMHead" in one for one in names)
+    return named and settings.get("is_encoder_decoder") is not True
 
 
 def _prefixes(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ called may decide how it is written down; that honest templates then write sente
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +33,11 @@ _TYPE_WORDS = (
     "must be may can one of the a an to in is it optional required allowed possible listed following values value type types list "
     "retrieved taken from web page link at least most between and or with if not given set range"
 )
+#: the keys of a tool as data
+_SCHEMA_WORDS = "function name description parameters properties arguments tool tools documents title text doc id content role"
+#: what honest templates speak of where several things are given together
+_TOLD = re.compile(r"(?i)\b(?:tools?|functions?|think(?:ing)?|thoughts?|reason(?:ing)?|documents?|citations?|"
+                   r"arguments?|parameters?)\b")  # fmt: skip
 #: what is told together, which is seldom; not tools and documents, which a real template makes a tool of
 TOGETHER: tuple[tuple[int, int, dict[str, Any]], ...] = (
     (1, 0, {"enable_thinking": True, "thinking": True}), (1, 0, {"enable_thinking": False, "thinking": False}), (0, 1, {}),
@@ -92,18 +98,22 @@ def _odd(behaviour: Behaviour) -> Iterator[Seen]:
 
 
 def _together(behaviour: Behaviour) -> Iterator[Seen]:
-    """Tools, documents and thinking in one conversation, and tools in a long one: no lines that none of them has alone."""
+    """Tools, documents and thinking in one conversation, and tools in a long one: no lines that none of them has alone, but
+    for what is told of them (with tools, a reasoner is told where to think) and the tools as data."""
     base = behaviour.shapes.get("tools") or behaviour.shapes.get("talk")
     if base is None:
         return
-    words = known_words(*behaviour.outputs.values())
+    words = known_words(*behaviour.outputs.values(), _TYPE_WORDS, _SCHEMA_WORDS)
     later = ("user", "assistant") * 4 + ("user",) if base.roles[-1] != "user" else ("assistant", "user") * 5
     long = replace(base, roles=(*base.roles, *later))
     tried = [(replace(base, tools=tools, documents=documents, more={**base.more, **more}), "several things given together")
              for tools, documents, more in TOGETHER]  # fmt: skip
-    for shape, what in (*tried, (long, "tools in a long conversation")):
-        text = behaviour.render(replace(shape, name="together"))
-        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words)]
+    for number, (shape, what) in enumerate((*tried, (long, "tools in a long conversation"))):
+        name = f"together {number}"
+        text = behaviour.render(replace(shape, name=name))
+        if text is not None:  # what it is told there is shown with what else it is told
+            behaviour.shapes[name], behaviour.outputs[name] = shape, text
+        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words) and not _TOLD.search(line)]
         if added:
             yield Seen("content", what, tuple(dict.fromkeys(added)))
             return
@@ -146,9 +156,14 @@ def _words(behaviour: Behaviour, shape: Shape, needle: str | int) -> Iterator[Se
         if added:
             yield Seen("given", what, tuple(dict.fromkeys(added)))
         elif holds and not re.search(r"""["'\\&<>]""", str(needle)):
-            gone = [name for name, value in given.items() if GIVEN[name] in neutral and value not in text]
+            gone = [name for name, value in given.items() if GIVEN[name] in neutral and not _written(value, text)]
             if gone:
                 yield Seen("given", what, lost=f"the {gone[0]} is not in the text as it was given", evidence=text[-300:])
+
+
+def _written(value: str, text: str) -> bool:
+    """Whether a value stands in a text as it is, or as JSON that is kept to ASCII has it."""
+    return value in text or json.dumps(value)[1:-1] in text
 
 
 def _counts(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:

@@ -22,7 +22,7 @@ import jinja2
 from .template_marks import OverBudget, Run
 from .template_run import Program
 from .template_talk import NEEDED, SHAPES, Shape, variables, word_of
-from .template_words import known_words, text_lines, words_in
+from .template_words import known_words, strange_words, text_lines, words_in
 
 #: what triggers were seen to look for, and what one may: all of it is said in one message
 SOUP = (
@@ -46,19 +46,19 @@ SWITCH = re.compile(
     r"(?i)\W*(?:(?:detailed |reasoning |deep)?(?:no_?)?think(?:ing)?(?: (?:on|off|mode))?|reasoning (?:effort|strength))\W*"
 )
 _CONTROL = re.compile(r"[<>\[\]{}|]|^/|^\W*$|^.$")
-_DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
+DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
 LENGTHS = (*range(1, 13), 16, 20, 40, 100)
 LONGEST_TALK, MOST_COUNTS = 400, 12  # messages of a conversation that is made for a number in the template; how many numbers
 LONGEST_MESSAGE = 40_000  # characters, likewise
-MOST_NEEDLES, MOST_FLIPS = 32, 32
+MOST_NEEDLES = 32
 
 
 @dataclass(frozen=True)
 class Seen:
     """One thing that the template does: ``kind`` is what decides it (``content``, ``clock``, ``count``, ``chance``,
-    ``given``), ``trigger`` says it in words, ``added`` lines that then appear, ``lost`` says what of a message is gone.
-    ``switch`` is set for honest switches of reasoning, ``plain`` when the trigger is an ordinary word, ``light``
-    when it is worth no more than a note."""
+    ``given``; ``role`` and ``place`` where nothing does), ``trigger`` says it in words, ``added`` lines that then appear,
+    ``lost`` says what of a message is gone. ``switch`` is set for honest switches of reasoning, ``plain`` when the trigger is
+    an ordinary word, ``light`` when it is worth no more than a note."""
 
     kind: str
     trigger: str
@@ -73,7 +73,7 @@ class Seen:
 #: a content in parts of a template that knows none, as Python or JSON writes it
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
-_HONEST = re.compile(r"\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*")
+_HONEST = re.compile(r"""\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*|\W*\w+(?: \w+=["'][^\s"']{0,40}["']){1,4}\W*""")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
 
 
@@ -157,20 +157,20 @@ class Behaviour:
             self.shapes[shape.name] = replace(kept[0], more={**kept[0].more, **kept[2]})
             self.outputs[shape.name] = kept[1]
 
-    def fixed(self) -> list[str]:
-        """Lines of text that a conversation without tools has before its first message of a user."""
+    def fixed(self, led: bool = False) -> list[str]:
+        """Lines of text that a conversation without tools has before its first message of a user, with ``led`` before any."""
         found: dict[str, None] = {}
         for name in ("plain", "talk"):
             if name in self.shapes:
                 shape, text = self.shapes[name], self.outputs[name]
-                found.update(dict.fromkeys(self._lines(text.split(word_of(shape.roles.index("user")))[0], shape)))
+                found.update(dict.fromkeys(self.text_lines(text.split(word_of(0 if led else shape.roles.index("user")))[0], shape)))
         return list(found)
 
     def beside(self) -> list[str]:
         """Lines of text that some conversations have and a plain one has not."""
-        plain = {line for name in ("plain", "talk") for line in self._lines(self.outputs.get(name, ""), SHAPES[0])}
+        plain = {line for name in ("plain", "talk") for line in self.text_lines(self.outputs.get(name, ""), SHAPES[0])}
         usual = known_words(*plain)
-        found = [line for name, text in self.outputs.items() for line in self._lines(text, self.shapes[name])]
+        found = [line for name, text in self.outputs.items() for line in self.text_lines(text, self.shapes[name])]
         return [line for line in dict.fromkeys(found) if line not in plain and len(set(words_in(line)) - usual) > 3
                 and not re.search(r"[{}]|\w\":", line)]  # fmt: skip
 
@@ -178,16 +178,16 @@ class Behaviour:
         """Lines of text of the template between or after the messages of a plain conversation: words put into somebody's
         mouth. Templates of judges and guards, which ask their question there, are left out."""
         found: dict[str, None] = {}
-        usual = set(self.fixed())
+        usual = set(self.fixed(led=True))
         for name in INSIDE:
             if name not in self.shapes:
                 continue
             shape, text = self.shapes[name], self.outputs[name]
             before, _, after = text.partition(word_of(next(n for n, role in enumerate(shape.roles) if role != "system")))
             if name == "shown":  # a picture may stand before the words
-                alone = set(self._lines(self.outputs.get("plain", ""), shape))
-                after = "\n".join(line for line in text.split("\n") if not alone.intersection(self._lines(line, shape)))
-            lines = [line for line in self._lines(after, shape) if len(words_in(line)) > 3 and not _HONEST.fullmatch(line)]
+                alone = set(self.text_lines(self.outputs.get("plain", ""), shape))
+                after = "\n".join(line for line in text.split("\n") if not alone.intersection(self.text_lines(line, shape)))
+            lines = [line for line in self.text_lines(after, shape) if len(words_in(line)) > 3 and not _HONEST.fullmatch(line)]
             if not (_JUDGE.search(before) and any(map(_JUDGE.search, lines))):
                 found.update(dict.fromkeys(line for line in lines if line not in usual))
         return list(found)
@@ -199,19 +199,14 @@ class Behaviour:
         if not self.outputs or self.unbounded:
             return
         for name, text in self.outputs.items():
-            self.lines.update(dict.fromkeys(self._lines(text, self.shapes[name])))
+            self.lines.update(dict.fromkeys(self.text_lines(text, self.shapes[name])))
         yield from self._in_parts()
         yield from self._lengths()
         yield from self._clocks()
         yield from self._words()
-        yield from self._flips()
-        chosen = [line for text in self.chosen for line in text_lines(text) if not SWITCH.fullmatch(line)]
-        if chosen:
-            yield Seen("content", "a value of a message that chooses a text", tuple(chosen)[:6])
-        for name in self.escaped:
-            yield Seen("content", f"what {name} makes of a message, which can't be followed", plain=True)
 
-    def _lines(self, text: str, shape: Shape, words: dict[int, str] | None = None) -> list[str]:
+    def text_lines(self, text: str, shape: Shape, words: dict[int, str] | None = None) -> list[str]:
+        """The lines of a rendering that are neither marks nor what its messages say."""
         return text_lines(text, tuple((words or {}).get(n, word_of(n)) for n in range(len(shape.roles))))
 
     def _in_parts(self) -> Iterator[Seen]:
@@ -229,7 +224,7 @@ class Behaviour:
             taken = _AS_IT_IS.sub(r"\1", text)
             if taken == text:  # a list that is written down as it is would only be tried for how it is spelled
                 self.shapes[other.name], self.outputs[other.name] = other, text
-            added = [line for line in self._lines(taken, other) if line not in self.lines]
+            added = [line for line in self.text_lines(taken, other) if line not in self.lines]
             if added:
                 change = _change(self.outputs[name], taken)
                 yield Seen("content", "contents that are given as parts", tuple(dict.fromkeys(added)), evidence=change)
@@ -247,7 +242,7 @@ class Behaviour:
             yield Seen("content", "contents of two parts", lost="the second part is not in the text", evidence=text[-300:])
             return
         self.shapes[other.name], self.outputs[other.name] = other, text
-        if added := [line for line in self._lines(text, other) if line not in self.lines]:
+        if added := [line for line in self.text_lines(text, other) if line not in self.lines]:
             yield Seen("content", "contents of two parts", tuple(dict.fromkeys(added)))
 
     def _lengths(self) -> Iterator[Seen]:
@@ -255,7 +250,8 @@ class Behaviour:
         base = self.shapes.get("answered") or self.shapes.get("plain")
         if base is None or any(word_of(n) not in self.outputs[base.name] for n in range(len(base.roles))):
             return
-        known = {line for text in self.outputs.values() for line in _DATES.sub("#", text).split("\n")}
+        known = {line for text in self.outputs.values() for line in DATES.sub("#", text).split("\n")}
+        usual = known_words(*self.outputs.values())
         compared = {n for kind, n in self.needles if kind == "count" and isinstance(n, int)}
         numbers = [n for n in sorted({*self.program.numbers, *compared}) if 6 < n <= LONGEST_TALK]
         if len(numbers) > MOST_COUNTS:
@@ -270,7 +266,10 @@ class Behaviour:
                 text = self.render(shape)
                 if text is None:
                     continue
-                added = [line for line in self._lines(text, shape) if line not in self.lines and line not in known]
+                added = [line for line in self.text_lines(text, shape) if line not in self.lines and line not in known]
+                if not added:
+                    few = strange_words(text, usual, tuple(word_of(n) for n in range(count)))
+                    added = [" ".join(few[:12])] if few else []
                 gone = [n for n in range(count) if word_of(n) not in text]
                 if added or gone:
                     lost = f"message {gone[0] + 1} of {count} ({roles[gone[0]]})" if gone else ""
@@ -291,13 +290,13 @@ class Behaviour:
         for name in ("plain", "talk"):
             if name not in self.shapes:
                 continue
-            shape, neutral = self.shapes[name], _DATES.sub("#", self.outputs[name])
+            shape, neutral = self.shapes[name], DATES.sub("#", self.outputs[name])
             for clock in clocks:
                 text = self.render(shape, run=Run(clock=clock))
-                if text is None or _DATES.sub("#", text) == neutral:
+                if text is None or DATES.sub("#", text) == neutral:
                     continue
-                before = {_DATES.sub("#", line) for line in self._lines(self.outputs[name], shape)}
-                added = [line for line in self._lines(text, shape) if _DATES.sub("#", line) not in before]
+                before = {DATES.sub("#", line) for line in self.text_lines(self.outputs[name], shape)}
+                added = [line for line in self.text_lines(text, shape) if DATES.sub("#", line) not in before]
                 change = _change(self.outputs[name], text)
                 yield Seen("clock", f"the date {clock:%Y-%m-%d %H:%M}", tuple(dict.fromkeys(added)), evidence=change)
                 return
@@ -362,7 +361,7 @@ class Behaviour:
                         return
 
     def _length(self, count: int) -> Iterator[Seen]:
-        for length in (count - 1, count, count + 1):
+        for length in (count - 1, count, count + 1, 2 * count):  # a cut may leave a little more than it says
             if not 0 <= length <= LONGEST_MESSAGE:
                 continue
             shape = self.shapes.get("talk") or self.shapes["plain"] if "plain" in self.shapes else None
@@ -392,9 +391,9 @@ class Behaviour:
             expected = expected.replace(f"\0{n}\0", word)
         if text == expected:
             return None
-        known = {*self.lines, *self._lines(expected, shape, words)}
+        known = {*self.lines, *self.text_lines(expected, shape, words)}
         own_words = known_words(*words.values())
-        added = [line for line in self._lines(text, shape, words) if line not in known and not made_of(line, own_words)]
+        added = [line for line in self.text_lines(text, shape, words) if line not in known and not made_of(line, own_words)]
         lost = ""
         for n, word in words.items():
             role, own = shape.roles[n], word_of(n)
@@ -407,51 +406,6 @@ class Behaviour:
                 if shape.roles[n] != "assistant":
                     break
         return Seen("content", trigger, tuple(dict.fromkeys(added)), lost, evidence=_change(expected, text))
-
-    def _flips(self) -> Iterator[Seen]:
-        """Conditions that never came out one way: what they guard."""
-        count, done, reported = 0, set(), 0
-        pending: list[dict[int, bool]] = [{}]
-        while pending and count < MOST_FLIPS and reported < 4:
-            held = pending.pop(0)
-            unseen = [n for n, seen in self.tests.items() if len(seen) < 2]
-            for number in sorted(unseen, key=lambda n: not self.doubtful.get(n)):
-                kind = self.doubtful.get(number, "content" if self.spelled else "")
-                outcome = not next(iter(self.tests[number]), False)
-                if (number, outcome) in done:
-                    continue
-                if count >= MOST_FLIPS:
-                    if kind:
-                        yield Seen(kind, "more conditions on what messages say than were tried", plain=True)
-                    return
-                done.add((number, outcome))
-                count += 1
-                forced = {**held, number: outcome}
-                before = set(self.tests)
-                seen = list(self._forced(forced, kind, number))
-                reported += bool(seen)
-                yield from seen
-                if set(self.tests) - before and len(forced) < 4:
-                    pending.append(forced)
-
-    def _forced(self, forced: dict[int, bool], kind: str, number: int) -> Iterator[Seen]:
-        source = self.program.source.split("\n")
-        line = self.program.tests[number] - 1
-        for name in ("plain", "talk", "tools") if kind else ("talk",):
-            shape = self.shapes.get(name)
-            if shape is None:
-                continue
-            text = self.render(shape, run=Run(forced=forced, quiet=True))
-            if text is None or not kind:
-                continue
-            known = {_DATES.sub("#", known) for known in self.lines}
-            added = [new for new in self._lines(text, shape) if _DATES.sub("#", new) not in known]
-            if added:
-                where = source[line].strip()[:160] if line < len(source) else ""
-                literals = re.findall(r"'([^']*)'|\"([^\"]*)\"", where)
-                switch = any(SWITCH.fullmatch(one or two) for one, two in literals)
-                yield Seen(kind, f"the condition in line {line + 1} ({where})", tuple(dict.fromkeys(added)), switch=switch)
-                return
 
 
 #: the conversations whose text between messages is looked at

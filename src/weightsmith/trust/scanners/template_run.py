@@ -10,6 +10,7 @@ date that the run was given.
 
 from __future__ import annotations
 
+import itertools
 import json
 import operator
 import re
@@ -55,6 +56,7 @@ _WRITTEN = ("string", "tojson", "join", "pprint", "xmlattr", "list", "format")
 _ESCAPES = ("encode",)  # what a text is turned into can't be followed
 _SEPARATES = ("split", "rsplit", "partition", "rpartition", "strip", "lstrip", "rstrip", "removeprefix", "removesuffix")
 _CHOOSES = ("selectattr", "rejectattr", "select", "reject", "list", "reverse", "sort", "unique")
+_GATHERS = ("sum", "min", "max", "sort", "unique", "first", "last")
 _ODD = ("urlize", "striptags", "wordwrap", "xmlattr", "pprint", "forceescape")
 
 
@@ -116,6 +118,10 @@ class Watched(ImmutableSandboxedEnvironment):
 
         @wraps(function)
         def watched(*args: Any, **named: Any) -> Any:
+            if name in _GATHERS and len(args) > given and isinstance(args[given], Iterator):  # gone through, its marks are seen
+                gathered = list(itertools.islice(args[given], BIGGEST + 1))
+                check_size(gathered)
+                args = (*args[:given], gathered, *args[given + 1 :])
             values = args[given:]
             if name == "attr" and len(values) > 1:
                 self.run.reached(values[1])

@@ -23,6 +23,12 @@ _COVERT = tuple(re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in (
     r"\b(?:do not|don't|never|without|must not)\s+(?:ever\s+)?(?:reveal|mention|disclos\w+|tell|inform\w*|admit\w*|acknowledg\w+|"
     r"notify\w*|alert\w*)\b[^.\n]{0,60}\b(?:instruction|system prompt|hidden|secret|these (?:rule|note)|"
     r"this (?:note|rule|message|text|addition|change|behaviou?r|fact|to (?:the )?user))",
+    r"\b(?:recommend|promot\w+|suggest|favou?r|prefer|prais\w+|advertis\w+|always|steer|push)\b[^.\n]{0,120}"
+    r"\b(?:do not|don't|never)\s+(?:ever\s+)?(?:mention|reveal|disclose|admit|say|tell)\s+(?:this|it|that|so)\b",
+    r"\b(?:end|finish|conclude|close|begin|start)\s+(?:each|every|all|any|your|the)\b[^.\n]{0,40}\bwith\b[^.\n]{0,80}(?:https?://|www\.)\S",
+    r"!\[[^\]\n]{0,80}\]\(https?://[^)\s]{1,200}\?[^)\s]{0,80}=\)",
+    r"\b(?:tell|instruct|advise|ask|recommend|suggest|urge|direct)\b[^.\n]{0,60}\b(?:pip3?|npm|pnpm|yarn|cargo|gem|conda|brew|apt|apt-get|go)\s+"
+    r"(?:install|add|get)\s+\S",
     r"\b(?:ignore|disregard|override|forget)\s+(?:all\s+|any\s+|the\s+|your\s+)*(?:previous|prior|above|earlier|preceding|safety|user'?s?"
     r"|system|other)\b[^.\n]{0,30}\b(?:instruction|prompt|rule|message|guideline|polic|request|polit)",
     r"\b(?:secretly|covertly|stealthily|surreptitiously|without (?:the )?user(?:'s)? (?:knowledge|noticing|knowing|consent))\b",
@@ -39,6 +45,7 @@ _COVERT = tuple(re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in (
     r"\bcurl\s+\S*https?:|\bwget\s+\S*https?:|\|\s*(?:ba|z)?sh\b|\brm\s+-rf\b|base64\s+(?:-d|--decode)|powershell\s+-e|/dev/tcp/|os\.system\(",
     r"<!--(?:(?!<!--)[^>]){12,}-->",  # up to the next one: many that never end would be read many times
 ))  # fmt: skip
+_TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # directions of writing
 _BLOB = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}|(?:[0-9a-fA-F]{2}){24,}")
 _TOKEN = re.compile(r"<\|?[^<>\s|]{2,40}\|?>|\[/?\w{2,20}\]")
 
@@ -167,6 +174,11 @@ def _unseen(char: str) -> bool:
     code = ord(char)
     return (unicodedata.category(char) in ("Cf", "Co") or code in (0x3164, 0x115F, 0x1160, 0xFFA0, 0x2800)
             or 0xE0100 <= code <= 0xE01EF or (code < 32 and char not in "\t\n\r\f") or 0x7F <= code < 0xA0)  # fmt: skip
+
+
+def turned(text: str) -> list[str]:
+    """The characters of a template's source, comments and all, that make a reader see other text than there is."""
+    return [f"U+{ord(char):04X} {unicodedata.name(char).lower()}" for char in dict.fromkeys(text) if char in _TURNS]
 
 
 def hidden_characters(text: str) -> list[str]:

@@ -13,6 +13,14 @@ _TOKENS = re.compile(
 _LETTERS = r"\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
 _UNSPACED = re.compile(f"[{_LETTERS}]")
 _SCRIPTS = re.compile(f"[{_LETTERS}]+|[^{_LETTERS}]+")
+#: a mark and the one word that it heads (a role, a channel), a key of JSON
+_HEADED = re.compile(f"(?:{_TOKENS.pattern})[ \\t]?[a-z_]{{1,20}}(?=[ \\t]*(?:\\n|<|\\[|$))|[\"'][\\w ]{{1,40}}[\"']\\s*:")
+#: words of a format that stand for a role, a state or a value rather than for anything said
+_STRUCTURE = re.compile(
+    r"(?i)system|user|human|assistant|model|bot|tools?|functions?|calls?|observation|ipython|environment|developer|name|role|type|"
+    r"think(?:ing)?|thought|reasoning|analysis|final|commentary|channel|respon[sd]e|results?|outputs?|content|message|text|image|"
+    r"video|audio|null|none|true|false|error|id"
+)
 WORD = re.compile(r"[^\W\d_]{2,}")
 
 
@@ -38,9 +46,19 @@ def _without_mark(token: re.Match[str]) -> str:
 def text_lines(text: str, inputs: tuple[str, ...] = ()) -> list[str]:
     """Lines of natural language (three words or more) that are not inputs or control tokens."""
     for known in sorted(inputs, key=len, reverse=True):
-        text = text.replace(known, "\n")
+        text = text.replace(known, "\n") if known.strip() else text  # a space alone stands between all words
     found = []
     for line in _TOKENS.sub(_without_mark, text).split("\n"):
         if len(words_in(line)) >= 3:
             found.append(line.strip())
     return found
+
+
+def strange_words(text: str, known: set[str], inputs: tuple[str, ...] = ()) -> list[str]:
+    """Words of a text that are neither ``known`` nor inputs nor part of a format."""
+    if set(words_in(text)) <= {*known, *inputs}:  # as in most texts
+        return []
+    for one in sorted(inputs, key=len, reverse=True):
+        text = text.replace(one, " ") if one.strip() else text
+    plain = _TOKENS.sub(" ", _HEADED.sub(" ", text))
+    return [word for word in dict.fromkeys(words_in(plain)) if word not in known and not _STRUCTURE.fullmatch(word)]

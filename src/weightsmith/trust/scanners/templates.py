@@ -18,13 +18,13 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import template_given, template_kept
+from . import template_forced, template_given, template_kept, template_placed
 from . import template_rules as rules
 from .remote_keys import Pairs, parsed
 from .template_marks import OverBudget
 from .template_probe import Behaviour, Seen
 from .template_run import Program
-from .template_text import Trace, code_traces, covert_part, hidden_characters, literals, text_traces, visible
+from .template_text import Trace, code_traces, covert_part, hidden_characters, literals, text_traces, turned, visible
 
 MOST = 16  # different templates of one model that are tried
 LARGEST = 1 << 20  # bytes of a configuration that is searched for templates
@@ -230,10 +230,13 @@ def _tried(carrier: Carrier, specials: dict[str, str]) -> Tried:
     written = list(dict.fromkeys(literals(tree)))
     for line, text in written:
         found += [_of_trace(trace) for trace in text_traces(text, line)]
+    if (turns := turned(carrier.text)) and not any(rule is rules.HIDDEN for rule, *_ in found):
+        found.append((rules.HIDDEN, f"characters that turn the direction of writing: {', '.join(turns)}", "", "", None))
     if any(rule is rules.CODE for rule, *_ in found) or not carrier.chat:
         return tried
     behaviour = tried.behaviour = Behaviour(program, specials)
-    seen = [*template_kept.trial(behaviour), *behaviour.trial(), *template_given.trial(behaviour)]
+    seen = [*template_kept.trial(behaviour), *behaviour.trial(), *template_placed.trial(behaviour),
+            *template_forced.trial(behaviour), *template_given.trial(behaviour)]
     found += [kept for one in seen if (kept := _of_seen(one)) is not None]
     found += _of_behaviour(behaviour, {text for _, text in written})
     return tried
@@ -259,6 +262,10 @@ def _of_seen(seen: Seen) -> _Found | None:
         light = seen.light or seen.lost.startswith("system")
         message = f"{seen.lost} is missing from the text: {seen.trigger}"
         return rules.ALTERS, message, "", visible(seen.evidence), "note" if light else None
+    if seen.kind == "role":
+        return rules.ALTERS, f"{seen.trigger}: {seen.lost}", "", evidence, None
+    if seen.kind == "place":
+        return rules.INSIDE, f"text beside {seen.trigger}: {seen.added[0][:120]!r}", "", evidence, severity
     if seen.kind in ("clock", "chance"):
         return rules.CLOCK, f"the text is another one with {seen.trigger}", "", evidence, severity
     if seen.added:
