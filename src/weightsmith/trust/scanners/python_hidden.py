@@ -13,7 +13,8 @@ _ASKING = frozenset(("getattr", "hasattr", "vars", "dir", "isinstance", "type", 
       "delattr",
                      "setattr", "getmodule", "getsource", "getfile", "is_", "bool", "str", "len"))  # fmt: skip
 #: what loads code as well, and is hidden where another module was asked for it
-_LOADING = re.compile(r"~(?:_?pickle\._?(?:loads?|Unpickler)|marshal\.loads?|ctypes\.(?:CDLL|cdll|PyDLL|windll|pythonapi)(?:\..*)?)")
+_LOADING = re.compile(r"~(?:_?pickle\._?(?:loads?|Unpickler)|marshal\.loads?|"
+                      r"ctypes\.(?:CDLL|cdll|PyDLL|windll|pythonapi)(?:\..*)?)")  # fmt: skip
 _PLACES = (ast.Name, ast.Attribute, ast.Call, ast.Subscript)
 _STANDING = (ast.Attribute, ast.alias, ast.Expr, ast.Compare, ast.UnaryOp, ast.If)
 

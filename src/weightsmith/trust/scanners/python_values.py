@@ -58,6 +58,11 @@ def counts(value: str) -> bool:
     return value.removeprefix("~") in STRONG or value[0] == "~" or group(value) in HOSTILE
 
 
+def worded(value: str) -> bool:
+    """Whether a text could be a name, or one written backwards or with dots."""
+    return value[1:].removeprefix("~").replace(".", "_").isidentifier()
+
+
 def textual(values: Values) -> bool:
     return any(v[0] in "'+" for v in values)
 

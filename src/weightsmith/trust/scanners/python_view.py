@@ -19,10 +19,23 @@ import ast
 from collections.abc import Callable, Iterable, Iterator
 
 from .python_tables import DISTINCT, HOSTILE, IMPORTING, STRONG, TELLTALE, canonical, group
-from .python_values import DICT, LONGEST, MADE, MOST_VALUES, Values, best, counts, is_dict, member, quiet, textual
+from .python_values import (
+    DICT,
+    LONGEST,
+    MADE,
+    MOST_VALUES,
+    Values,
+    best,
+    counts,
+    is_dict,
+    member,
+    quiet,
+    textual,
+    worded,
+)
 
 MOST_ROUNDS = 12  # over all expressions, when names are used before they are given something
-_MOST_TEXTS = 4  # of one name, beyond which another one is no reason for another round: texts grow in loops
+_MOST_TOLD = 4  # values of one name that are a reason for another round, those that act apart: texts and paths grow in loops
 _MOST_ALIKE = 4  # functions of one name
 _BUILTINS = frozenset(("eval", "exec", "compile", "__import__", "getattr", "globals", "locals", "vars", "__builtins__", "open",
                        "object"))  # fmt: skip
@@ -126,7 +139,7 @@ class View:
             if value in held or (len(held) >= MOST_VALUES and not counts(value)) or len(held) > 2 * MOST_VALUES:
                 continue
             held[value] = None
-            if name in self.missed and (value[0] != "'" or len(held) < _MOST_TEXTS):
+            if name in self.missed and (counts(value) or (len(held) < _MOST_TOLD and (value[0] != "'" or worded(value)))):
                 self.again = True
 
     def _bind(self, target: ast.AST, node: ast.AST | None, values: Values, *, closed: bool = False) -> None:
@@ -180,8 +193,7 @@ class View:
     def _name(self, node: ast.AST) -> Values:
         assert isinstance(node, ast.Name)
         if not isinstance(node.ctx, ast.Load):
-            if node.id in self.constant and node.id not in self.varying:
-                self.closed.add(id(node))
+            self.closed.add(id(node))
             return ()
         if node.id in self.constant and node.id not in self.varying:
             self.closed.add(id(node))
@@ -229,7 +241,7 @@ class View:
                 return tuple("'~" + v[1:].removeprefix("~")[::-1] if v[0] == "'" else v for v in base)
             texts = [v for v in base if v[0] == "'" and len(v) > 2]
             return (*(v for v in base if v[0] != "'"), *([MADE] if texts and id(node.value) in self.closed else []))
-        base = tuple(v + DICT if v.removeprefix("~") == "builtins" else v for v in base)  # ``__builtins__`` is a dict in most modules
+        base = tuple(v + DICT if v.removeprefix("~") == "builtins" else v for v in base)  # a dict, in most modules
         looked = [v for v in base if is_dict(v)]
         found = [v for v in base if v[0] in "'+*" or counts(v)] if len(looked) < len(base) else []
         return (*found, *(v for one in looked for v in self._member_by(node, one, node.slice)))
@@ -414,7 +426,8 @@ class View:
         for value in values:
             if value not in held and len(held) < MOST_VALUES:
                 held[value] = None
-                self.again = self.again or function in self.missed
+                told = counts(value) or (len(held) < _MOST_TOLD and (value[0] != "'" or worded(value)))
+                self.again = self.again or (told and function in self.missed)
 
     def _return(self, node: ast.AST) -> Values:
         assert isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom))
