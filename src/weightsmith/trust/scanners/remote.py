@@ -225,7 +225,7 @@ def _notebook(item: Item) -> Iterator[Finding]:
             break
         code = read_code(source.encode())
         piped = [line for line in shell if _PIPED.search(line)]
-        decoded = [what for _, what in code.odd if what.startswith("runs decoded", "hides")]
+        decoded = [what for _, what in code.odd if what.startswith("runs decoded")]
         said = said or (piped or decoded or [""])[0]
     if said:
         yield rules.RISKY.found(f"a cell: {said[:200]}", file=shown(item.name))

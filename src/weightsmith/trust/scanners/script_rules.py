@@ -83,9 +83,8 @@ def _made(lines: tuple[tuple[str, ...], ...]) -> tuple[Said, ...]:
 
 _ATTACKS = (
     _line("hands a shell to another machine", rf"\b{_SHELLS}\s+-i\b", r"/dev/(?:tcp|udp)/|\|\s*(?:nc|ncat|netcat|telnet)\b|socket"),
-    _line("hands a shell to another machine", r"\b(?:nc|ncat|netcat)(?:\.exe|\.traditional)?\s[^\n|;]{0,200}?(?:-\w*[ec]|"
-          r"--(?:sh-)?exec)\s+"
-          rf"[\"']?\S{{0,40}}?\b{_SHELLS}\b"),
+    _line("hands a shell to another machine", r"\b(?:nc|ncat|netcat)(?:\.exe|\.traditional)?\s(?:(?!\bnc)[^\n|;]){0,120}?"
+          rf"(?:-\w{{0,6}}[ec]|--(?:sh-)?exec)\s+[\"']?(?:/[\w/.-]{{0,30}})?{_SHELLS}\b"),
     _line("hands a shell to another machine", r"\bsocat\b", rf"\bexec:[\"']?[^\n]{{0,40}}\b{_SHELLS}\b"),
     _line("hands a shell to another machine", r"\b(?:python[\d.]*|perl|ruby|php|lua|node|awk)\b", r"\bsocket\b|/inet/tcp/",
           rf"\bdup2\b|/bin/{_SHELLS}|pty\.spawn|open\(STDIN|cmd\.exe|getline"),
