@@ -58,7 +58,7 @@ PYTHON = [
     _odd("template-in-text", "import jinja2\njinja2.Template('{{ cycler.__init__.__globals__.os.popen(\"touch "
           "$WEIGHTSMITH_MARKER\").read() }}')"
          ".render()\n"),
-    _odd("builtins", "__builtins__['exec']('import os\\nopen(os.environ[\"WEIGHTSMITH_MARKER\"], \"w\").close()')\n"),
+    _python("builtins", "__builtins__['exec']('import os\\nopen(os.environ[\"WEIGHTSMITH_MARKER\"], \"w\").close()')\n"),
     _odd("made-module", "import importlib\nm = importlib.import_module(''.join(chr(c) for c in (111, 115)))\n"
          "getattr(m, ''.join(chr(c) for c in (115, 121, 115, 116, 101, 109)))(TOUCH)\n"),
     _odd("in-a-function", "import torch\nclass Mini:\n    def forward(self):\n        torch.os.system('id')\n", fires=False),
