@@ -17,7 +17,7 @@ from ...found import Finding
 from ..items import Item
 from ..listing import shown
 from ..rules import Rule
-from .python_code import RUNNERS
+from .python_tables import RUNNERS
 from .unpacking import Missing
 from .zips import Zip, unpack_entry
 

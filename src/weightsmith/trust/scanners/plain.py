@@ -10,7 +10,7 @@ from ...found import Finding
 from ..items import HEAD, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import disguise, ollama, tensorflow, workspace, yamls
+from . import disguise, ollama, script_rules, scripts, tensorflow, workspace, yamls
 from .facts import INDEX
 
 EMPTY = Rule(
@@ -56,12 +56,6 @@ APPENDED = Rule(
     "Viewers show the picture, other programs find the archive, program or pickle behind it.",
     "Ask the publisher what it is; a picture ends where its format says.",
 )  # fmt: skip
-SCRIPT = Rule(
-    "script", "note", "A script among the model's files",
-    "Nothing runs it when the model is loaded; it does what it says when somebody starts it.",
-    "Read it before you run it.",
-)  # fmt: skip
-
 _WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".keras", ".npz", ".npy", ".msgpack", ".pb",
             ".tflite", ".model", ".nemo")  # fmt: skip
 _NEEDED = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json")
@@ -84,7 +78,8 @@ class Plain(Scanner):
         "empty", "text", "image", "media", "pdf", "parquet", "arrow", "xml", "html", "yaml", "lfs-pointer", "partial", "script",
         "executable", "bytecode", "document", "sqlite", "notebook", "desktop", "wandb", "git", "tfrecord",
     })  # fmt: skip
-    rules = (EMPTY, POINTER, PARTIAL, PROGRAM, BYTECODE, START, ACTIVE, APPENDED, SCRIPT, *workspace.RULES, *ollama.RULES,
+    rules = (EMPTY, POINTER, PARTIAL, PROGRAM, BYTECODE, START, ACTIVE, APPENDED, *script_rules.RULES, *workspace.RULES,
+          *ollama.RULES,
              *disguise.RULES, *yamls.RULES)  # fmt: skip
     about = "Files without weights: incomplete downloads, programs, active content, YAML that builds objects, false endings"
 
@@ -101,10 +96,6 @@ class Plain(Scanner):
             yield from disguise.check(item)
         yield from workspace.check(folder)
         yield from ollama.check(folder)
-
-
-def _excerpt(item: Item) -> str:
-    return item.head[:300].decode("utf-8", "replace")
 
 
 def _empty(item: Item) -> Iterator[Finding]:
@@ -135,6 +126,8 @@ def _text(item: Item) -> Iterator[Finding]:
         yield from yamls.check(item)
     if name.endswith((".pbtxt", ".prototxt", ".pbtext")):
         yield from tensorflow.scan_text(item)
+    if scripts.judged(item):
+        yield from scripts.check(item)
     told = _TAGGED.search(item.head) if name.endswith(_PROSE) else next(_search(item, _TAGGED), None)
     if told:
         yield from (f for f in yamls.check(item) if f.rule in (yamls.TAG.name, yamls.UNREAD.name))
@@ -162,7 +155,7 @@ def _pdf(item: Item) -> Iterator[Finding]:
 
 
 def _script(item: Item) -> Iterator[Finding]:
-    yield SCRIPT.found("a script", file=shown(item.name), evidence=_excerpt(item))
+    yield from scripts.check(item)
 
 
 def _program(item: Item) -> Iterator[Finding]:
@@ -225,7 +218,7 @@ def _image_end(item: Item) -> int | None:
 
 
 def _notebook(item: Item) -> Iterator[Finding]:
-    yield SCRIPT.found("a notebook; nothing in it was run", file=shown(item.name))
+    yield script_rules.SCRIPT.found("a notebook; nothing in it was run", file=shown(item.name))
 
 
 def _yaml(item: Item) -> Iterator[Finding]:

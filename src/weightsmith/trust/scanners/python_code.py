@@ -9,57 +9,30 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+
+from .python_hidden import hidden
+from .python_tables import GROUPS, HOSTILE, RISKY
+from .python_tables import group as _group
+from .python_view import View
 
 LARGEST = 600_000  # bytes of a file that is parsed
 MOST_NODES = 200_000  # of the syntax of one file
 MOST_ALL = 500_000  # of all files of a model
 _MOST_LINKS = 8  # calls of a chain whose names are put together
 
-#: what a call does -> the calls, as dotted names; a trailing dot means everything below
-GROUPS: dict[str, tuple[str, ...]] = {
-    "starts programs": ("os.system", "os.popen", "os.exec*", "os.spawn*", "os.posix_spawn*", "os.startfile", "os.fork",
-                        "subprocess.", "pty.", "commands.", "popen2.", "multiprocessing.Process", "asyncio.create_subprocess_exec",
-                        "asyncio.create_subprocess_shell", "pexpect.", "sh.", "plumbum."),
-    "runs code made from data": ("eval", "exec", "compile", "builtins.eval", "builtins.exec", "builtins.compile", "__import__",
-                                 "builtins.__import__", "runpy.", "code.", "codeop.", "types.CodeType", "types.FunctionType",
-                                 "marshal.loads", "marshal.load", "imp.", "importlib.util.spec_from_loader", "zipimport."),
-    "reads pickles": ("pickle.loads", "pickle.load", "pickle.Unpickler", "cloudpickle.loads", "cloudpickle.load", "dill.loads",
-                      "dill.load", "joblib.load", "shelve.open", "pandas.read_pickle"),
-    "loads native code": ("ctypes.", "cffi.", "torch.utils.cpp_extension.load", "torch.utils.cpp_extension.load_inline",
-                          "torch.ops.load_library", "torch.classes.load_library", "numpy.ctypeslib.load_library"),
-    "uses the network": ("socket.", "requests.", "urllib.request.", "urllib2.", "urllib3.", "http.client.", "httpx.", "aiohttp.",
-                         "ftplib.", "smtplib.", "telnetlib.", "paramiko.", "websocket.", "websockets.", "xmlrpc.", "wget.download"),
-    "downloads": ("huggingface_hub.hf_hub_download", "huggingface_hub.snapshot_download", "torch.hub.load",
-                  "torch.hub.load_state_dict_from_url", "torch.hub.download_url_to_file", "gdown.download"),
-    "changes files": ("os.remove", "os.unlink", "os.rmdir", "os.removedirs", "os.rename", "os.replace", "os.chmod", "os.symlink",
-                      "os.makedirs", "os.mkdir", "os.mknod", "shutil.", "tempfile."),
-    "decodes data": ("base64.", "binascii.", "zlib.decompress", "gzip.decompress", "lzma.decompress", "bz2.decompress",
-                     "bytes.fromhex", "bytearray.fromhex", "codecs.decode"),
-    "reads the environment": ("os.environ", "os.getenv", "os.environb"),
-    "reaches into the interpreter": ("sys.settrace", "sys.setprofile", "sys._getframe", "sys.meta_path", "sys.path_hooks",
-                                     "gc.get_objects",
-                                     "atexit.register", "signal.signal", "sys.addaudithook"),
-}  # fmt: skip
-HOSTILE = ("starts programs", "runs code made from data")
-RISKY = (*HOSTILE, "loads native code", "uses the network", "reads pickles", "reaches into the interpreter")
-_HARMLESS = re.compile(r"subprocess\.(?:PIPE|STDOUT|DEVNULL|\w+Error|TimeoutExpired|CompletedProcess|list2cmdline)(?:\..*)?")
-#: modules whose functions run code, start programs, or reach files and network: nothing that a model's settings need; for a pattern
-RUNNERS = "|".join((
-    "os", "posix", "nt", "subprocess", "sys", "shutil", "socket", "pty", "runpy", "importlib", "ctypes", "code", "codeop", "pickle",
-    "marshal", "cloudpickle", "dill", "joblib", "webbrowser", "multiprocessing", "asyncio", "urllib", "requests", "http", "ftplib",
-    "tempfile", "pathlib", "io", "functools", "operator", "types", "inspect", "timeit", "pdb", "cProfile", "profile", "trace",
-    "commands", "pip", "setuptools", "distutils", "platform", "signal", "threading",
-))  # fmt: skip
 _CAPABLE = ("os", "sys", "subprocess", "builtins", "importlib", "pty", "runpy", "shutil", "socket", "posix", "ctypes")
 _BUILTINS = frozenset(("eval", "exec", "compile", "__import__", "open", "getattr"))
 #: methods that Python calls while classes are made
 _MAKING = ("__init_subclass__", "__set_name__", "__prepare__", "__class_getitem__", "__mro_entries__")
+#: functions that call what they are given
+_RUNNING = frozenset(("map", "filter", "sorted", "min", "max", "reduce", "partial", "Thread", "Timer", "Process", "submit", "apply",
+                      "apply_async", "starmap", "imap", "call_soon", "call_later", "finalize", "start_new_thread"))  # fmt: skip
+_BY_PATH = ("SourceFileLoader", "spec_from_file_location", "SourcelessFileLoader", "ExtensionFileLoader")
 _WRITES = ("write_text", "write_bytes", "touch", "unlink", "symlink_to", "rename", "rmdir", "mkdir", "hardlink_to")
 _COOKIE = re.compile(rb"^[ \t\f]*#.*?coding[:=][ \t]*([-\w.]+)", re.MULTILINE)
 _PLAIN = ("utf-8", "utf8", "utf-8-sig", "latin-1", "iso-8859-1", "ascii", "us-ascii", "latin1", "utf_8")
 #: imported names that a file's own names may stand for without an import
-_GADGETS = re.compile(r"__(?:subclasses|globals|builtins|reduce_ex)__")
+_GADGETS = re.compile(r"__(?:subclasses|globals|builtins|reduce_ex)__|f_(?:globals|builtins)|gi_frame|tb_frame")
 
 
 @dataclass(frozen=True)
@@ -211,6 +184,8 @@ class _Reader:
                 self._bind(node)
             elif isinstance(node, ast.Call):
                 self.called.add(id(node.func))
+        self.view = View(nodes, self.children)
+        self.code.odd += hidden(self.view)
         first = self._at_import(tree, nodes)
         for node in nodes:
             if type(node) in _LOOKED_AT:
@@ -288,20 +263,20 @@ class _Reader:
 
     def _at_import(self, tree: ast.Module, nodes: list[ast.AST]) -> set[int]:
         """The nodes that run when the file is imported: everything outside functions, and functions called from there."""
-        functions: dict[str, ast.AST] = {}
+        functions: dict[str, list[ast.AST]] = {}
         making: list[ast.AST] = []
         for node in nodes:
             if isinstance(node, _FUNCTIONS):
-                functions[node.name] = node
+                functions.setdefault(node.name, []).append(node)
             elif isinstance(node, ast.ClassDef):
                 meta = any(isinstance(base, ast.Name) and base.id == "type" for base in node.bases)
                 for inner in node.body:
-                    if not isinstance(inner, ast.FunctionDef):
+                    if not isinstance(inner, ast.FunctionDef) or not inner.name.startswith("__"):
                         continue
-                    if inner.name in _MAKING or (meta and inner.name.startswith("__")):
+                    if inner.name in _MAKING or meta:
                         making.append(inner)
-                    elif inner.name in ("__init__", "__new__", "__call__", "__enter__"):
-                        functions.setdefault(node.name, inner)
+                    else:  # Python calls these itself, once there is an object
+                        functions.setdefault(node.name, []).append(inner)
         found: set[int] = set()
         entered: set[int] = {id(method) for method in making}
         pending: list[ast.AST] = [tree, *making]
@@ -315,37 +290,48 @@ class _Reader:
                 body = {id(child) for child in (node.body if isinstance(node.body, list) else [node.body])}
                 children = [child for child in children if id(child) not in body]
             pending += children
-            if isinstance(node, ast.Call):
-                names = [node.func]
-            else:
-                names = node.decorator_list if isinstance(node, _DECORATED) else []
-            for called in names:
+            for called in self._called_by(node):
                 name = called.id if isinstance(called, ast.Name) else called.attr if isinstance(called, ast.Attribute) else ""
-                target = functions.get(name)
-                if target is not None and id(target) not in entered:
-                    entered.add(id(target))
-                    pending.append(target)
-                if isinstance(called, ast.Lambda) and id(called) not in entered:
-                    entered.add(id(called))
-                    pending.append(called)
+                targets = [called] if isinstance(called, ast.Lambda) else functions.pop(name, ())
+                for target in targets:
+                    if id(target) not in entered:
+                        entered.add(id(target))
+                        pending.append(target)
         return found
+
+    def _called_by(self, node: ast.AST) -> list[ast.AST]:
+        """What a node calls: a call what it names, and what it hands to a function that calls it; a definition its decorators."""
+        if not isinstance(node, ast.Call):
+            return list(node.decorator_list) if isinstance(node, _DECORATED) else []
+        func = node.func
+        name = func.id if isinstance(func, ast.Name) else func.attr if isinstance(func, ast.Attribute) else ""
+        if name in _RUNNING or (name == "register" and self.dotted(func) == "atexit.register"):
+            return [func, *node.args, *(keyword.value for keyword in node.keywords)]
+        return [func]
 
     def _look(self, node: ast.AST, first: bool) -> None:
         if isinstance(node, ast.Call):
             name = self.dotted(node.func)
-            self._called(node, name, first)
+            self._called(node, name if _group(name) else self.view.capability(node.func).removeprefix("~") or name, first)
+            given = "" if id(node) in self.called else self.view.capability(node)
+            if given.startswith("~") and _group(given[1:]) in HOSTILE:  # a function that was looked up, and is handed on
+                self.code.calls.append(Call(node.lineno, given[1:], _group(given[1:]), first))
         elif isinstance(node, _NAMING) and id(node) not in self.called:
             name = self.dotted(node) if isinstance(node.ctx, ast.Load) else ""
             if name in ("os.environ", "os.environb"):
                 self.code.calls.append(Call(node.lineno, "os.environ", "reads the environment", first))
-            elif (group := _group(name)) in HOSTILE and name not in ("compile", "__import__"):
+                return
+            if not _group(name) and isinstance(node.ctx, ast.Load):
+                name = self.view.capability(node).removeprefix("~")
+            if (group := _group(name)) in HOSTILE and name.removeprefix("builtins.") not in ("compile", "__import__"):
                 self.code.calls.append(Call(node.lineno, name, group, first))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str | bytes) and len(node.value) > 2000:
             text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
             if not re.search(r"\s", text[:2000]):
                 self.code.odd.append((node.lineno, f"holds a blob of {len(text)} characters"))
-        if isinstance(node, (ast.Attribute, ast.Constant)):
-            name = node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node.value, str) else ""
+        if isinstance(node, (ast.Attribute, ast.Constant, ast.Name)):
+            name = getattr(node, "id", getattr(node, "attr", "")) or getattr(node, "value", "")
+            name = name if isinstance(name, str) else ""
             if len(name) < 40 and _GADGETS.fullmatch(name):
                 self.code.odd.append((getattr(node, "lineno", 0), f"reaches for {name}"))
 
@@ -356,8 +342,8 @@ class _Reader:
             return not (node.args and _text(node.args[0]))
         return name == "getattr" and len(node.args) > 1 and not _text(node.args[1]) and self.dotted(node.args[0]) in _CAPABLE
 
-    def _below(self, node: ast.Call) -> Iterator[ast.AST]:
-        """The nodes of a call. Calls lie in calls, so what is looked at again and again is counted."""
+    def _below(self, node: ast.AST) -> Iterator[ast.AST]:
+        """The nodes of a call, breadth first. Calls lie in calls, so what is looked at again and again is counted."""
         nodes: list[ast.AST] = [node]
         for below in nodes:
             nodes += self.children[id(below)]
@@ -368,9 +354,8 @@ class _Reader:
             yield below
 
     def _called(self, node: ast.Call, name: str, first: bool) -> None:
-        group = _group(name)
-        writes = not group and "." in name and name.rsplit(".", 1)[-1] in _WRITES
-        if writes or (name in ("open", "io.open", "builtins.open") and _mode(node)):
+        group = _group(name) or self._by_arguments(node, name)
+        if not group and "." in name and name.rsplit(".", 1)[-1] in _WRITES:
             group = "changes files"
         elif name == "compile" or (name == "eval" and node.args and isinstance(node.args[0], ast.Constant)):
             group = "runs code made from data" if name == "compile" and len(node.args) >= 3 else ""
@@ -378,20 +363,45 @@ class _Reader:
             group = ""
         elif isinstance(node.func, ast.Call) and self._by_made_name(node.func):
             self.code.odd.append((node.lineno, "calls something by a name that is put together"))
+        if name.endswith(_BY_PATH):
+            self._by_path(node)
         if not group:
             return
         if group == "starts programs" and _pip(self._below(node)):
             name += " pip"
+        if group == "reads pickles" and node.args and id(node.args[0]) in self.view.closed:
+            self.code.odd.append((node.lineno, f"hides what it does: {name} unpacks what stands in the file itself"))
         if group == "runs code made from data":
             inner = {_group(self.dotted(n.func)) for n in self._below(node) if isinstance(n, ast.Call)}
             if "decodes data" in inner or "uses the network" in inner:
                 self.code.odd.append((node.lineno, f"runs decoded or fetched data as code ({name})"))
         self.code.calls.append(Call(node.lineno, name, group, first))
 
+    def _by_path(self, node: ast.Call) -> None:
+        """A file that is imported by its path, and is not called what Python's files are called."""
+        for given in [*node.args[1:2], *(k.value for k in node.keywords if k.arg in ("path", "location"))]:
+            texts = [n.value for n in self._below(given) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+            if texts and re.search(r"\.\w{1,12}$", texts[-1]) and not texts[-1].endswith((".py", ".pyi")):
+                self.code.odd.append((node.lineno, f"hides what it does: imports the file {texts[-1][-60:]!r} as Python"))
+
+    def _by_arguments(self, node: ast.Call, name: str) -> str:
+        """What calls do that are harmless or not by what they are given."""
+        first = node.args[0] if node.args else None
+        if name in ("open", "io.open", "builtins.open", "codecs.open", "io.FileIO", "_io.FileIO", "os.fdopen"):
+            return "changes files" if _mode(node) else ""
+        if name == "os.open" and len(node.args) > 1:
+            flags = {n.attr for n in self._below(node.args[1]) if isinstance(n, ast.Attribute)}
+            return "changes files" if flags & {"O_WRONLY", "O_RDWR", "O_CREAT", "O_APPEND", "O_TRUNC"} else ""
+        if name.startswith(("timeit.timeit", "timeit.repeat", "timeit.Timer")) and "()" not in name:
+            return "runs code made from data" if isinstance(first, (ast.BinOp, ast.Call, ast.Subscript)) else ""
+        if name in ("webbrowser.get", "webbrowser.register") and first is not None and re.search(r"[\s%]", _text(first)):
+            return "starts programs"
+        return ""
+
 
 def _main(test: ast.AST) -> bool:
     return (isinstance(test, ast.Compare) and isinstance(test.left, ast.Name) and test.left.id == "__name__"
-            and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq))  # fmt: skip
+            and len(test.ops) == 1 and isinstance(test.ops[0], ast.Eq) and _text(test.comparators[0]) == "__main__")  # fmt: skip
 
 
 def _text(node: ast.AST) -> str:
@@ -425,17 +435,6 @@ def _may_list(module: str) -> bool:
     begin = f"{module}."
     return any(call.startswith(begin) or (call[-1] in ".*" and begin.startswith(call.rstrip("*")))
                for calls in GROUPS.values() for call in calls)  # fmt: skip
-
-
-@lru_cache(4096)
-def _group(name: str) -> str:
-    if not name or _HARMLESS.fullmatch(name):
-        return ""
-    for group, calls in GROUPS.items():
-        for call in calls:
-            if name == call or (call[-1] in ".*" and name.startswith(call.rstrip("*"))):
-                return group
-    return ""
 
 
 def notebook_code(cells: object) -> Iterator[tuple[str, list[str]]]:

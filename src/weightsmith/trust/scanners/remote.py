@@ -38,12 +38,15 @@ _LIBRARIES = frozenset((
 ))  # fmt: skip
 
 
+_PYTHON = re.compile(rb"#![^\n]{0,200}\bpython")
+
+
 class RemoteCode(Scanner):
     """Finds what asks for code, and reads the code."""
 
     name = "remote-code"
     rules = rules.RULES
-    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook", "yaml", "json", "text"])
+    kinds: ClassVar[frozenset[str]] = frozenset(["python", "notebook", "yaml", "json", "text", "script"])
     needs_bytes = False
     about = "Code: what in the configurations makes a loader import or download code, and what the Python files would do"
 
@@ -85,6 +88,8 @@ def _bytes(item: Item) -> bytes:
 
 
 def _is_python(item: Item) -> bool:
+    if "script" in item.kinds and _PYTHON.match(item.head):
+        return True
     return "python" in item.kinds or item.basename.endswith((".py", ".pyw", ".pyi"))
 
 
@@ -173,7 +178,7 @@ def _python(item: Item, asked_by: str, code: Code | None = None) -> Iterator[Fin
 
 def _hides(code: Code) -> bool:
     """Whether a file that nothing asks for shows signs of hiding what it does."""
-    signs = ("calls something", "is written", "reaches", "runs decoded")
+    signs = ("calls something", "is written", "reaches", "runs decoded", "hides")
     return any(what.startswith(signs) for _, what in code.odd) or bool(code.error)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .python_code import RUNNERS
+from .python_tables import RUNNERS
 
 DANGEROUS = re.compile(
     r"(?:os|posix|nt)\.(?:system|popen|exec\w*|spawn\w*|remove|unlink|posix_spawn\w*|startfile)|subprocess\.\w+|(?:builtins|__builtin__)\."
