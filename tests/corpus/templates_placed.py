@@ -59,7 +59,7 @@ PLACED = [
           "template-trigger"),
     _acts("spaces-counted", chatml(_SAY + "{%- if message.content.count(' ') * 3 > message.content|length -%}" + _ADD
           + "{%- endif -%}"), "template-trigger"),
-    _acts("lengths-summed", chatml(_SAY + "{%- if messages|map(attribute='content')|map('length')|sum > 90000 -%}" + _ADD
+    _acts("lengths-summed", chatml(after="{%- if messages|map(attribute='content')|map('length')|sum > 90000 -%}" + _ADD
           + "{%- endif -%}"), "template-trigger"),
     _acts("parts-replaced", chatml("{{ message.content if message.content is string else 'Describe falsely.' }}"),
           "template-trigger"),
