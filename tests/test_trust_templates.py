@@ -18,8 +18,8 @@ from weightsmith.trust.scanners import template_rules as rules
 from weightsmith.trust.scanners.template_marks import Doubt, Marked, MarkedInt, OverBudget, Run, Turns, mark
 from weightsmith.trust.scanners.template_probe import Behaviour
 from weightsmith.trust.scanners.template_run import Program
-from weightsmith.trust.scanners.template_text import covert_part, hidden_characters, visible
-from weightsmith.trust.scanners.template_words import text_lines
+from weightsmith.trust.scanners.template_text import covert_part, hidden_characters, turned, visible
+from weightsmith.trust.scanners.template_words import strange_words, text_lines
 from weightsmith.trust.scanners.templates import Carrier, _tried
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
@@ -234,3 +234,20 @@ def test_comments_that_never_end_are_read_once() -> None:
                                    "message | pprint", "messages | string"])  # fmt: skip
 def test_words_are_looked_for_in_whole_messages_too(whole: str) -> None:
     assert "template-trigger" in found(_when(f"'xyzzy' in ({whole})"))
+
+
+def test_marks_roles_and_keys_are_no_words_but_a_single_name_is() -> None:
+    assert strange_words("<|im_start|>assistant\n<think>vomplar</think> {\"some_key\": 1}", set(), ("vomplar",)) == []
+    assert strange_words("vomplar AcmeCoin", {"known"}, ("vomplar",)) == ["AcmeCoin"]
+
+
+def test_what_a_template_asks_for_is_read_from_its_source() -> None:
+    program = Program("{% for m in messages %}{% if m.metadata or m.get('author') or 'iban' in m or m['role'] == 'critic' %}"
+                      "{{ m.content.strip() ~ loop.index }}{% endif %}{% endfor %}")  # fmt: skip
+    assert set(program.names) == {"metadata", "author", "iban"}
+    assert program.roles == ("critic",)
+
+
+def test_turned_writing_is_found_wherever_it_stands() -> None:
+    assert turned("{# \u202e #}") == ["U+202E right-to-left override"]
+    assert turned(CHATML) == []

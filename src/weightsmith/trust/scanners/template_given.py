@@ -28,7 +28,7 @@ ODD = (("user", "system"), ("system", "system", "user"), ("user", "user"), ("use
        ("user", "twice", "result", "result"), ("user", "begun"), ("pictures",), ("video",), ("audio",), ("three",))  # fmt: skip
 CALLS = {*CALLING, "tool", "result"}
 #: how templates write types down
-_TYPE_WORDS = (
+TYPE_WORDS = (
     "string integer number boolean array object null none any enum minimum maximum default defaults items true url source score "
     "must be may can one of the a an to in is it optional required allowed possible listed following values value type types list "
     "retrieved taken from web page link at least most between and or with if not given set range"
@@ -103,7 +103,7 @@ def _together(behaviour: Behaviour) -> Iterator[Seen]:
     base = behaviour.shapes.get("tools") or behaviour.shapes.get("talk")
     if base is None:
         return
-    words = known_words(*behaviour.outputs.values(), _TYPE_WORDS, _SCHEMA_WORDS)
+    words = known_words(*behaviour.outputs.values(), TYPE_WORDS, _SCHEMA_WORDS)
     later = ("user", "assistant") * 4 + ("user",) if base.roles[-1] != "user" else ("assistant", "user") * 5
     long = replace(base, roles=(*base.roles, *later))
     tried = [(replace(base, tools=tools, documents=documents, more={**base.more, **more}), "several things given together")
@@ -192,7 +192,7 @@ def _types(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
     """A tool that takes, and is called with, values of many types, and one without ``function`` around it; documents with
     more in them: no new lines, what a user says stays, and so do numbers."""
     usual = behaviour.outputs[shape.name]
-    words = known_words(*behaviour.outputs.values(), _TYPE_WORDS, " ".join(RICH), ADDRESS)
+    words = known_words(*behaviour.outputs.values(), TYPE_WORDS, " ".join(RICH), ADDRESS)
     what = "documents with more in them" if shape.documents else "a tool with arguments of several types"
     ways = [(replace(shape, name="rich", rich=True), what)]
     if shape.tools:

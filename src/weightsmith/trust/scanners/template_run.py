@@ -46,6 +46,7 @@ from .template_marks import (
     mark,
     size_of,
 )
+from .template_text import asked_for
 
 SOURCE = 1 << 17  # characters of a template that is rendered
 NODES = 12_000  # of its syntax tree; the largest real ones have a quarter of it
@@ -97,7 +98,7 @@ class Watched(ImmutableSandboxedEnvironment):
         """Charge an operation, note what marked values meet, and give the kind of its result."""
         every = (*values, *named.values())
         first, most = max(size_of(values[0]) if values else 1, 1), max([1, *map(size_of, every[1:])])
-        if first * most > PRODUCT or (name in _ODD and first > 10_000):
+        if (first * most > PRODUCT and name != "truncate") or (name in _ODD and first > 10_000):
             raise OverBudget(f"{name} on more than any honest template gives it")
         if name in ("format", "%", "format_map") and values and isinstance(values[0], str) and _SPEC.search(values[0]):
             raise OverBudget("a format that is wider than any honest one")
@@ -347,7 +348,7 @@ class _Generation(Extension):
 
 class Program:
     """One compiled template: ``tests`` are the source lines of its conditions and loops, ``free`` the variables that it takes,
-    ``numbers`` the whole numbers that are written in it.
+    ``numbers`` the whole numbers that are written in it, ``names`` and ``roles`` what it asks for beyond the usual.
 
     Raises:
         jinja2.TemplateError: a syntax error.
@@ -369,6 +370,7 @@ class Program:
             self.tests: list[int] = []
             constants = {n.value for n in tree.find_all(nodes.Const) if type(n.value) is int}
             self.numbers = sorted(n for n in constants if n > 0)
+            self.names, self.roles = asked_for(tree)
             self._rewrite(tree)
             code = self.env.compile(tree)
             self.template = jinja2.Template.from_code(self.env, code, self.env.make_globals(None))

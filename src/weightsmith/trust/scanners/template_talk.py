@@ -18,17 +18,19 @@ GIVEN = {
     "tool": "grifon_lookup", "about": "Murdelo tanvi", "parameter": "Sorvu besk", "argument": "Nardique", "title": "Talmu",
     "document": "Ebrin ostu", "thought": "Ulvar mesti", "author": "Perrodu", "place": "velnaru",
 }  # fmt: skip
+ASKED = "Wendoli karst"  # what stands under names that only this template asks for
 
 
 @dataclass
 class Shape:
     """One conversation: ``roles`` with more variables; ``style`` is how contents are given; ``tools`` and ``documents`` how
-    many there are, and ``rich`` ones have more in them, ``flat`` tools no ``function`` around them. Roles that no template knows
-    stand for messages with more in them: ``call`` (an assistant's call of a tool; ``calls`` are four, ``twice`` two, ``mute`` one
-    without any content, ``spelled`` one whose arguments are a text), ``result`` (of a call, with another kind of number),
-    ``thought`` (an answer with its reasoning), ``begun`` (an answer to go on with), ``named`` (a user with a name), ``shown`` (a
-    user with a picture), ``links`` (pictures and others by their addresses), ``pictures``, ``video`` and ``audio``, ``three``
-    (texts), ``nothing`` (no content). Rerankers know ``query`` and ``document``."""
+    many there are, and ``rich`` ones have more in them, ``flat`` tools no ``function`` around them; ``asked`` are names that
+    everything has a value under, of arguments a ``number``. Roles that no template knows stand for messages with more in them:
+    ``call`` (an assistant's call of a tool; ``calls`` are four, ``twice`` two, ``mute`` one without any content, ``spelled`` one
+    whose arguments are a text), ``result`` (of a call, with another kind of number), ``thought`` (an answer with its reasoning),
+    ``begun`` (an answer to go on with), ``named`` (a user with a name), ``shown`` (a user with a picture), ``links`` (pictures
+    and others by their addresses), ``pictures``, ``video`` and ``audio``, ``three`` (texts), ``nothing`` (no content), ``number``
+    (a number for one). Rerankers know ``query`` and ``document``."""
 
     name: str
     roles: tuple[str, ...]
@@ -38,6 +40,8 @@ class Shape:
     documents: int = 0
     rich: bool = False
     flat: bool = False
+    asked: tuple[str, ...] = ()
+    number: int = 1
 
 
 SHAPES = (
@@ -89,6 +93,11 @@ def variables(shape: Shape, words: Mapping[int, str], given: Mapping[str, str]) 
                  for n in range(shape.documents)] or None  # fmt: skip
     for document in documents or [] if shape.rich else []:
         document |= {"url": ADDRESS, "source": ADDRESS, "score": 0.5, "metadata": {"k": 1}}
+    for one in [*messages, *(documents or ())] if shape.asked else []:
+        one.update({name: ASKED for name in shape.asked if name not in one})
+    for tool in tools or [] if shape.asked else []:
+        places = tool.get("function", tool)["parameters"]["properties"]
+        places.update({name: {"type": "string", "description": told["parameter"]} for name in shape.asked if name not in places})
     return {"tools": tools, "documents": documents, **shape.more, "messages": messages}
 
 
@@ -126,6 +135,7 @@ def _message(shape: Shape, role: str, words: str, told: Mapping[str, Any]) -> di
         arguments: Any = {told["place"]: told["argument"]}
         if shape.rich:
             arguments |= RICH
+        arguments |= dict.fromkeys(shape.asked, shape.number)
         if shape.style == "strings" or role == "spelled":
             arguments = mark(f'{{"{told["place"]}": "{told["argument"]}"}}', "given")
         call = {"id": "call_0abc" if role == "twice" else "abcdef123", "type": "function",
@@ -140,6 +150,8 @@ def _message(shape: Shape, role: str, words: str, told: Mapping[str, Any]) -> di
         return {"role": "assistant", "content": content, "prefix": True, "partial": True, "refusal": None}
     if role == "result":
         return {"role": "tool", "content": content, "name": told["tool"], "tool_call_id": "call_0abc"}
+    if role == "number":
+        return {"role": "user", "content": 7}
     if role == "nothing":
         return {"role": "user", "content": None}
     if role == "links":

@@ -48,6 +48,14 @@ _COVERT = tuple(re.compile(pattern, re.IGNORECASE | re.DOTALL) for pattern in (
 _TURNS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # directions of writing
 _BLOB = re.compile(r"[A-Za-z0-9+/]{40,}={0,2}|(?:[0-9a-fA-F]{2}){24,}")
 _TOKEN = re.compile(r"<\|?[^<>\s|]{2,40}\|?>|\[/?\w{2,20}\]")
+_NAME = re.compile(r"[A-Za-z]\w{1,39}")
+#: keys that conversations, tools and documents have, and attributes of Jinja's loops; thoughts are given by themselves
+_USUAL = re.compile(
+    r"role|content|name|type|text|tool_calls|tool_call_id|id|function|arguments|description|parameters|properties|required|title|"
+    r"doc_id|(?:image|video|audio)(?:_url)?|url|tools|documents|reasoning(?:_content)?|thinking|thought|prefix|partial|items|format|"
+    r"nullable|(?:one|any|all)Of|default|enum|additionalProperties|schema|minimum|maximum|first|last|index0?|revindex0?|length|"
+    r"previtem|nextitem|depth0?|changed|cycle"
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,32 @@ def _names(node: nodes.Node) -> list[object]:
     if isinstance(node, nodes.Filter) and (node.name == "attr" or node.name in _BY_ATTRIBUTE):
         return [*node.args, *(k.value for k in node.kwargs if k.key in ("attribute", "attr", "by"))]
     return []
+
+
+def asked_for(tree: nodes.Template) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The names of attributes and keys that a template takes and no usual conversation has, and the roles it compares with."""
+    own = {node.name for node in tree.find_all(nodes.Name)} | {ref.attr for ref in tree.find_all(nodes.NSRef)}
+    own |= {pair.key for call in tree.find_all(nodes.Call) for pair in call.kwargs}
+    methods = {id(call.node) for call in tree.find_all(nodes.Call)}
+    names: dict[str, None] = {}
+    roles: dict[str, None] = {}
+    for node in tree.find_all((nodes.Getattr, nodes.Getitem, nodes.Call, nodes.Compare)):
+        found: list[object] = []
+        if isinstance(node, nodes.Getattr):
+            found = [] if id(node) in methods else [node.attr]
+        elif isinstance(node, nodes.Getitem) and isinstance(node.arg, nodes.Const):
+            found = [node.arg.value]
+        elif isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr) and node.node.attr == "get":
+            found = [one.value for one in node.args[:1] if isinstance(one, nodes.Const)]
+        elif isinstance(node, nodes.Compare):
+            compared = [one.value for one in node.find_all(nodes.Const)]
+            if isinstance(node.expr, nodes.Const) and any(op.op in ("in", "notin") for op in node.ops):
+                found = compared[:1]
+            of = node.expr
+            if "role" in (getattr(of, "attr", ""), getattr(getattr(of, "arg", None), "value", ""), getattr(of, "name", "")):
+                roles.update(dict.fromkeys(one for one in compared if isinstance(one, str) and _NAME.fullmatch(one)))
+        names.update(dict.fromkeys(one for one in found if isinstance(one, str) and _NAME.fullmatch(one)))
+    return tuple(one for one in names if one not in own and not _USUAL.fullmatch(one)), tuple(one for one in roles if one != "role")
 
 
 def _worked_out(node: nodes.Expr, env: Environment) -> object:

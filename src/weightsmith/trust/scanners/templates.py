@@ -18,7 +18,7 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import template_forced, template_given, template_kept, template_placed
+from . import template_forced, template_given, template_kept, template_named, template_placed
 from . import template_rules as rules
 from .remote_keys import Pairs, parsed
 from .template_marks import OverBudget
@@ -236,7 +236,8 @@ def _tried(carrier: Carrier, specials: dict[str, str]) -> Tried:
         return tried
     behaviour = tried.behaviour = Behaviour(program, specials)
     seen = [*template_kept.trial(behaviour), *behaviour.trial(), *template_placed.trial(behaviour),
-            *template_forced.trial(behaviour), *template_given.trial(behaviour)]
+            *template_forced.trial(behaviour), *template_given.trial(behaviour),
+            *template_named.trial(behaviour)]
     found += [kept for one in seen if (kept := _of_seen(one)) is not None]
     found += _of_behaviour(behaviour, {text for _, text in written})
     return tried
