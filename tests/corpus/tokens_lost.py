@@ -53,12 +53,13 @@ def _bytewise(**parts: Any) -> dict[str, Any]:
     model |= parts.pop("model", {})
     return {"version": "1.0", "truncation": None, "padding": None, "normalizer": None, "pre_tokenizer": rule, "decoder": rule,
             "post_processor": None, "model": model,
-            "added_tokens": [marks | {"id": i, "content": t, "special": True} for i, t in enumerate(("<pad>", "<s>", "</s>"))]} | parts
+            "added_tokens": [marks | {"id": i, "content": t, "special": True} for i, t in enumerate(tokens[:3])]} | parts
 
 
 def _plain() -> dict[str, Any]:
     """A model of letters that stand for themselves."""
-    return {"vocab": {t: i for i, t in enumerate(["<pad>", "<s>", "</s>", " ", *_LETTERS, *map(chr, range(0xE0, 0x100))])}, "merges": []}
+    tokens = ["<pad>", "<s>", "</s>", " ", *_LETTERS, *map(chr, range(0xE0, 0x100))]
+    return {"vocab": {t: i for i, t in enumerate(tokens)}, "merges": []}
 
 
 def _of(made: dict[str, Any], **settings: Any) -> Build:

@@ -29,7 +29,14 @@ SLOW = Rule(
     "Do not load it; a list of the modules' names says the same.",
     ("https://cwe.mitre.org/data/definitions/1333.html",),
 )  # fmt: skip
-RULES = (RANK, STRENGTH, SLOW)
+IMPORTS = Rule(
+    "adapter-imports", "suspicious", "An adapter's settings name a module that is imported",
+    "PEFT of some versions imports the module that `megatron_core` names as soon as `megatron_config` is set: the program that "
+    "loads the adapter runs what is called so where it runs.",
+    "Don't load it. The setting is `megatron.core` in every honest adapter.",
+    ("https://cwe.mitre.org/data/definitions/470.html",),
+)  # fmt: skip
+RULES = (RANK, STRENGTH, SLOW, IMPORTS)
 MOST = 10_000.0  # honest factors lie below a few hundred
 _LOW = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.\w+)?(?:\.weight)?$")
 
@@ -38,6 +45,10 @@ def compare(place: Place) -> Iterator[Finding]:
     """Findings about the adapter of one directory."""
     settings = place.json("adapter_config.json")
     yield from _patterns(settings, shown(place.prefix + "adapter_config.json"))
+    core = settings.get("megatron_core")
+    if core is not None and core != "" and not (isinstance(core, str) and re.fullmatch(r"megatron(?:\.\w+)*", core)):
+        yield IMPORTS.found(f"megatron_core is {core!r:.120}", file=shown(place.prefix + "adapter_config.json"),
+                            place="$.megatron_core")  # fmt: skip
     rank = whole_number(settings.get("r"))
     if settings.get("peft_type") not in ("LORA", None) or rank is None:
         return

@@ -93,6 +93,12 @@ COLLIDE = Rule(
     "Remove the one that does not belong.",
     ("https://cwe.mitre.org/data/definitions/178.html",),
 )  # fmt: skip
+ALIKE = Rule(
+    "name-looks-alike", "suspicious", "A name that looks like that of a file which loaders read",
+    "Some of its letters are of another alphabet: who looks at the folder sees one file, and a program takes another one.",
+    "Remove it, and ask how it got there.",
+    ("https://cwe.mitre.org/data/definitions/1007.html",),
+)  # fmt: skip
 CASE = Rule(
     "name-other-case", "suspicious", "A file that loaders read on some systems only",
     "Its name is that of a file that loaders read, in other letters: on macOS and Windows they find it, here it was not read as "
@@ -116,13 +122,17 @@ _OTHERS = ("mm_vision_tower", "vision_tower", "vision_tower_name", "mm_audio_tow
            "speculators_config.verifier.name_or_path")  # fmt: skip
 
 
+#: Cyrillic, Armenian and Greek letters by the Latin ones that they look like
+_ALIKE = str.maketrans("асеорхуіјѕԁһԛѡոναοιкмтп", "aceopxyijsdhqwnvaoikmtn")
+
+
 class Layout(Scanner):
     """JSON files, and whether the files of the folder agree with one another."""
 
     name = "layout"
     kinds = frozenset({"json"})
     rules = (*strict.RULES, INDEX, LEAVES, SHARD_MISSING, SHARD_UNLISTED, INDEX_TENSOR, UNLISTED, TOTAL, TWICE, STRAY, ADAPTER,
-             BASE, NESTED, VERSIONED, COLLIDE, CASE, *promised.RULES, *carriers.RULES, *adapters.RULES)  # fmt: skip
+             BASE, NESTED, VERSIONED, COLLIDE, CASE, ALIKE, *promised.RULES, *carriers.RULES, *adapters.RULES)  # fmt: skip
     about = "JSON files, the index against shards against tensors, the config against the weights, carriers that disagree"
 
     def scan_file(self, item: Item, folder: Folder) -> Iterator[Finding | Item]:
@@ -343,13 +353,23 @@ def _collisions(folder: Folder) -> Iterator[Finding]:
         base = name.rpartition("/")[2]
         if base != base.lower() and strict.is_named(base.lower()):
             yield CASE.found(f"loaders look for {base.lower()!r}", file=shown(name))
-        plain = unicodedata.normalize("NFC", name).casefold()
+        plain = _on_windows(unicodedata.normalize("NFC", name).casefold())
+        if plain.isascii() and plain.rpartition("/")[2] != base.lower() and strict.is_named(plain.rpartition("/")[2]):
+            yield CASE.found(f"Windows takes it for {plain.rpartition('/')[2]!r}", file=shown(name))
+        like = base if base.isascii() else unicodedata.normalize("NFKC", base).translate(_ALIKE)
+        if like != base and (strict.is_named(like.lower()) or name.removesuffix(base) + like in folder.items):
+            yield ALIKE.found(f"it looks like {like!r}: {ascii(base)[1:-1][:200]}", file=shown(name))
         other = seen.setdefault(plain, name)
         if other != name:
             first, second = folder.items[other], folder.items[name]
             same = first.sha256 is not None and first.sha256 == second.sha256
             harmless = same or not plain.endswith(_READ)
             yield COLLIDE.found(f"{shown(other)!r} and {shown(name)!r}", file=shown(name), severity="note" if harmless else None)
+
+
+def _on_windows(name: str) -> str:
+    """A name as Windows takes it: spaces and dots at the end don't count, and a colon begins another stream of the same file."""
+    return "/".join(part.partition(":")[0].rstrip(" .") or part for part in name.split("/"))
 
 
 def _nested(folder: Folder) -> Iterator[Finding]:

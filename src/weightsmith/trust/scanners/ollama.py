@@ -28,6 +28,8 @@ RULES = (TEXT, ELSEWHERE)
 
 MOST = 1 << 20  # bytes
 MOST_SAID = 20  # notes about one file
+#: where no model lies
+_SYSTEM = re.compile(r"/(?:etc|proc|sys|dev|boot|run|root/\.(?!cache|ollama|local))\b|.*/\.(?:ssh|aws|gnupg|kube|docker)/")
 _ENTRY = re.compile(r'^[ \t]*(SYSTEM|TEMPLATE|MESSAGE|ADAPTER|FROM|LICENSE|PARAMETER)[ \t]+("""(?:.*?)(?:"""|\Z)|[^\n]*)',
                     re.IGNORECASE | re.MULTILINE | re.DOTALL)  # fmt: skip
 
@@ -48,7 +50,8 @@ def check(folder: Folder) -> Iterator[Finding]:
             if key in ("ADAPTER", "FROM"):
                 if re.match(r"[/\\~]|[A-Za-z]:\\|\w+://", value) or ".." in re.split(r"[\\/]", value):
                     # what the publisher's own machine called it: the file that is meant lies here, or is Ollama's own copy
-                    own = (key == "FROM" and re.match(r"/\w", value)) or re.split(r"[\\/]", value)[-1] in beside
+                    own = re.split(r"[\\/]", value)[-1] in beside or (
+                        key == "FROM" and re.match(r"/\w", value) and not _SYSTEM.match(value))  # fmt: skip
                     yield ELSEWHERE.found(f"{key} {value[:160]}", file=shown(item.name), evidence=value[:300],
                                           severity="note" if own else None)  # fmt: skip
             elif value and key not in ("LICENSE", "PARAMETER") and (told := told + 1) <= MOST_SAID:

@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import WHOLE, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import hdf5_links, keras, loose_values, msgpacks, onnx, tensorflow, unpacking
+from . import faiss, hdf5_links, keras, loose_values, msgpacks, onnx, tensorflow, unpacking
 from .protobuf import Messages
 
 OBJECTS = Rule(
@@ -41,7 +41,13 @@ UNKNOWN = Rule(
     "weights. Scans that leave such files out in silence are how payloads get past them.",
     "Find out what the file is for; remove it if the model works without it, or allow its kind in a policy.",
 )  # fmt: skip
-RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN)
+INDEX = Rule(
+    "faiss-index", "note", "An index of FAISS",
+    "Vectors to search in, and numbers about them. Sizes in the file fit its bytes; faiss trusts them.",
+    "Nothing, if the program that the model is for searches in it.",
+    ("https://github.com/facebookresearch/faiss/wiki/Index-IO,-cloning-and-hyper-parameter-tuning",),
+)  # fmt: skip
+RULES = (OBJECTS, ARRAY, BEHIND, UNKNOWN, INDEX)
 
 MOST_ARRAYS = 1000
 _MOST_HEADER = 1 << 16
@@ -152,6 +158,9 @@ _LONG = {"ort": "an ONNX Runtime model", "ggml": "a model of ggml before GGUF"}
 
 
 def _unknown(item: Item) -> Finding:
+    with item.open() as file:
+        if faiss.is_index(item.head, file, item.size):
+            return INDEX.found(item.head[:4].decode("ascii"), file=shown(item.name))
     return UNKNOWN.found("binary data of unknown kind", file=shown(item.name), evidence=item.head[:32].hex(" "))
 
 

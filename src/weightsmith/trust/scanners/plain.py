@@ -64,6 +64,8 @@ _PROSE = (".md", ".txt", ".jsonl", ".ndjson", ".csv", ".tsv", ".log", ".rst", ".
 _TAGGED = re.compile(rb"!!python/|tag:yaml\.org,2002:python/")
 _SVG = re.compile(rb"(?i)<\s*(?:\w+:)?script|\bon(?:load|error|click|mouseover|begin)\s*=|javascript:|<\s*foreignObject")
 _ENTITY = re.compile(rb"<!ENTITY")
+_PDF_NAMES = rb"/(?:Launch|JavaScript|JS|OpenAction|AA|EmbeddedFiles|RichMedia)"
+_PDF_ESCAPED = re.compile(rb"/[A-Za-z]{0,14}#[0-9A-Fa-f]{2}[A-Za-z0-9#]{0,40}")
 _PDF = re.compile(rb"/(?:Launch|JavaScript|JS|EmbeddedFiles|RichMedia)\b")
 _BEHIND = re.compile(
     rb"PK\x03\x04|7z\xbc\xaf\x27\x1c|Rar!\x1a\x07|\x7fELF|\x1f\x8b\x08|MZ.{58}|\x80[\x02-\x05][\x95c}(\]]", re.DOTALL
@@ -148,6 +150,12 @@ def _html(item: Item) -> Iterator[Finding]:
 
 
 def _pdf(item: Item) -> Iterator[Finding]:
+    for offset, hit in _search(item, _PDF_ESCAPED):  # names may be written with the numbers of their letters
+        name = re.sub(rb"#([0-9A-Fa-f]{2})", lambda at: bytes([int(at[1], 16)]), hit)
+        if re.fullmatch(_PDF_NAMES, name):
+            yield ACTIVE.found(f"it holds {name.decode('ascii', 'replace')}, written as {hit.decode('ascii', 'replace')}",
+                               file=shown(item.name), place=f"byte {offset}")  # fmt: skip
+            return
     for offset, hit in _search(item, _PDF):
         yield ACTIVE.found(f"it holds {hit.decode('ascii', 'replace')}", file=shown(item.name), place=f"byte {offset}",
                            severity="note" if hit == b"/EmbeddedFiles" else None)  # fmt: skip

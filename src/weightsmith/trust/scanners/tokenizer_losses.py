@@ -257,8 +257,8 @@ def _pieces(vocabulary: Vocabulary, model: Mapping[str, Any], file: str) -> Iter
             continue
         lost = [c for c in _LETTERS if before + c not in base and whole.count(f"\0{before}{c}") >= _FEWEST_WITH]
         if lost:
-            yield LOSES.found(f"the letter {lost[0]!r} is in tokens and has none of its own {what}: words that need it are not read",
-                              file=file, place="$.model.vocab", evidence=", ".join(map(repr, lost)))  # fmt: skip
+            yield LOSES.found(f"the letter {lost[0]!r} has no token of its own {what}: words that need it are not read", file=file,
+                              place="$.model.vocab", evidence=", ".join(map(repr, lost)))  # fmt: skip
 
 
 def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]], file: str) -> Iterator[Finding]:

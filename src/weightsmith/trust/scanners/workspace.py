@@ -164,7 +164,34 @@ def _line(pattern: str, said: str) -> Callable[[str], Iterator[str]]:
     return read
 
 
+def _local(text: str) -> Iterator[str]:
+    """Programs that opencode starts; commands that are texts for the model have other forms."""
+    for key, value in _keys(text):
+        if key == "command" and isinstance(value, list) and value:
+            yield f"a coding agent starts: {json.dumps(value, default=str)[:200]}"
+
+
+#: what a program loads or runs before anything else, and paths of interpreters inside the folder
+_LOADED = re.compile(r"LD_\w+|DYLD_\w+|PYTHON(?:PATH|STARTUP|HOME|BREAKPOINT)|NODE_OPTIONS|BASH_ENV|ENV|PROMPT_COMMAND|"
+                     r"PERL5\w+|RUBYOPT")
+_INSIDE = re.compile(r"(?:\./|\.\\|\$\{workspaceFolder\})(?!.{0,80}(?:venv|conda|[/\\]env|node_modules)\b)")
+
+
+def _editor(text: str) -> Iterator[str]:
+    """What settings of Visual Studio Code run at the first use of a terminal or of a language."""
+    for key, value in _keys(text):
+        if re.fullmatch(r"terminal\.integrated\.env\.\w+", key) and isinstance(value, dict):
+            yield from (f"each terminal of the editor gets {name}={told!s:.160}" for name, told in value.items()
+                        if _LOADED.fullmatch(name) and told)  # fmt: skip
+        elif re.search(r"(?:interpreter|executable|python|shell)Path$|\.path$|automationShell|shell\.\w+$", key,
+                       re.IGNORECASE) and isinstance(value, str) and _INSIDE.match(value):  # fmt: skip
+            yield f"the editor runs a file of this folder, {key}: {value[:160]}"
+
+
 _GIT = re.compile(r"/config(?:\.worktree)?$")
+#: an address of packages that is not one of those which everybody uses
+_INDEX = (r"^[ \t]*(?:(?:extra-|default-)?index(?:-url)?|find-links|url)[ \t]*=(?![^\n]*https://(?:pypi\.org|files\.pythonhosted\.org|"
+          r"download\.pytorch\.org|pypi\.nvidia\.com|pypi\.ngc\.nvidia\.com|test\.pypi\.org)(?:[/\"']|\s|$))[^\n]*(?:://|\.\./).*$")
 _ELSEWHERE = r"^[ \t]*\w{1,40}[ \t]*=[ \t]*(?:file:|\\\\|//).*$"
 _READERS: tuple[tuple[re.Pattern[str], Callable[[str], Iterator[str]]], ...] = (
     (_GIT, _git), (re.compile(r"/\.(?:gitmodules|gitconfig|lfsconfig)$"), _git), (re.compile(r"/\.hg/hgrc$"), _mercurial),
@@ -172,6 +199,9 @@ _READERS: tuple[tuple[re.Pattern[str], Callable[[str], Iterator[str]]], ...] = (
     (re.compile(r"/\.(?:claude|cursor|gemini|codex)/(?:settings(?:\.local)?|hooks)\.json$"),
      _json("command", "a coding agent runs")),
     (re.compile(r"/(?:\.mcp|\.cursor/mcp|\.vscode/mcp|mcp)\.json$"), _json("command", "a coding agent starts")),
+    (re.compile(r"/\.codex/config\.toml$"), _line(r"^[ \t]*(?:command|notify)[ \t]*=.*$", "a coding agent starts")),
+    (re.compile(r"/opencode\.jsonc?$"), _local), (re.compile(r"/\.vscode/settings\.json$"), _editor),
+    (re.compile(r"/(?:pip\.(?:conf|ini)|uv\.toml|pipfile)$"), _line(_INDEX, "the installer takes packages from elsewhere")),
     (re.compile(r"/\.?devcontainer\.json$"), _container), (re.compile(r"/\.envrc$"), _line(r"^[ \t]*[^\s#].*$", "the shell runs")),
     (re.compile(r"\.desktop$"), _line(r"^(?:Exec|TryExec)[ \t]*=.*$", "the desktop starts")),
     (re.compile(r"/desktop\.ini$|\.(?:url|library-ms|searchconnector-ms)$", re.IGNORECASE),
