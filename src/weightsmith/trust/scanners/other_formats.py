@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import WHOLE, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import keras, msgpacks, onnx, tensorflow, unpacking
+from . import arrows, keras, msgpacks, onnx, tensorflow, unpacking
 from .protobuf import Messages
 
 OBJECTS = Rule(
@@ -63,8 +63,8 @@ class OtherFormats(Scanner):
 
     name = "other-formats"
     kinds = frozenset({"numpy", "hdf5", "onnx", "tflite", "ort", "protobuf", "msgpack", "ggml", "leveldb", "coreml-weights",
-                       "binary"})  # fmt: skip
-    rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES)
+                       "binary", "arrow", "parquet"})  # fmt: skip
+    rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES, *arrows.RULES)
     about = "Models of other frameworks: object arrays, Keras and TensorFlow code, ONNX data outside the folder, unknown binaries"
 
     def __init__(self) -> None:
@@ -86,6 +86,8 @@ class OtherFormats(Scanner):
                 yield from tensorflow.scan_tflite(item)
             elif kind == "msgpack":
                 yield from msgpacks.scan(item)
+            elif kind in ("arrow", "parquet"):
+                yield from arrows.scan(item, kind)
             elif kind == "ort" or kind == "ggml":
                 yield UNKNOWN.found(f"{_LONG[kind]}, whose readers trust every number in it", file=shown(item.name))
             elif kind == "binary" and item.outer is not None:

@@ -156,6 +156,7 @@ _PLAIN: frozenset[Pair] = frozenset(
 #: plain classes and functions that are called with what they hold
 _WITH_ARGUMENTS: frozenset[Pair] = frozenset(
     _pairs("sklearn.tree._tree", "Tree")
+    | {(m, f"Array{n}DExtensionType") for m in ("datasets.features.features", "datasets.features") for n in range(2, 6)}
     | _pairs("sklearn.neighbors._kd_tree", "newObj KDTree KDTree64 KDTree32")
     | _pairs("sklearn.neighbors._ball_tree", "newObj BallTree BallTree64 BallTree32")
     | _pairs("sklearn.metrics._dist_metrics", "newObj")
