@@ -19,7 +19,8 @@ def _file(data: bytes) -> Build:
 def _array() -> bytes:
     """Two numbers, as NumPy pickles them."""
     made = call("numpy.core.multiarray", "_reconstruct", named("numpy", "ndarray"), b"K\x00\x85", raw_bytes(b"b"))
-    kind = call("numpy", "dtype", text("i8"), b"\x89", b"\x88") + b"(K\x03" + text("<") + b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00t" + BUILD
+    kind = call("numpy", "dtype", text("i8"), b"\x89", b"\x88")
+    kind += b"(K\x03" + text("<") + b"NNN" + b"J\xff\xff\xff\xff" * 2 + b"K\x00t" + BUILD
     return made + b"(K\x01K\x02\x85" + kind + b"\x89" + raw_bytes(bytes(16)) + b"t" + BUILD
 
 
