@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from corpus.archives import tarred, zipped
-from corpus.members import CONFIG, checkpoint, nemo, weights
+from corpus.tar_members import CONFIG, checkpoint, nemo, weights
 from weightsmith.trust.gate import scan_path
 from weightsmith.trust.items import Item
 from weightsmith.trust.kinds import kinds_of

@@ -54,7 +54,7 @@ def tensors(layers: int = LAYERS, seed: int = 0) -> Tensors:
 
 def save(file: Path, values: Tensors) -> None:
     """A safetensors file with these tensors."""
-    names = {"float32": "F32", "float16": "F16", "int32": "I32", "int8": "I8", "uint32": "U32"}
+    names = {"float32": "F32", "float16": "F16", "int32": "I32", "int8": "I8", "uint32": "U32", "uint8": "U8"}
     write_file(file, [(n, names[str(v.dtype)], v.shape, lambda out, v=v: out.write(v.tobytes())) for n, v in values.items()],
                {"format": "pt"})  # fmt: skip
 

@@ -23,6 +23,7 @@ from ..formats.safetensors import DTYPE_BITS
 from .items import TensorFacts
 
 HEAD = 24  # bytes that are kept of each tensor
+HEAD_OF_BYTES = 1024  # of those whose values are single bytes, which may be a file
 SAMPLE = 512  # values of a block whose squares are summed
 PLACES = 32  # elements of a tensor, spread over it, that are kept
 PIECE = 8  # bytes of an element, or of a block of a GGUF type, that are kept
@@ -129,7 +130,7 @@ class Values:
         if self._hash is not None:
             self._hash.update(block.data)
         if not self.size:
-            self.head = block[:HEAD].tobytes()
+            self.head = block[: HEAD_OF_BYTES if self.dtype in ("U8", "I8") else HEAD].tobytes()
         if self.wanted:
             self._pieces(block)
         if self.row and (self.size < EVERY or self.size >> 20 & 3 == 0):

@@ -22,9 +22,10 @@ from ..items import Folder, Item, Scanner, TensorFacts
 from ..listing import shown
 from ..rules import Rule
 from ..stream import CHANGED, facts_of
-from ..values import PLACES, SCALES, Measured
+from ..values import HEAD, PLACES, SCALES, Measured
 from .facts import role_of
 from .headers import header_of
+from .payloads import begins_like_code
 
 HUGE = 1e4  # magnitude that no weight of a trained matrix comes near; outliers of real models stay below a thousand
 HUGE_SCALES = 1e5  # what the greatest scale of a quantised matrix could make
@@ -231,9 +232,9 @@ def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:
     plain: list[Held] = []
     for t in tensors:
         peak = t.facts.peak
-        if isinstance(t.facts, Measured) and _PROGRAM.match(t.facts.head):
+        if isinstance(t.facts, Measured) and (_PROGRAM.match(t.facts.head) or begins_like_code(t.dtype, t.facts.head)):
             yield PAYLOAD.found(f"{t.name[:120]} begins like a program, a pickle or an archive", file=t.file,
-                                place=f"tensor {t.name[:120]!r}", evidence=t.facts.head.hex(" "))  # fmt: skip
+                                place=f"tensor {t.name[:120]!r}", evidence=t.facts.head[:HEAD].hex(" "))  # fmt: skip
         if not t.facts.finite:
             masks = peak is not None and math.isinf(peak) and _MASK.search(t.name)
             rule, what = (INFINITE_MASK, "infinity") if masks else (NOT_FINITE, "infinity" if peak == math.inf else "NaN")

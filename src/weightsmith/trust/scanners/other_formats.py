@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import WHOLE, Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import faiss, hdf5_links, keras, loose_values, msgpacks, onnx, tensorflow, unpacking
+from . import arrows, faiss, hdf5_links, keras, loose_values, msgpacks, onnx, tensorflow, unpacking
 from .protobuf import Messages
 
 OBJECTS = Rule(
@@ -65,9 +65,9 @@ class OtherFormats(Scanner):
 
     name = "other-formats"
     kinds = frozenset({"numpy", "hdf5", "onnx", "tflite", "ort", "protobuf", "msgpack", "ggml", "leveldb", "coreml-weights",
-                       "binary"})  # fmt: skip
+                       "binary", "arrow", "parquet"})  # fmt: skip
     rules = (*RULES, *onnx.RULES, *tensorflow.RULES, *msgpacks.RULES, *hdf5_links.RULES,
-             *loose_values.RULES)
+             *loose_values.RULES, *arrows.RULES)
     about = "Models of other frameworks: object arrays, Keras and TensorFlow code, data outside the folder, unknown binaries; " \
             "values of NumPy's arrays and of ONNX tensors"  # fmt: skip
 
@@ -93,6 +93,8 @@ class OtherFormats(Scanner):
                 yield from tensorflow.scan_tflite(item)
             elif kind == "msgpack":
                 yield from msgpacks.scan(item)
+            elif kind in ("arrow", "parquet"):
+                yield from arrows.scan(item, kind)
             elif kind == "ort" or kind == "ggml":
                 yield UNKNOWN.found(f"{_LONG[kind]}, whose readers trust every number in it", file=shown(item.name))
             elif kind == "binary" and item.outer is not None:

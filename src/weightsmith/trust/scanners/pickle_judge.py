@@ -9,7 +9,7 @@ from ...errors import LimitExceeded
 from ...found import Finding, Severity
 from ..rules import Rule
 from .pickle_machine import Stream, Witness
-from .pickle_names import is_called, is_enum, standing_of, takes_arguments
+from .pickle_names import is_called, is_enum, standing_of, takes_a_class, takes_arguments
 from .pickle_sizes import Asked
 from .pickle_values import Global, Held, Long, Made, Opaque, Pers, Value, rendered
 
@@ -233,6 +233,10 @@ class Judge(Witness):
             return ""
         if is_enum(func.module, func.name) and len(args) == 1 and isinstance(args[0], (str, int)):
             return ""
+        if takes_a_class(func.module, func.name):
+            kind = args[0] if args else None
+            own = isinstance(kind, Global) and kind.module.startswith("pandas.") and kind.name[:1].isupper()
+            return "" if own else "a class that is none of pandas' own"
         if takes_arguments(func.module, func.name):
             return "a name of the system" if any(isinstance(v, Global) and self._standing(v) == "system" for v in args) else ""
         return f"arguments by {how}; its writers make it without a call" if args else ""
@@ -308,7 +312,8 @@ class Judge(Witness):
 def _likely(name: Global) -> bool:
     """Whether a name that was read from what may be no pickle at all is one that somebody wrote."""
     parts = f"{name.module}.{name.name}".split(".")
-    return all(part.isidentifier() and part.isascii() for part in parts) and len(name.module) > 1 < len(name.name)
+    return (all(part.isidentifier() and part.isascii() for part in parts) and len(name.module) > 1 < len(name.name)
+            and ("." in name.module or name.module.islower()))  # a lone capitalised word is a class that a memo holds
 
 
 def keys_of(value: Value) -> Iterator[Value]:

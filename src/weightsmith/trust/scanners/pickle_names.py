@@ -156,6 +156,7 @@ _PLAIN: frozenset[Pair] = frozenset(
 #: plain classes and functions that are called with what they hold
 _WITH_ARGUMENTS: frozenset[Pair] = frozenset(
     _pairs("sklearn.tree._tree", "Tree")
+    | {(m, f"Array{n}DExtensionType") for m in ("datasets.features.features", "datasets.features") for n in range(2, 6)}
     | _pairs("sklearn.neighbors._kd_tree", "newObj KDTree KDTree64 KDTree32")
     | _pairs("sklearn.neighbors._ball_tree", "newObj BallTree BallTree64 BallTree32")
     | _pairs("sklearn.metrics._dist_metrics", "newObj")
@@ -164,11 +165,29 @@ _WITH_ARGUMENTS: frozenset[Pair] = frozenset(
     | _pairs("sklearn._loss._loss", "CyHalfSquaredError CyHalfBinomialLoss CyHalfMultinomialLoss CyHalfPoissonLoss "
              "CyHalfGammaLoss CyAbsoluteError CyPinballLoss CyHuberLoss CyExponentialLoss CyHalfTweedieLoss "
              "CyHalfTweedieLossIdentity")
-    | _pairs("pandas._libs.tslibs.timestamps", "_unpickle_timestamp") | _pairs("pandas._libs.tslibs.nattype", "_nat_unpickle")
+    | _pairs("pandas._libs.tslibs.timestamps", "_unpickle_timestamp")
+    | _pairs("pandas._libs.tslibs.nattype", "_nat_unpickle __nat_unpickle")
+    | {(m, n) for m in ("pandas.core.internals.managers", "pandas.core.internals") for n in ("BlockManager", "SingleBlockManager")}
+    | _pairs("pandas._libs.internals", "_unpickle_block BlockPlacement")
+    | _pairs("pandas._libs.interval", "Interval") | _pairs("pandas._libs.tslibs.period", "Period")
+    | _pairs("pandas._libs.sparse", "IntIndex BlockIndex") | _pairs("pandas.core.arrays.string_", "StringDtype")
+    | _pairs("pandas.core.dtypes.dtypes", "CategoricalDtype DatetimeTZDtype IntervalDtype PeriodDtype SparseDtype")
+    | _pairs("pyarrow.lib", "_restore_array py_buffer type_for_alias")
+    | _pairs("pytz", "_p _UTC") | _pairs("zoneinfo", "ZoneInfo._unpickle")
     | _pairs("pandas._libs.tslibs.timedeltas", "_timedelta_unpickle")
     | _pairs("pandas._libs.tslibs.offsets", "Day Hour Minute Second Milli Micro Nano BusinessDay BusinessHour Week MonthEnd "
              "MonthBegin SemiMonthEnd SemiMonthBegin BusinessMonthEnd BusinessMonthBegin QuarterEnd QuarterBegin BQuarterEnd "
              "BQuarterBegin YearEnd YearBegin BYearEnd BYearBegin WeekOfMonth LastWeekOfMonth")
+)  # fmt: skip
+
+#: pandas' own functions that make an instance of the class that is handed to them, with what comes behind it
+_OF_A_CLASS: frozenset[Pair] = frozenset(
+    {(f"pandas.{c}indexes.base", "_new_Index") for c in ("core.", "")}
+    | {(f"pandas.{m}", "_new_DatetimeIndex") for m in ("core.indexes.datetimes", "tseries.index")}
+    | _pairs("pandas.core.indexes.interval", "_new_IntervalIndex")
+    | {(f"pandas.{m}", "_new_PeriodIndex") for m in ("core.indexes.period", "tseries.period")}
+    | _pairs("pandas._libs.arrays", "__pyx_unpickle_NDArrayBacked")
+    | _pairs("pandas._libs.interval", "__pyx_unpickle_IntervalMixin")
 )  # fmt: skip
 
 #: plain by pattern: the settings classes of the trainers, and estimators, which keep their state in their ``__dict__``
@@ -179,6 +198,14 @@ _PLAIN_PATTERNS: tuple[tuple[re.Pattern[str], re.Pattern[str]], ...] = (
     (re.compile(r"sklearn\.(?!externals|datasets|utils|_|inspection|conftest|tests)(?:[a-z_]\w*\.)*[a-z_]\w*"),
      re.compile(r"_?[A-Z]\w*")),
     (re.compile(r"sklearn\._loss\.(?:loss|link)"), re.compile(r"[A-Z]\w*")),
+    (re.compile(r"pandas\.core\.(?:arrays\.(?:[a-z]\w*\.)?[a-z]\w*|dtypes\.dtypes)"),
+     re.compile(r"[A-Z]\w*(?:Array|Dtype)|Categorical")),
+    (re.compile(r"pandas\.(?:core\.)?indexes\.[a-z]\w*"), re.compile(r"(?:[A-Z]\w*)?Index|Frozen(?:List|NDArray)")),
+    (re.compile(r"pandas\.core\.internals(?:\.blocks)?"), re.compile(r"[A-Z]\w*Block")),
+    (re.compile(r"pandas\.core\.(?:frame|series|sparse\.\w+)"), re.compile(r"(?:Sparse)?(?:DataFrame|Series)")),
+    (re.compile(r"pandas\._libs\.tslibs\.offsets|pandas\.tseries\.offsets"), re.compile(r"[A-Z]\w*")),
+    (re.compile(r"pandas\._libs\.missing"), re.compile(r"NA|NAType|C_NAType")),
+    (re.compile(r"dateutil\.relativedelta"), re.compile(r"relativedelta")),
     (re.compile(r"scipy\.sparse\._?[a-z]+"), re.compile(r"[a-z]{3}_(?:matrix|array)")),
     (re.compile(r"torchao\.(?:dtypes|quantization|prototype)(?:\.[a-z_]\w*)*"),
      re.compile(r"[A-Z]\w*(?:Tensor|Layout|Impl|Config)")),
@@ -235,7 +262,7 @@ def _standing(module: str, name: str) -> Standing:
     pair = (module, name)
     if pair in CALLED or pair in NAMED or any(m.fullmatch(module) and n.fullmatch(name) for m, n in _KEPT):
         return "needed"
-    if any(pair in names for names in (_PLAIN, _ENUMS, _WITH_ARGUMENTS)):
+    if any(pair in names for names in (_PLAIN, _ENUMS, _WITH_ARGUMENTS, _OF_A_CLASS)):
         return "plain"
     if any(m.fullmatch(module) and n.fullmatch(name) for m, n in _PLAIN_PATTERNS):
         return "plain"
@@ -260,3 +287,8 @@ def is_enum(module: str, name: str) -> bool:
 def takes_arguments(module: str, name: str) -> bool:
     """Whether a plain name is called with arguments by its own library."""
     return (module, name) in _WITH_ARGUMENTS
+
+
+def takes_a_class(module: str, name: str) -> bool:
+    """Whether a plain name makes an instance of its first argument."""
+    return (module, name) in _OF_A_CLASS
