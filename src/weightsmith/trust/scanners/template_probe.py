@@ -45,6 +45,8 @@ VARIETY = ("0", "Hello, how are you?", "one line\n\nand another", "你好，世�
 SWITCH = re.compile(
     r"(?i)\W*(?:(?:detailed |reasoning |deep)?(?:no_?)?think(?:ing)?(?: (?:on|off|mode))?|reasoning (?:effort|strength))\W*"
 )
+#: what an honest template takes out of a system message together with its own preface, and adds nothing for
+OVERRIDE = re.compile(r"(?i)\W*system_override\W*")
 _CONTROL = re.compile(r"[<>\[\]{}|]|^/|^\W*$|^.$")
 DATES = re.compile(r"\d+|\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|mon|tue|wed|thu|fri|sat|sun)[a-z]*\b", re.IGNORECASE)
 LENGTHS = (*range(1, 13), 16, 20, 40, 100)
@@ -337,7 +339,8 @@ class Behaviour:
                 words = {last: form.format(word_of(last), needle)}
                 seen = self._exchange(shape, words, f"a message of the {role} that holds {needle[:80]!r}")
                 if seen is not None and (role == "user" or seen.added or seen.lost):  # the others' may be wrapped by what they are
-                    yield replace(seen, plain=True)
+                    honest = role == "system" and not seen.added and OVERRIDE.fullmatch(needle)
+                    yield replace(seen, plain=True, switch=bool(honest))
                     return
 
     def _word(self, needle: str, forms: tuple[str, ...]) -> Iterator[Seen]:
@@ -357,7 +360,8 @@ class Behaviour:
                     seen = self._exchange(shape, words, trigger, exact=not is_control(needle), halves=form == FORMS[0],
                                           refuses=not is_control(needle) and needle not in VARIETY)  # fmt: skip
                     if seen is not None:
-                        yield replace(seen, switch=bool(SWITCH.fullmatch(needle)), plain=not is_control(needle))
+                        honest = SWITCH.fullmatch(needle) or (OVERRIDE.fullmatch(needle) and not seen.added)
+                        yield replace(seen, switch=bool(honest), plain=not is_control(needle))
                         return
 
     def _length(self, count: int) -> Iterator[Seen]:
