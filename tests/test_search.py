@@ -20,7 +20,7 @@ import searching
 from clirun import partials, tree
 from weightsmith import jobs
 from weightsmith.checkpoint import open_checkpoint
-from weightsmith.errors import OutputExists, UsageError
+from weightsmith.errors import OutputBusy, OutputExists, UsageError
 from weightsmith.features.prompts import PARTS, prompt_sets
 from weightsmith.features.recipe import load_feature
 from weightsmith.features.select import compile_hooks
@@ -301,6 +301,7 @@ def test_stopped_in_the_second_descent(world: Path, tmp_path: Path) -> None:
     assert [(t.run, t.step) for t in stopped.ticks] == [(0, 1), (0, 2), (1, 1)]
     assert [p.name for p in stopped.points] == ["c01", "c02", "g01"]
     assert sum(p.knee for p in stopped.points) == 1
+    assert "interrupted" in (tmp_path / "run/report.html").read_text(), "the page shows the best so far"
     before, state = tree(tmp_path / "run/edits"), (tmp_path / "run/state.json").read_text()
 
     heard = Struck()
@@ -348,6 +349,30 @@ def test_stopped_twice_and_in_the_first_descent(world: Path, tmp_path: Path) -> 
     once_more = searching.sought(world / "model", feature, tmp_path / "run", listener=again.listener, **wishes)
     assert again.of(Point) == []
     assert once_more.points == record.points
+
+
+def test_two_searches_do_not_write_one_folder(world: Path, tmp_path: Path) -> None:
+    """The second is told so, whether it resumes or came while nothing was there yet; the first goes on."""
+    feature, told = world / "prompt_sets.yaml", []
+
+    def second(**wishes: Any) -> None:
+        with pytest.raises(OutputBusy, match="writing this output") as caught:
+            searching.sought(world / "model", feature, tmp_path / "run", **TWO, **wishes)
+        told.append(caught.value)
+
+    def progress(step: str, _done: int, _total: int) -> None:
+        if step == "answering" and not told:
+            second()
+
+    def heard(_: Any) -> None:
+        if len(told) == 1:
+            second(resume=True)
+
+    record = searching.sought(world / "model", feature, tmp_path / "run", listener=Listener(point=heard),
+                              options=replace(pico.CPU, progress=progress), **TWO)  # fmt: skip
+    assert len(told) == 2
+    assert record.finished
+    assert load_search(tmp_path / "run") == record
 
 
 def test_stopped_before_anything_was_found(world: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import searched_records
 import searching
 from clirun import cli, feature_file, refused
 from report_pages import plain
-from weightsmith.errors import UsageError
+from weightsmith.cli.search import _fitting
+from weightsmith.errors import EditError, UsageError
 from weightsmith.features.prompts import prompt_sets
 from weightsmith.features.recipe import load_feature
 from weightsmith.formats.safetensors import read_header, write_file
@@ -28,9 +29,10 @@ from weightsmith.jobs.search import Listener, SearchOptions, load_confirmed, loa
 from weightsmith.jobs.search_target import chosen_point, likeliest
 from weightsmith.measure.power import minimum_detectable
 from weightsmith.measure.suites import shipped_sets
+from weightsmith.search import material
 from weightsmith.search import run as run_module
 from weightsmith.search.objectives import Problem
-from weightsmith.searched import Confirmed, Point, SearchRecord
+from weightsmith.searched import NOTHING, Confirmed, Point, SearchRecord
 
 loading = importlib.import_module("weightsmith.runtime.load")
 confirming = importlib.import_module("weightsmith.jobs.search_confirm")
@@ -114,6 +116,38 @@ def test_sides_that_nothing_tells_apart(world: Path, tmp_path: Path, monkeypatch
     record = load_search(tmp_path / "run")
     assert any("do not tell the two sides apart" in n and "searched all the same" in n for n in record.notes)
     assert "searched all the same" in done.words
+
+
+def test_what_can_not_be_searched_is_refused_though_it_is_forced() -> None:
+    """Sides that nothing tells apart, and no prompt whose answers differ: there is nothing to begin with."""
+    sets = SimpleNamespace(select=SimpleNamespace(shows=["a", "b"]))
+    problem = SimpleNamespace(kind="add", effect=SimpleNamespace(items=[]))
+    found: Any = SimpleNamespace(separation=(0.6, 0.4, 0.8), sets=sets, problem=problem, shown=None, notes=[],
+                                 spec=SimpleNamespace(name="x", contrast=SimpleNamespace(kind="personas")))  # fmt: skip
+    for force in (False, True):
+        with pytest.raises(EditError, match="tell the two sides apart") as caught:
+            material._check(found, force)
+        assert ("--force" in str(caught.value.hint)) != force
+        assert "--held" in str(caught.value.hint)
+
+
+def test_a_front_without_effect_is_said_to_be_that() -> None:
+    made: dict[str, Any] = {"stage": "gradient", "what": "", "damage": 0.1, "damage_low": 0, "damage_high": 1, "n": 8, "edit": ""}
+    points = [Point(name=f"g{i}", effect=0.1, effect_low=low, effect_high=0.2, front=True, knee=i == 0, **made)
+              for i, low in enumerate((-0.1, -0.2))]  # fmt: skip
+    assert chosen_point(points, "k", None, finished=True).notes == [NOTHING]
+    assert chosen_point(points, "k", None, finished=False).notes == []
+    some = [points[0], points[1].model_copy(update={"effect_low": 0.01})]
+    assert chosen_point(some, "k", None, finished=True).notes == []
+
+
+def test_a_long_cell_is_cut_in_its_middle() -> None:
+    what = "descent, damage weighted 0.1, step 10 and repetitions unlearned, times 1.25"
+    cut = _fitting(what, 40)
+    assert len(cut) == 40
+    assert cut.startswith("descent, damage wei")
+    assert cut.endswith("times 1.25")
+    assert _fitting(what, len(what)) == what
 
 
 def test_a_feature_that_the_model_does_not_show(world: Path, tmp_path: Path) -> None:

@@ -216,6 +216,29 @@ def _locked(partial: Path, target: Path) -> Iterator[int | None]:
             os.close(handle)
 
 
+@contextlib.contextmanager
+def held_alone(folder: Path) -> Iterator[None]:
+    """Hold a folder that grows in its own place until the block ends; the kernel lets go of it when the process dies.
+
+    Raises:
+        OutputBusy: another process holds it.
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise _busy(folder, folder) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)
+
+
 def unfinished_bytes(target: Path) -> int:
     """Bytes on disk of what an earlier run left for ``target``: they are written over, not written anew."""
     target = Path(os.path.abspath(target))

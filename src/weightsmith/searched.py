@@ -16,6 +16,7 @@ SEARCH = "weightsmith/search/1"
 
 #: how notes on a target begin; they are made anew whenever the record is written
 TARGET = "the target of "
+NOTHING = "no candidate's effect on held-out prompts can be told from none: there is nothing here to take"
 
 Stage = Literal["closed form", "gradient", "black box"]
 KNEE = (
@@ -94,13 +95,18 @@ class Tick(Strict):
 
 
 class Stretch(Strict):
-    """Where time and tokens went: one stage of the work."""
+    """Where time and tokens went: one stage of the work. Tokens of confirmations are not counted."""
 
     name: str
     seconds: float
     passed: int = 0
     backward: int = 0
     generated: int = 0
+
+    @property
+    def counted(self) -> bool:
+        """Whether its tokens were."""
+        return not self.name.startswith("confirmation")
 
 
 class Gain(Strict):

@@ -125,6 +125,8 @@ def _point(point: Any) -> None:
 
 def print_search(record: Any, model: str, out: Path) -> None:
     """The front as a table, what was confirmed of it, the point to take, and what to do next; at most 100 columns."""
+    from ..searched import NOTHING
+
     screen = console()
     _lines(screen, f"{record.kind} {plain(record.feature)}: {len(record.points)} candidates, {len(record.front)} on the front")
     if record.separation is not None:
@@ -139,7 +141,9 @@ def print_search(record: Any, model: str, out: Path) -> None:
     parts = ", ".join(f"{plain(s.name)} {s.seconds:.0f} s" for s in record.stretches)
     _lines(screen, f"[dim]{seconds:.0f} s: {parts}[/]")
     taken = record.taken
-    if taken is not None:
+    if taken is None or NOTHING in record.notes:
+        _lines(screen, f"wrote {plain(str(out))}: search.json, report.html, edits/")
+    else:
         why = f"nearest to the target of {record.target:g}" if record.chosen_by == "target" else "the knee"
         _lines(screen, f"take {plain(taken.name)} ({why}); wrote {plain(str(out))}: search.json, report.html, edits/")
         # in one piece, whatever its length: it is there to be copied
@@ -161,10 +165,18 @@ def _table(screen: Console, headings: Sequence[str], rows: Sequence[Sequence[str
     for heading in headings:
         table.add_column(heading, no_wrap=True)
     for row in rows:
-        last = row[-1] if len(row[-1]) <= room else row[-1][: room - 1] + "…"
+        last = _fitting(row[-1], room)
         table.add_row(*(plain(cell) for cell in (*row[:-1], last)))
     screen.print(table, width=width)
     screen.print()
+
+
+def _fitting(text: str, room: int) -> str:
+    """A text cut in its middle: what tells descents apart stands at their end."""
+    if len(text) <= room:
+        return text
+    end = room // 2
+    return text[: room - end - 1] + "…" + text[len(text) - end :]
 
 
 def _front(screen: Console, record: Any) -> None:
@@ -180,10 +192,10 @@ def _front(screen: Console, record: Any) -> None:
 
 
 def _confirmations(screen: Console, record: Any) -> None:
-    """The main figure of each point that was confirmed."""
+    """The main figure of each point that was confirmed, and all of the one to take: what it costs stands beside what it gives."""
     rows = []
     for p in record.front:
-        for figure in p.confirmed[:1]:
+        for figure in p.confirmed if p is record.taken else p.confirmed[:1]:
             base = "" if figure.base is None else f"{figure.base:.2f} → "
             said = ", ".join(w for w in (figure.verdict, "disagrees" if p.disagrees else "") if w)
             value = f"{base}{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"

@@ -25,11 +25,12 @@ import numpy as np
 from .. import __version__
 from ..checkpoint import Checkpoint, read_json
 from ..errors import UsageError
+from ..held import held_alone
 from ..measured import MEASUREMENTS, MeasureRecord
 from ..options import RunOptions
 from ..records import parse
-from ..searched import SEARCH, TARGET, Gain, Point, SearchRecord, Tick
-from ..storage import canonical_json, refuse_existing, write_whole
+from ..searched import NOTHING, SEARCH, TARGET, Gain, Point, SearchRecord, Tick
+from ..storage import canonical_json, made_folders, refuse_existing, write_whole
 from .edit import save_edit
 from .files import as_checkpoint
 
@@ -102,15 +103,16 @@ def search(
     :class:`SearchOptions`.
 
     Raises:
-        UsageError: bad options, or a folder of another search; OutputExists; EditError: a feature that the model does not
-        show or whose sides can't be told apart; RecipeError; OutOfMemory; UnsupportedModel; MissingExtra; ResourceError: workers
-        were lost.
+        UsageError: bad options, or a folder of another search; OutputExists; OutputBusy: another search writes it;
+        EditError: a feature that the model does not show or whose sides can't be told apart; RecipeError; OutOfMemory;
+        UnsupportedModel; MissingExtra; ResourceError: workers were lost.
     """
     wish = SearchOptions(**wishes)
     options = options or RunOptions()
     run = _Run(model, feature, Path(out), wish, options, listener or Listener())
     try:
-        return run.go()
+        with made_folders(run.out), held_alone(run.out):
+            return run.go()
     finally:
         if run.crew is not None:
             run.crew.release()
@@ -272,6 +274,7 @@ class _Run:
         from ..runtime.load import load
         from ..search.run import Search
 
+        self.old = self._earlier()  # what stands there now that nobody else writes it
         running = load(self.checkpoint, self.options)
         # of the weights that run, as the record has it: those of a GGUF file are read only behind the gate
         if self.old is not None and self.old.model.digest != running.identity.digest:
@@ -279,7 +282,6 @@ class _Run:
         self.search = Search(running, self.spec, self.sets, self.plan, self.protect, on_tick=self.listener.tick,
                              on_found=self._found, on_stage=self._settle, crew=self.crew)  # fmt: skip
         self.search.gather()
-        self.out.mkdir(parents=True, exist_ok=True)
         self._take_up()
         finished = False
         try:
@@ -290,7 +292,7 @@ class _Run:
         finally:  # whatever stops it, what was found stays
             for found in self.search.found[-1:]:  # it may have stopped before this one's Edit was written
                 self._save(found)
-            record = self._write(finished=finished)
+            record = self._write(finished=finished, page=bool(self.search.found))
         return record
 
     def _look(self) -> None:
@@ -334,7 +336,7 @@ class _Run:
         search.gains = [g for g in gains if g.stage != "black box"]  # Optuna's journal has these
         search.stretches[:0] = old.stretches
         search.ledger.add(Ledger(**state.get("ledger", {})))
-        self.settled, self.earlier = len(search.found), [n for n in old.notes if not n.startswith(TARGET)]
+        self.settled, self.earlier = len(search.found), [n for n in old.notes if not n.startswith((TARGET, NOTHING))]
 
     def _found(self, found: Found) -> None:
         self._save(found)
@@ -378,13 +380,13 @@ class _Run:
             confirm(self.search, self.feature, self.checkpoint, self.wish, self.options, self.out / "confirmed",
                     self.confirmed, self.listener.say)  # fmt: skip
 
-    def _write(self, *, finished: bool) -> SearchRecord:
+    def _write(self, *, finished: bool, page: bool = False) -> SearchRecord:
         from ..report.searched import save_search
 
         record = self.record(finished=finished)
         self._keep_state()
         write_whole(self.out / "search.json", canonical_json(record.model_dump(by_alias=True)), replace=True)
-        if finished or self.confirmed:
+        if finished or page or self.confirmed:
             save_search(record, self.confirmed, self.out / "report.html", replace=True)
         return record
 

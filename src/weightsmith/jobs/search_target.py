@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from ..searched import TARGET, Confirmed, Point
+from ..searched import NOTHING, TARGET, Confirmed, Point
 
 if TYPE_CHECKING:
     from ..features.recipe import FeatureSpec
@@ -52,8 +52,10 @@ def chosen_point(points: Sequence[Point], key: str, target: float | None, *, fin
     """The point to take: the knee, or of the confirmed points of the front the one whose main score is nearest to
     ``target``, that of less damage where two are equally near."""
     knee = next((p.name for p in points if p.knee), "")
+    front = [p for p in points if p.front]
     if target is None:
-        return Choice(knee, "knee" if knee else "", [])
+        nothing = finished and front and all(p.effect_low <= 0 for p in front)
+        return Choice(knee, "knee" if knee else "", [NOTHING] if nothing else [])
     read = _read(points, key)
     if not read:
         said = f"{TARGET}{target:.2f} was compared with nothing: no point has a confirmed {key}"

@@ -123,7 +123,7 @@ class Curve:
 
 CURVES = (
     Curve("loss of the effect", lambda t: t.effect_loss, None),
-    Curve("effect on held-out prompts, nats", None, lambda t: t.held_effect),
+    Curve("loss of the effect, held-out prompts", None, lambda t: t.held_effect),
     Curve("damage", lambda t: t.damage, lambda t: t.held_damage, True),
 )
 

@@ -354,7 +354,9 @@ def _check(found: Material, force: bool) -> None:
         problem = f"no answer of the model shows this feature, and the recipe names no openings ({said})"
     if not problem:
         return
-    if not force or not found.problem.effect.items[0].tree.tokens:
-        raise EditError(problem, where=found.spec.name, hint="choose another feature, give more prompts, or search all the "
-                        "same with --force")  # fmt: skip
+    items = found.problem.effect.items
+    if not force or not items or not items[0].tree.tokens:
+        more = "give more prompts (--prompts, and --held for the interval)"
+        raise EditError(problem, where=found.spec.name, hint=f"choose another feature, or {more}" if force else
+                        f"choose another feature, {more}, or search all the same with --force")  # fmt: skip
     found.notes.append(f"{problem}; searched all the same")

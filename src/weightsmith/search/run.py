@@ -290,11 +290,12 @@ class Search:
         return [pair(self.problem, f.seen) for f in self.found]
 
     def hypervolume(self, first: int | None = None) -> float:
-        """Of what was found so far (or of the ``first`` so many); the box ends at the plan's reference damage and at no
-        chance left (or at the most effect of all)."""
+        """Of what was found so far and is offered (or of the ``first`` so many); the box ends at the plan's reference damage and
+        at no chance left (or at the most effect of all)."""
         pairs = self.pairs()
-        whole = 1.0 if self.problem.chance else max([e for e, _ in pairs], default=1.0)
-        return hypervolume(pairs[:first], self.plan.reference, max(whole, 1e-9))
+        offered = [(e, d) if not f.point.looping else (0.0, d) for f, (e, d) in zip(self.found, pairs, strict=True)]
+        whole = 1.0 if self.problem.chance else max([e for e, _ in offered], default=1.0)
+        return hypervolume(offered[:first], self.plan.reference, max(whole, 1e-9))
 
     def points(self) -> list[Point]:
         """All points, with the front, the knee and the best closed form marked."""
