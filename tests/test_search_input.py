@@ -40,11 +40,10 @@ face = importlib.import_module("weightsmith.cli.search")
 short_texts, world = searching.short_texts, searching.world
 
 
-
 # -- through the command line ------------------------------------------------------------------------------
 
 
-def test_the_front_is_readable_at_100_columns(world: Path, tmp_path: Path) -> None:
+def test_the_front_is_readable_at_100_columns(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done = cli("search", world / "model", world / "prompt_sets.yaml", "-o", tmp_path / "run", *searching.CLI, "--confirm", 2)
     assert done.code == 0, done.err
     assert [line for line in done.err.splitlines() if not line.startswith("shield: ")] == []
@@ -60,7 +59,12 @@ def test_the_front_is_readable_at_100_columns(world: Path, tmp_path: Path) -> No
         if p.confirmed:
             c = p.confirmed[0]
             assert any(line.startswith(p.name) and f"{c.value:.2f} [{c.low:.2f}, {c.high:.2f}]" in line for line in lines)
-    assert lines[-1] == f"next: weightsmith edit {world / 'model'} {tmp_path / 'run' / 'edits' / record.knee}.yaml -o OUT"
+    command = f"next: weightsmith edit {world / 'model'} {tmp_path / 'run' / 'edits' / record.knee}.yaml -o OUT"
+    assert (lines[-1] == command) == (NOTHING not in record.notes)
+    for notes in ([], [NOTHING]):  # what has no effect is not recommended
+        capsys.readouterr()
+        face.print_search(record.model_copy(update={"notes": notes}), str(world / "model"), tmp_path / "run")
+        assert (command in capsys.readouterr().out) == (not notes)
     assert any("4 prompts can't confirm any change" in n for n in record.notes)
     assert "4 prompts can't confirm any change" in done.words
     again = cli("search", world / "model", world / "prompt_sets.yaml", "-o", tmp_path / "run", *searching.CLI, "--json", "--resume",
