@@ -659,16 +659,14 @@ def test_signals_reach_the_command(tmp_path: Path, number: int, whom: str) -> No
     # these tests may run under nohup or in the background of a shell, and what is ignored is inherited
     before = signal.signal(number, signal.SIG_DFL)
     try:
-        run = toy(tmp_path / "out", 4.0, start_new_session=True)
+        run = toy(tmp_path / "out", 60.0, start_new_session=True)
     finally:
         signal.signal(number, before)
     limit = time.monotonic() + 20
     while not (tmp_path / "out/file.json").exists() and time.monotonic() < limit:
         time.sleep(0.01)
     (os.killpg if whom == "both" else os.kill)(run.pid, number)
-    start = time.monotonic()
-    said, told = run.communicate(timeout=20)
-    assert time.monotonic() - start < 3
+    said, told = run.communicate(timeout=40)  # well before its pause is over
     assert (run.returncode, said) == (2, "")
     assert told == "\ninterrupted; nothing half-written was left behind\n"
     assert sorted(os.listdir(tmp_path / "out")) == ["file.json"]
