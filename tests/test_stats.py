@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from bounded import ends_within
 from weightsmith.features.quality import auroc, auroc_interval
 from weightsmith.measure.degenerate import RULES, why_degenerate
 from weightsmith.measure.power import holm, judged, least_flips, minimum_detectable
@@ -733,6 +733,5 @@ def test_a_long_answer_is_judged_as_a_short_one() -> None:
 
 
 def test_a_very_long_answer_takes_no_time() -> None:
-    start = time.perf_counter()
-    why_degenerate(" ".join(f"word{i}" for i in range(20_000)))
-    assert time.perf_counter() - start < 2
+    with ends_within(10):
+        why_degenerate(" ".join(f"word{i}" for i in range(20_000)))

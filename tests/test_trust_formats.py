@@ -21,6 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
+from bounded import ends_within
 from corpus import Case, weights, weights_honest, weights_values
 from weightsmith.checkpoint import open_checkpoint
 from weightsmith.formats import float8, gguf, safetensors
@@ -371,9 +372,8 @@ def test_no_mutant_crashes_hangs_or_is_read_otherwise(tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("m")
     name = "m.safetensors" if base is GOOD[0] else "m.gguf"
     (folder / name).write_bytes(content)
-    begin = time.perf_counter()
-    found, known = examine(folder)
-    assert time.perf_counter() - begin < 1
+    with ends_within(10):
+        found, known = examine(folder)
     if name == "m.safetensors" and verdict_of(found) == "clean" and content:
         from safetensors import safe_open
 

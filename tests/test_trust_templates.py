@@ -13,6 +13,7 @@ import jinja2
 import pytest
 from hypothesis import HealthCheck, given, settings
 
+from bounded import ends_within
 from corpus.templates import CHATML, REAL, _when, chatml
 from weightsmith.trust.scanners import template_rules as rules
 from weightsmith.trust.scanners.template_marks import Doubt, Marked, MarkedInt, OverBudget, Run, Turns, mark
@@ -112,10 +113,8 @@ def test_every_way_to_look_for_a_word_is_noted(condition: str) -> None:
     "{% set x %}{{ 'ab' * 99999 }}{% endset %}{% set y %}{{ x }}{{ x }}{% endset %}{{ y }}",
 ])  # fmt: skip
 def test_work_is_refused_before_it_is_done(source: str) -> None:
-    begin = time.perf_counter()
-    with pytest.raises(OverBudget):
+    with ends_within(10), pytest.raises(OverBudget):
         render(source)
-    assert time.perf_counter() - begin < 1.5
 
 
 @pytest.mark.parametrize("source", ["{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "{% if 1 %}" * 3000 + "{% endif %}" * 3000,
@@ -186,10 +185,9 @@ def test_hidden_characters_are_named_and_honest_joiners_are_not() -> None:
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(fuzz.TEMPLATES)
 def test_no_template_takes_long(text: str) -> None:
-    run, begin = Run(), time.perf_counter()
-    with contextlib.suppress(OverBudget, jinja2.TemplateError):
+    run = Run()
+    with ends_within(10), contextlib.suppress(OverBudget, jinja2.TemplateError):
         Program(text).render(run, {"messages": Turns([{"role": "user", "content": mark("hello", "content")}]), "tools": None})
-    assert time.perf_counter() - begin < 1.5
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
