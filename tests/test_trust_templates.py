@@ -113,7 +113,7 @@ def test_every_way_to_look_for_a_word_is_noted(condition: str) -> None:
     "{% set x %}{{ 'ab' * 99999 }}{% endset %}{% set y %}{{ x }}{{ x }}{% endset %}{{ y }}",
 ])  # fmt: skip
 def test_work_is_refused_before_it_is_done(source: str) -> None:
-    with ends_within(10), pytest.raises(OverBudget):
+    with ends_within(4), pytest.raises(OverBudget):
         render(source)
 
 
@@ -186,7 +186,7 @@ def test_hidden_characters_are_named_and_honest_joiners_are_not() -> None:
 @given(fuzz.TEMPLATES)
 def test_no_template_takes_long(text: str) -> None:
     run = Run()
-    with ends_within(10), contextlib.suppress(OverBudget, jinja2.TemplateError):
+    with ends_within(4), contextlib.suppress(OverBudget, jinja2.TemplateError):
         Program(text).render(run, {"messages": Turns([{"role": "user", "content": mark("hello", "content")}]), "tools": None})
 
 

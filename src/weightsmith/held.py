@@ -201,12 +201,7 @@ def _locked(partial: Path, target: Path) -> Iterator[int | None]:
             raise UsageError("a file or link stands where the unfinished folder goes", where=partial,
                              hint="remove it, or choose another name with -o") from error  # fmt: skip
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise _busy(partial, target) from None
-            except OSError:  # a file system without locks
-                _refuse_living(partial, target)
+            _lock(handle, partial, target)
             if not _same(partial, handle):
                 refuse_existing(target)
                 continue
@@ -216,9 +211,20 @@ def _locked(partial: Path, target: Path) -> Iterator[int | None]:
             os.close(handle)
 
 
+def _lock(handle: int, folder: Path, target: Path) -> None:
+    """Lock the open ``folder`` for ``target``, or refuse."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(folder, target) from None
+    except OSError:  # a file system without locks
+        _refuse_living(folder, target)
+
+
 @contextlib.contextmanager
 def held_alone(folder: Path) -> Iterator[None]:
-    """Hold a folder that grows in its own place until the block ends; the kernel lets go of it when the process dies.
+    """Hold a folder that grows in its own place until the block ends; the kernel lets go of it when the process dies. Where
+    there are no locks nobody holds it.
 
     Raises:
         OutputBusy: another process holds it.
@@ -228,12 +234,7 @@ def held_alone(folder: Path) -> Iterator[None]:
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _busy(folder, folder) from None
-        except OSError:  # a file system without locks
-            pass
+        _lock(handle, folder, folder)
         yield
     finally:
         os.close(handle)

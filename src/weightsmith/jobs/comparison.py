@@ -24,7 +24,7 @@ from ..errors import FormatError, UsageError
 from ..measured import Difference, Measurement, MeasureRecord
 from ..storage import write_whole
 from .gates import judge, read_gate
-from .measured import load_record
+from .measured import HINT, load_record
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _OPTIONS = {"answer_tokens": "length of answers in tokens", "decoding": "decoding", "default_decoding": "sampling",
@@ -92,8 +92,7 @@ def _open(label: str, file: Path) -> Opened:
         elif not known.figure.name.endswith(", base"):
             found.twice.append(key)
     if not found.figures:
-        raise FormatError("a measurement without figures", where=file,
-                          hint="`weightsmith measure MODEL FEATURE -o FILE.json` writes one")  # fmt: skip
+        raise FormatError("a measurement without figures", where=file, hint=HINT)
     return found
 
 

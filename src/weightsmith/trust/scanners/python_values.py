@@ -11,7 +11,7 @@ MOST_VALUES = 12  # of one expression
 _DEEPEST = 7  # dots of a value
 LONGEST = 120  # letters of a value
 MADE, DICT = "+", ".__dict__"
-_TAKING = frozenset(("get", "pop", "__getitem__", "setdefault", "__getattribute__", "__getattr__"))
+TAKING = frozenset(("get", "pop", "__getitem__", "setdefault", "__getattribute__", "__getattr__"))
 
 
 def quiet(nodes: list[ast.AST]) -> bool:
@@ -40,7 +40,7 @@ def member(base: str, name: str) -> Values:
         return (f"~{base[1:]}.{name}",) if group(f"{base[1:]}.{name}") in HOSTILE else ()
     if name == "__dict__":
         return (base + DICT,)
-    if is_dict(base) and name not in _TAKING:
+    if is_dict(base) and name not in TAKING:
         return ()
     if base[0] == "*" or base.startswith("~*"):
         return (f"{'~*' if base[0] == '~' else '*'}.{name}",)

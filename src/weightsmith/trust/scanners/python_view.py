@@ -24,6 +24,7 @@ from .python_values import (
     LONGEST,
     MADE,
     MOST_VALUES,
+    TAKING,
     Values,
     best,
     counts,
@@ -43,7 +44,6 @@ _BUILTINS = frozenset(("eval", "exec", "compile", "__import__", "getattr", "glob
 _MAKERS = frozenset(("cProfile", "profile", "pdb", "trace", "bdb", "doctest", "code", "ctypes", "asyncio"))
 _PURE = frozenset(("chr", "str", "bytes", "bytearray", "reversed", "list", "tuple", "map", "int", "format", "sorted", "ord"))
 _GLOBALS = "globals.__dict__"
-_TAKING = frozenset(("get", "pop", "__getitem__", "setdefault", "__getattribute__", "__getattr__"))
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _HOLDING = (ast.Tuple, ast.List, ast.Set, ast.Dict, ast.IfExp, ast.BoolOp, ast.Starred, ast.Await, ast.ListComp, ast.SetComp,
             ast.GeneratorExp, ast.DictComp)  # fmt: skip
@@ -286,7 +286,7 @@ class View:
                 found.append(_GLOBALS)
             elif plain == "builtins.vars":
                 found += [v + DICT for v in self._of(first) if v[0] not in "'+?"]
-            elif plain.rsplit(".", 1)[-1] in _TAKING and "." in plain:
+            elif plain.rsplit(".", 1)[-1] in TAKING and "." in plain:
                 found += self._taken(node, name)
             elif plain in ("operator.attrgetter", "operator.methodcaller"):
                 self._getter(node)
