@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import mmap
 import os
 import select
 import signal
@@ -26,6 +27,8 @@ LARGE = 1 << 25  # bytes from which a file is worth a process
 MOST = 1024  # files
 _ENTRIES = 20_000  # of a folder that are looked at
 _BLOCK = 1 << 18  # bytes: it stays in the cache between being read and being hashed
+_WINDOW = 1 << 24  # bytes that are mapped at once, where the file lies in memory
+_ASKED = 1 << 20
 _TELL = 1 << 26  # bytes after which it says where it is
 _TOKEN = 2  # bytes of a file's number in the pipe of what is to be done
 
@@ -191,15 +194,18 @@ def keep_only(*handles: int) -> None:
 
 def _hash_all(files: list[tuple[Path, Identity]], tokens: int, out: int) -> None:
     """Hash one file after the other as long as the pipe holds their numbers; never returns."""
+    import resource  # which there is where there are forks
+
     code = 70
     try:
         keep_only(tokens, out)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a file that shrinks while it is mapped ends this
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
         while token := os.read(tokens, _TOKEN):
             at = int.from_bytes(token, "little")
             digest = None
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # the latter from what is shorter by now
                 digest = _hash(*files[at], at, out)
             os.write(out, (f"is {at} {digest}\n" if digest else f"no {at} -\n").encode("ascii"))
         code = 0
@@ -214,12 +220,32 @@ def _hash(file: Path, known: Identity, number: int, out: int) -> str | None:
             return None
         digest, done, told = hashlib.sha256(), 0, 0
         buffer = memoryview(bytearray(_BLOCK))
-        while got := os.readv(handle, [buffer]):
-            digest.update(buffer[:got])
-            done += got
+        while done < known[2]:
+            stop = min(done + _WINDOW, known[2])
+            if _in_memory(handle, done, stop):
+                with mmap.mmap(handle, stop - done, mmap.MAP_SHARED, mmap.PROT_READ, offset=done) as mapped:
+                    digest.update(mapped)
+                done = stop
+            while done < stop:
+                if not (got := os.readv(handle, [buffer[: stop - done]])):
+                    return None
+                digest.update(buffer[:got])
+                done += got
+            os.lseek(handle, done, os.SEEK_SET)
             if done - told >= _TELL:
                 told = done
                 os.write(out, f"at {number} {done}\n".encode("ascii"))
-        return digest.hexdigest() if done == known[2] and identity(os.fstat(handle)) == known else None
+        return digest.hexdigest() if identity(os.fstat(handle)) == known else None
     finally:
         os.close(handle)
+
+
+def _in_memory(handle: int, begin: int, end: int) -> bool:
+    """Whether a part of a file can be mapped without a wait for the disk: reading is faster where it has to be waited for,
+    and copies what need not be copied where it is there. Asked of one byte in each MiB."""
+    byte = bytearray(1)
+    try:
+        return sys.platform == "linux" and all(
+            os.preadv(handle, [byte], at, os.RWF_NOWAIT) == 1 for at in range(begin, end, _ASKED))
+    except OSError:  # it would have to wait, or the file system can't say
+        return False

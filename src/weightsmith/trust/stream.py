@@ -45,6 +45,7 @@ SWITCH = 2e-4  # seconds that Python code may keep the interpreter from a thread
 TELL = 1 << 24  # bytes after which somebody is told
 WINDOW = 1 << 25  # bytes of a file that are mapped at once
 PATIENCE = 5.0  # seconds after which somebody is told while a digest is waited for
+LAST = 5  # more niceness for who reads: it has time until the digest is there, and the scanners have much to do one after another
 LEAD = 1 << 31  # bytes that the values of a file may be read before its digest is taken
 
 CHANGED = Rule(
@@ -115,6 +116,7 @@ class Reading:
         """What the fork does: read, write events, never return."""
         code = 70
         try:
+            os.nice(LAST)
             keep_only(out, *(self.hasher.handles if self.hasher is not None else ()))
             with os.fdopen(out, "w", encoding="ascii", buffering=1 << 16) as stream:
                 try:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from operator import add
-from typing import Any, NamedTuple
+from typing import Any
 
 from ...found import Finding
 from ..rules import Rule
@@ -276,11 +275,8 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
     halves = vocabulary.halves if vocabulary.kind == "BPE" else None
     if vocabulary.kind != "BPE" or model.get("continuing_subword_prefix") or (halves is None and model.get("merges") != []):
         return
-    left, right = (halves[::2], halves[1::2]) if halves else ([], [])
-    # by what a merge makes, the first that makes it: pairs of a quarter of a million would take longer than all else here
-    ranks = _Ranks(left, dict(zip(map(add, reversed(left), reversed(right)), range(len(left) - 1, -1, -1), strict=True)))
     ending = model.get("end_of_word_suffix")
-    missed = [t for t in sample if len(_merged(t, ranks, ending if isinstance(ending, str) else "")) > 1]
+    missed = [t for t in sample if len(_merged(t, vocabulary, ending if isinstance(ending, str) else "")) > 1]
     # of honest ones hardly one in a hundred is missed; where whole words are looked up first, merges matter less
     named = ", ".join(f"{readable(t)!r:.40}" for t in missed[:12])
     if len(missed) > (0.9 if model.get("ignore_merges") is True else 1 / 3) * len(sample):
@@ -288,26 +284,17 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
                               file=file, place="$.model.merges", evidence=named)  # fmt: skip
 
 
-class _Ranks(NamedTuple):
-    """The merges' first halves, and the rank of the merge that makes a text."""
-
-    left: list[str]
-    made: Mapping[str, int]
-
-    def of(self, one: str, other: str) -> int | None:
-        """The rank of the merge that joins two texts."""
-        rank = self.made.get(one + other)
-        return rank if rank is not None and self.left[rank] == one else None
-
-
-def _merged(token: str, ranks: _Ranks, ending: str) -> list[str]:
+def _merged(token: str, vocabulary: Vocabulary, ending: str) -> list[str]:
     """The pieces into which merges make a token's letters; of a very long one no more than a few."""
     ended = bool(ending) and token.endswith(ending) and token != ending
     pieces = list(token[: -len(ending)] if ended else token)[:64]
     if ended and pieces:
         pieces[-1] += ending
+    halves = vocabulary.halves or []
     while len(pieces) > 1:
-        found = ((rank, n) for n, pair in enumerate(pairwise(pieces)) if (rank := ranks.of(*pair)) is not None)
+        # looked up by what a merge makes: pairs of a quarter of a million would take longer than all else here
+        found = ((rank, n) for n, (one, other) in enumerate(pairwise(pieces))
+                 if (rank := vocabulary.rank(one + other)) is not None and halves[2 * rank] == one)  # fmt: skip
         best = min(found, default=None)
         if best is None:
             break

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from operator import add
 from typing import Any
 
 from ...errors import FormatError, LimitExceeded, WeightsmithError, stated
@@ -168,7 +167,7 @@ def check_vocabulary(vocabulary: Vocabulary, rows: int | None, writes: bool = Fa
 
 def _doubles(vocabulary: Vocabulary, ids: list[int], file: str) -> Iterator[Finding]:
     """One id for two tokens, two ids for one token, and ids that nothing has."""
-    if len(set(ids)) != len(ids):
+    if not vocabulary.counted and len(set(ids)) != len(ids):
         by_id: dict[int, list[str]] = {}
         for token, number in vocabulary.base.items():
             by_id.setdefault(number, []).append(token)
@@ -180,7 +179,11 @@ def _doubles(vocabulary: Vocabulary, ids: list[int], file: str) -> Iterator[Find
         yield TWICE.found(f"{vocabulary.listed - len(vocabulary.base)} tokens are listed twice", file=file, place="vocab",
                           severity="note")  # fmt: skip
     wanted = {a.id for a in vocabulary.added if type(a.id) is int}
-    texts = {i: t for t, i in vocabulary.base.items() if i in wanted} if wanted else {}
+    if vocabulary.counted:
+        every = list(vocabulary.base)
+        texts = {i: every[i] for i in wanted if 0 <= i < len(every)}
+    else:
+        texts = {i: t for t, i in vocabulary.base.items() if i in wanted} if wanted else {}
     taken: dict[int, str] = {}
     for added in vocabulary.added:
         if type(added.id) is not int or added.id < 0:
@@ -197,6 +200,8 @@ def _doubles(vocabulary: Vocabulary, ids: list[int], file: str) -> Iterator[Find
         elif taken.setdefault(added.id, added.text) != added.text:
             yield TWICE.found(f"the added tokens {taken[added.id]!r:.60} and {added.text!r:.60} have the id {added.id}", file=file,
                               place="$.added_tokens")  # fmt: skip
+    if vocabulary.counted and all(i < len(ids) for i in taken):
+        return
     used = set(ids) | taken.keys()
     holes = (max(used) + 1 - len(used)) if used else 0
     if holes and vocabulary.source.endswith("tokenizer.json"):
@@ -244,16 +249,13 @@ def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     if halves is None:
         yield MERGES.found("merges must be pairs of tokens", file=file, place="$.model.merges")
         return
-    prefix = model.get("continuing_subword_prefix")
-    cut = len(prefix) if isinstance(prefix, str) else 0
     known = vocabulary.ids
-    left, right = halves[::2], halves[1::2]
-    joined = list(map(add, left, [b[cut:] for b in right] if cut else right))
-    numbers = list(map(known.get, joined))
     lost = set(halves).difference(known)
-    if None in numbers:
-        lost.update(t for t in joined if t not in known)
-    yield from _order(vocabulary.base, numbers, file)
+    if vocabulary.first_made is None:
+        numbers = list(map(known.get, vocabulary.made))
+        if None in numbers:
+            lost.update(t for t in vocabulary.made if t not in known)
+        yield from _order(vocabulary.base, numbers, file)
     # many vocabularies number single characters in the order of their bytes, others by how frequent they are
     letters, digits = ([i for c in map(chr, span) if type(i := known.get(c)) is int] for span in (range(33, 127), range(48, 58)))
     if len(letters) > _MANY_LETTERS:
@@ -261,7 +263,8 @@ def _merges(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     elif len(digits) == 10:
         yield from _order(vocabulary.base, digits, file, most=2)
     if lost:
-        at = next(i for i, three in enumerate(zip(left, right, joined, strict=True)) if not lost.isdisjoint(three))
+        every = zip(halves[::2], halves[1::2], vocabulary.made, strict=True)
+        at = next(i for i, three in enumerate(every) if not lost.isdisjoint(three))
         yield MERGES.found(f"{len(lost)} tokens of the merges are not in the vocabulary, e.g. {min(lost)!r:.60}", file=file,
                            place=f"$.model.merges[{at}]",
                            evidence=", ".join(f"{t!r:.40}" for t in sorted(lost)[:_SHOWN]))  # fmt: skip

@@ -10,7 +10,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
+from operator import add
 from typing import Any
 
 from ...errors import FormatError, LimitExceeded, WeightsmithError
@@ -70,6 +71,39 @@ class Vocabulary:
         """:func:`merge_halves` of the model's merges."""
         model = self.settings.get("model")
         return merge_halves(model.get("merges")) if isinstance(model, dict) else None
+
+    @cached_property
+    def made(self) -> list[str]:
+        """What each merge makes of its two halves; none where :attr:`halves` has none."""
+        model = self.settings.get("model")
+        prefix = model.get("continuing_subword_prefix") if isinstance(model, dict) else None
+        halves, cut = self.halves or [], len(prefix) if isinstance(prefix, str) else 0
+        right = halves[1::2]
+        return list(map(add, halves[::2], [b[cut:] for b in right] if cut else right))
+
+    @cached_property
+    def counted(self) -> bool:
+        """Whether the ids, which have to be integers, are 0, 1, 2 and so on in the order of the file."""
+        return list(self.base.values()) == list(range(len(self.base)))
+
+    @cached_property
+    def first_made(self) -> int | None:
+        """The id of what the first merge makes, where each further one makes the token of the next id; ``None`` otherwise."""
+        begin = self.base.get(self.made[0]) if self.made and self.counted else None
+        if begin is None or list(islice(self.base, begin, begin + len(self.made))) != self.made:
+            return None
+        return int(begin)
+
+    def rank(self, text: str) -> int | None:
+        """The number of the first merge that makes a text."""
+        if self.first_made is None:
+            return self._ranks.get(text)
+        rank = self.base.get(text, -1) - self.first_made
+        return rank if 0 <= rank < len(self.made) else None
+
+    @cached_property
+    def _ranks(self) -> dict[str, int]:
+        return dict(zip(reversed(self.made), range(len(self.made) - 1, -1, -1), strict=True))
 
     def is_marker(self, number: int) -> bool:
         """Whether an id is a special token, or one that is spelled like one."""

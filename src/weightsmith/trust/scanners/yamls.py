@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from ...errors import FormatError, LimitExceeded
 from ...found import Finding, Severity
 from ..items import Item
@@ -105,6 +103,8 @@ def judge_target(target: str, *, trusting: bool = False) -> str:
 
 def check(item: Item) -> Iterator[Finding]:
     """Findings of one YAML file."""
+    import yaml  # which few models need
+
     name = shown(item.name)
     try:
         raw = item.read(MOST)
@@ -130,6 +130,8 @@ def check(item: Item) -> Iterator[Finding]:
 
 def _again(text: str, name: str) -> Iterator[Finding]:
     """What the parser in Python makes of a file that the one in C refuses: loaders use either."""
+    import yaml
+
     if len(text) > MOST_AGAIN:
         yield UNREAD.found(f"one of two parsers refuses it, and it has more than {MOST_AGAIN} letters", file=name)
         return
@@ -175,6 +177,8 @@ def _key(frames: list[_Frame], value: str) -> str:
 
 
 def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
+    import yaml
+
     sizes: dict[str, int] = {}
     texts: dict[str, str] = {}
     frames: list[_Frame] = []
