@@ -58,7 +58,9 @@ def test_the_front_is_readable_at_100_columns(world: Path, tmp_path: Path, capsy
         assert (" knee " in row) == p.knee
         if p.confirmed:
             c = p.confirmed[0]
-            assert any(line.startswith(p.name) and f"{c.value:.2f} [{c.low:.2f}, {c.high:.2f}]" in line for line in lines)
+            assert None not in (c.base, c.base_low, c.base_high)
+            both = f"{c.base:.2f} [{c.base_low:.2f}, {c.base_high:.2f}] → {c.value:.2f} [{c.low:.2f}, {c.high:.2f}]"
+            assert any(line.startswith(p.name) and both in line for line in lines)
     command = f"next: weightsmith edit {world / 'model'} {tmp_path / 'run' / 'edits' / record.knee}.yaml -o OUT"
     assert (lines[-1] == command) == (NOTHING not in record.notes)
     for notes in ([], [NOTHING]):  # what has no effect is not recommended
@@ -203,8 +205,10 @@ def test_the_same_answers_either_way(world: Path, tmp_path: Path, contrast: str,
     (["--weights", "nan"], "0 or more"),
     (["--weights", "inf"], "0 or more"),
     (["--weights", ""], "can't read the weights"),
-    (["--level", "0"], "above 0"),
-    (["--level", "nan"], "above 0"),
+    (["--add", "--level", "0"], "above 0"),
+    (["--add", "--level", "nan"], "above 0"),
+    (["--level", "1"], "--level is of additions"),
+    (["--add", "--oblique"], "can't be oblique"),
     (["--sampler", "dice"], "no sampler is called 'dice'"),
     (["--start", "4"], "no layer is left to edit"),
     (["--rank", "5"], "a rank of 5 is not possible"),

@@ -28,14 +28,16 @@ KNEE = (
 class Confirmed(Strict):
     """One figure of a finalist, from full-length answers to prompts that the search never saw.
 
-    ``key`` and ``name`` are those of the measurement; ``base`` is the base's value, ``value`` the edited model's with its
-    95% interval, ``change`` the paired difference with its own; ``verdict`` as in a measurement.
+    ``key`` and ``name`` are those of the measurement; ``base`` is the base's value, ``value`` the edited model's, each with
+    its 95% interval, ``change`` the paired difference with its own; ``verdict`` as in a measurement.
     """
 
     key: str
     name: str
     unit: str
     base: float | None = None
+    base_low: float | None = None
+    base_high: float | None = None
     value: float
     low: float
     high: float

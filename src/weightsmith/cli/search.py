@@ -47,7 +47,8 @@ def command(
     ] = False,
     rank: Annotated[int, typer.Option(help="Directions that a removal takes out at each layer.", min=1)] = 1,
     start: Annotated[int | None, typer.Option(help="First layer that may be edited; 40% of the depth by default.", min=0)] = None,
-    level: Annotated[float, typer.Option(help="How far an addition goes, in terms of what the persona does.")] = 1.2,
+    level: Annotated[
+        float | None, typer.Option(help="How far an addition goes, in terms of what the persona does; 1.2 by default.")] = None,
     rounds: Annotated[int, typer.Option(help="Rounds in which an addition unlearns its own repetitions.", min=0)] = 4,
     trials: Annotated[int, typer.Option(help="Trials of black-box search as well (extra search).", min=0)] = 0,
     sampler: Annotated[str, typer.Option(help="tpe or nsga2.")] = "tpe",
@@ -63,7 +64,7 @@ def command(
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of prompts' order and of trials.")] = 0,
     force: Annotated[bool, typer.Option("--force", help="Search a feature that can't be separated, too.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted search, or begin one.")] = False,
     json: Json = False,
 ) -> None:
     """Search for the best edits of a feature: a front of effect against damage, each point with its Edit file."""
@@ -73,13 +74,17 @@ def command(
 
     if remove and add:
         raise UsageError("--remove and --add can't be given together", hint="search once for each")
+    if level is not None and not add:
+        raise UsageError("--level is of additions, and this search looks for removals",
+                         hint="leave it out, or look for additions with --add")  # fmt: skip
     listener = Listener() if json else Listener(tick=_tick, point=_point, say=_say)
     record = search(
         model, feature, out, options=replace(run, seed=seed, memory=_bytes(memory)), listener=listener,
         kind="add" if add else "remove", protect=tuple(protect or ()), target=target, prompts=prompts, held=held,
         tokens=tokens, weights=_weights(weights), steps=steps, directions=directions, oblique=oblique, rank=rank, start=start,
-        level=level, rounds=rounds, trials=trials, sampler=sampler, confirm=confirm, confirm_n=confirm_n,
-        confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume,
+        trials=trials, sampler=sampler, confirm=confirm, confirm_n=confirm_n,
+        confirm_tokens=confirm_tokens, workers=workers, force=force, resume=resume, rounds=rounds,
+        **({} if level is None else {"level": level}),
     )  # fmt: skip
     if json:
         print_json(record.model_dump(by_alias=True))
@@ -191,14 +196,19 @@ def _front(screen: Console, record: Any) -> None:
     _table(screen, ["front", "effect, nats", *(["chance"] if odds else []), "KL, nats/token", "what"], rows)
 
 
+def _span(value: float, low: float | None, high: float | None) -> str:
+    """A figure with its interval, where it has one."""
+    return f"{value:.2f}" if low is None or high is None else f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
 def _confirmations(screen: Console, record: Any) -> None:
     """The main figure of each point that was confirmed, and all of the one to take: what it costs stands beside what it gives."""
     rows = []
     for p in record.front:
         for figure in p.confirmed if p is record.taken else p.confirmed[:1]:
-            base = "" if figure.base is None else f"{figure.base:.2f} → "
+            base = "" if figure.base is None else f"{_span(figure.base, figure.base_low, figure.base_high)} → "
             said = ", ".join(w for w in (figure.verdict, "disagrees" if p.disagrees else "") if w)
-            value = f"{base}{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
+            value = base + _span(figure.value, figure.low, figure.high)
             rows.append([p.name, value, said, str(figure.n), figure.name])
     if rows:
         _table(screen, ["confirmed", "base → edited", "verdict", "n", "of"], rows)

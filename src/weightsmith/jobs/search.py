@@ -141,6 +141,8 @@ def search_plan(wish: SearchOptions, options: RunOptions, *, personas: bool) -> 
     if wish.target is not None and not (math.isfinite(wish.target) and wish.confirm):
         raise UsageError("a target is a number that confirmed figures are compared with",
                          hint="leave --confirm at 1 or more")  # fmt: skip
+    if wish.oblique and wish.kind == "add":
+        raise UsageError("an addition reads nothing, so it can't be oblique", hint="leave --oblique out, or look for removals")
     if wish.rank > 1 and wish.kind == "add":
         raise UsageError("an addition has one vector at each layer", hint="leave --rank out, or look for removals")
     if wish.sampler not in ("tpe", "nsga2"):

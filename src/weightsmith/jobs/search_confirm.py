@@ -221,8 +221,9 @@ def _figures(record: MeasureRecord, key: str, feature: str) -> list[Confirmed]:
     by_key: dict[str, Difference] = {d.key: d for d in record.differences}
     rows = [by_key[k] for k in dict.fromkeys(wanted) if k in by_key]
     rows += [d for d in record.differences if d.group not in (feature, "safety", "damage") and d.key.endswith(".refuses")]
-    found = [Confirmed(key=d.key, name=f"{d.name}, {d.condition}", unit=d.unit, base=d.base.value, value=d.edited.value,
-                       low=d.edited.low, high=d.edited.high, change=d.value, change_low=d.low, change_high=d.high,
+    found = [Confirmed(key=d.key, name=f"{d.name}, {d.condition}", unit=d.unit, base=d.base.value,
+                       base_low=d.base.low, base_high=d.base.high, value=d.edited.value, low=d.edited.low, high=d.edited.high,
+                       change=d.value, change_low=d.low, change_high=d.high,
                        verdict=d.verdict, n=d.n) for d in rows]  # fmt: skip
     for m in record.damage:
         if m.key.endswith("kl.mean"):
