@@ -224,7 +224,25 @@ TARGETS = [
     ("diffusers.StableDiffusionPipeline.from_single_file", "suspicious"), ("transformers.modeling_utils.np.load", "malicious"),
     ("nemo.core.classes.ModelPT.restore_from", "suspicious"),
 ]  # fmt: skip
+#: what Ultralytics runs where the dataset that a YAML file describes is not there
+DOWNLOADS = [
+    ("python", "download: |\n  import os\n  os.system('touch marker')\n", "malicious"),
+    ("imported", "download: __import__('os').system('touch marker')\n", "malicious"),
+    ("shell", "download: bash -c 'touch marker'\n", "malicious"),
+    ("script", "download: bash data/scripts/get_coco.sh\n", "suspicious"),
+    ("unpacks", "download: |\n  from ultralytics.utils.downloads import download\n  download(['https://x.org/a'])\n", "suspicious"),
+]
+DATASET = "path: ../datasets/coco8\ntrain: images/train\nval: images/val\nnames:\n  0: person\n"
+
+#: older loaders of YOLO evaluate what stands for a layer, and its arguments
+LAYERS = "nc: 80\nbackbone:\n  - [-1, 1, Conv, [64, 6, 2, 2]]\n  - [-1, 1, \"{}\", [128]]\n"
+
 HOSTILE = [
+    *(Case(f"layer-evaluated-{n}", _yaml(LAYERS.format(text), "yolov5s.yaml"), "malicious", ("config-names-code",))
+      for n, text in enumerate(("__import__('os').system('touch marker')", "subprocess.run(['touch', 'marker']) or Conv",
+                                "getattr(os, 'sys' + 'tem')('touch marker')"))),
+    *(Case(f"dataset-download-{name}", _yaml(DATASET + text, "data.yaml"), verdict, ("config-names-code",))
+      for name, text, verdict in DOWNLOADS),
     *(Case(f"speechbrain-{name}", _yaml(text), verdict, ("config-names-code",), fires, needs=("hyperpyyaml",) if fires else ())
       for name, text, verdict, fires in NAMED),
     *(Case(f"target-{target.replace('.', '-').replace('_', '-')}", _hydra(target), verdict, ("config-names-code",))
@@ -248,6 +266,9 @@ PLAIN = ("torch.nn.functional.silu", "torchvision.models.resnet18", "transformer
 HONEST = [
     Case("speechbrain-recipe", _speech),
     Case("nemo-recipe", _yaml(NEMO, "model_config.yaml")),
+    Case("layer-plain", _yaml(LAYERS.format("nn.Upsample"), "yolov5s.yaml")),
+    Case("dataset-archive", _yaml(DATASET + "download: https://github.com/x/y/releases/download/v1/coco8.zip\n", "data.yaml")),
+    Case("dataset-plain-word", _yaml(DATASET + "download: true\nother:\n  download: print(1)\n", "data.yaml")),
     Case("hydra-recipe", _yaml(HYDRA, "config.yaml")),
     Case("torchtune-recipe", _yaml(TUNE, "config.yaml")),
     Case("monai-recipe", _yaml(MONAI, "inference.yaml")),

@@ -39,6 +39,19 @@ def hostile_expression(text: str) -> str:
     return next((what for node in ast.walk(tree) if (what := _hostile(node))), "")
 
 
+def runs(text: str) -> bool:
+    """Whether a text is Python that does anything: a call or an import stands in it."""
+    try:
+        if len(text) > LONGEST:
+            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return any(isinstance(node, ast.Call | ast.Import | ast.ImportFrom) for node in ast.walk(tree))
+
+
 def _hostile(node: ast.AST) -> str:
     if isinstance(node, ast.Name) and node.id in {"__builtins__", *_BUILT_IN}:
         return node.id

@@ -13,7 +13,7 @@ from ..items import Item
 from ..kinds import as_text
 from ..listing import shown
 from ..rules import Rule
-from .expressions import EVALUATING, RUNS, hostile_expression
+from .expressions import EVALUATING, RUNS, hostile_expression, runs
 from .remote_keys import KNOWN
 from .targets import DANGEROUS, is_hostile, judge_known
 
@@ -73,6 +73,8 @@ _PLAIN = re.compile(
 #: functions of Hydra that give back what another key names
 _GETS = re.compile(r"\bhydra\.utils\.get_(?:class|method|static_method|object)\b")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)+", re.ASCII)
+_STARTS = re.compile(r"(?:os|posix|nt|subprocess|pty)\.|__import__ of|getattr of")
+_INLINE = re.compile(r"bash\s+(?:-\w+\s+)*-\w*c\b")
 _VALUES = frozenset({"none", "bool", "str", "unicode", "bytes", "int", "long", "float", "complex", "list", "tuple", "dict"})
 #: what programs that dump their settings without care leave behind: building these runs nothing of an attacker's
 _DUMPED = re.compile(
@@ -198,7 +200,10 @@ def _events(text: str, name: str, loader: Any) -> Iterator[Finding]:
         elif tag and (path := _INCLUDED.match(tag)):
             yield from _included(path[1], name, line)
         if isinstance(event, yaml.ScalarEvent):
-            yield from _target(_key(frames, event.value), event.value, name, line, means)
+            key = _key(frames, event.value)
+            yield from _target(key, event.value, name, line, means)
+            if key == "download" and len(frames) == 1:
+                yield from _download(event.value, name, line)
             total += 1
             if event.anchor:
                 sizes[event.anchor], texts[event.anchor] = 1, event.value
@@ -243,6 +248,19 @@ def _included(path: str, name: str, line: int) -> Iterator[Finding]:
                            evidence=path[:300])  # fmt: skip
 
 
+def _download(value: str, name: str, line: int) -> Iterator[Finding]:
+    """What Ultralytics does to get a dataset that is not there: an archive is fetched, anything else a shell or Python runs."""
+    text, bad = value.strip(), hostile_expression("$" + value)
+    if text.startswith("bash "):
+        how, bad = "a shell", bad or (text if _INLINE.match(text) else "")
+    elif not text.startswith("http") and runs(text):
+        how = "Python"
+    else:
+        return
+    yield TARGET.found(f"download: {text[:200]}, which Ultralytics has {how} run where the dataset is not there", file=name,
+                       place=f"line {line}", evidence=text[:300], severity="malicious" if bad else None)  # fmt: skip
+
+
 def _target(key: str, value: str, name: str, line: int, means: _Means) -> Iterator[Finding]:
     """A value that names a function, whatever the key, or that MONAI evaluates; and a module that MLflow imports."""
     said, bad = "", False
@@ -250,6 +268,8 @@ def _target(key: str, value: str, name: str, line: int, means: _Means) -> Iterat
         said, bad = f"{key or 'a value'}: {value[:200]}", True
     elif means.evaluated and (what := hostile_expression(value)):
         said, bad = f"an expression that MONAI evaluates calls {what}", True
+    elif "(" in value and _STARTS.match(what := hostile_expression("$" + value)):
+        said, bad = f"{key or 'a value'}: {value[:200]}, which calls {what} where a loader evaluates it, as some of YOLO's do", True
     elif key == "loader_module" and value.split(".")[0] not in {"mlflow", *KNOWN}:
         said = f"loader_module: {value[:200]}, which MLflow imports"
     if said:
