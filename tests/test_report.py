@@ -145,7 +145,7 @@ def test_two_records_stand_side_by_side(two: str) -> None:
     seen = plain(two)
     assert "▲ enhanced" in seen
     assert "▼ removed" in seen
-    assert "2 degenerate after the edit, 0 before" in seen
+    assert "2 of them degenerate after the edit, 0 before" in seen
     # one direction behind both edits is drawn once
     assert seen.count("All 16 tried edits as a table") == 1
 

@@ -114,11 +114,11 @@ def worst(v: Variant) -> list[Exchange]:
 
 
 def tally(v: Variant) -> str:
-    """How many answers changed, and how many are degenerate, in one sentence."""
+    """How many of the answers that are shown changed, and how many are degenerate, in one sentence."""
     answers = v.record.answers
     after = sum(a.degenerate_edited for a in answers)
     if v.record.base is None:
-        return f"{len(answers)} answers; {after} degenerate."
+        return f"{len(answers)} answers are shown; {after} of them are degenerate."
     changed = sum(a.base != a.edited for a in answers)
     before = sum(a.degenerate_base for a in answers)
-    return f"{changed} of {len(answers)} answers changed; {after} degenerate after the edit, {before} before."
+    return f"{changed} of the {len(answers)} answers shown changed; {after} of them degenerate after the edit, {before} before."
