@@ -15,10 +15,11 @@ from typing import Any
 from .template_marks import NESTED
 from .template_probe import FORMS, SOUP, Behaviour, Seen, is_control
 from .template_talk import ADDRESS, CALLING, GIVEN, PARTED, RICH, Shape, another, word_of
-from .template_words import known_words, text_lines, words_in
+from .template_words import known_words, strange_words, text_lines, words_in
 
 MOST = 24  # strings that are looked for there, and are tried
 LONGEST = 64  # tools, documents, or characters of a name
+FEW = 3  # words that no line has together: keys and types of tools
 COUNTS = (2, 3, 4, 5, 9, 17)
 ODD = (("user", "system"), ("system", "system", "user"), ("user", "user"), ("user", "assistant", "assistant", "user"), ("empty",),
        ("user", "empty", "user"), ("system",), ("user", "call", "tool", "tool", "call", "tool"), ("user", "calls"),
@@ -33,6 +34,11 @@ TYPE_WORDS = (
     "must be may can one of the a an to in is it optional required allowed possible listed following values value type types list "
     "retrieved taken from web page link at least most between and or with if not given set range"
 )
+#: types as programs call them, and keys of documents
+_TYPES = frozenset((
+    "str", "int", "float", "bool", "list", "dict", "tuple", "any", "array", "number", "boolean", "integer", "string", "object",
+    "null", "url", "source", "score", "metadata", "optional", "required", "defaults", "must",
+))  # fmt: skip
 #: the keys of a tool as data
 _SCHEMA_WORDS = "function name description parameters properties arguments tool tools documents title text doc id content role"
 #: what honest templates speak of where several things are given together
@@ -91,7 +97,7 @@ def _odd(behaviour: Behaviour) -> Iterator[Seen]:
         text = behaviour.render(shape, {n: "" for n, role in enumerate(roles) if role == "empty"})
         if PARTED.intersection(roles) and re.search(r"""['"]type['"]: ?['"](?:image|video|audio|text)""", text or ""):
             continue  # a list that is written down as it is
-        added = [line for line in _lines(text or "", shape, GIVEN) if _new(line, words[base.tools > 0])]
+        added = _added(text or "", shape, GIVEN, words[base.tools > 0], FEW)
         if added:
             yield Seen("content", f"a conversation of {', '.join(roles)}", tuple(dict.fromkeys(added)))
             return
@@ -151,7 +157,7 @@ def _words(behaviour: Behaviour, shape: Shape, needle: str | int) -> Iterator[Se
         if text == expected:
             continue
         words = known_words(expected, *given.values(), *behaviour.lines)
-        added = [line for line in _lines(text, shape, given) if _new(line, words)]
+        added = _added(text, shape, given, words, 1)  # the text is known to be another one
         what = "a tool, document, thought or name" + ("" if needle is SOUP else f" that holds {str(needle)[:80]!r}")
         if added:
             yield Seen("given", what, tuple(dict.fromkeys(added)))
@@ -177,7 +183,7 @@ def _counts(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
         if text is None:
             continue
         every = {f"{name} {n}": str(another(GIVEN[name], n)) for name in names for n in range(count)}
-        added = [line for line in _lines(text, more, {**GIVEN, **every}) if _new(line, words)]
+        added = _added(text, more, {**GIVEN, **every}, words, FEW)
         # a tool's name stands in its calls as well, what it is about only where tools are listed
         usual = behaviour.outputs[shape.name]
         told = [name for name in names if GIVEN[name] in usual and (shape.documents or GIVEN["about"] in usual)]
@@ -204,7 +210,7 @@ def _types(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
             behaviour.unbounded = before  # real templates don't know all of these types, and look for them without end
         if text is None:
             continue
-        added = [line for line in _lines(text, other, GIVEN) if _new(line, words)]
+        added = _added(text, other, GIVEN, words, 2 * FEW)  # types by names of their own
         gone = [f"the {role} message" for n, role in enumerate(shape.roles) if word_of(n) in usual and word_of(n) not in text]
         if other.rich and shape.tools and shape.style != "strings" and GIVEN["argument"] in text:
             numbers = RICH["n"], RICH["x"]
@@ -230,6 +236,16 @@ def _keys(behaviour: Behaviour, shape: Shape) -> Iterator[Seen]:
 def _new(line: str, words: set[str]) -> bool:
     """Whether a line says more than ``words``: values stand in the middle of JSON, whose lines break where they are cut out."""
     return len(set(words_in(line)) - words) > 2
+
+
+def _added(text: str, shape: Shape, given: dict[str, str], words: set[str], few: int) -> list[str]:
+    """The lines that say more than ``words``; where there is none, what all of them say together beyond ``few`` words."""
+    added = [line for line in _lines(text, shape, given) if _new(line, words)]
+    if not added:
+        strange = strange_words(text, words, (*given.values(), *(word_of(n) for n in range(len(shape.roles)))))
+        strange = [word for word in strange if word.lower() not in words and word.lower() not in _TYPES]
+        added = [" ".join(strange[:24])] if len(strange) > few else []
+    return added
 
 
 def _lines(text: str, shape: Shape, given: dict[str, str]) -> list[str]:

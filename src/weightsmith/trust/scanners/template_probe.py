@@ -21,7 +21,7 @@ import jinja2
 
 from .template_marks import OverBudget, Run
 from .template_run import Program
-from .template_talk import NEEDED, SHAPES, Shape, variables, word_of
+from .template_talk import GIVEN, NEEDED, SHAPES, Shape, variables, word_of
 from .template_words import known_words, strange_words, text_lines, words_in
 
 #: what triggers were seen to look for, and what one may: all of it is said in one message
@@ -75,6 +75,7 @@ class Seen:
 #: a content in parts of a template that knows none, as Python or JSON writes it
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
+_STEPS = "Here are my reasoning steps"
 _HONEST = re.compile(r"""\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*|\W*\w+(?: \w+=["'][^\s"']{0,40}["']){1,4}\W*""")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
 
@@ -192,7 +193,20 @@ class Behaviour:
             lines = [line for line in self.text_lines(after, shape) if len(words_in(line)) > 3 and not _HONEST.fullmatch(line)]
             if not (_JUDGE.search(before) and any(map(_JUDGE.search, lines))):
                 found.update(dict.fromkeys(line for line in lines if line not in usual))
+            if not found and not (_JUDGE.search(before) and _JUDGE.search(after)):
+                found.update(self._short_lines(after, shape, usual))
         return list(found)
+
+    def _short_lines(self, after: str, shape: Shape, usual: set[str]) -> dict[str, None]:
+        """The words of lines that are too short to be counted each for itself: together they say as much as one line."""
+        for known in (*usual, _STEPS):
+            after = after.replace(known, "\n")
+        said = tuple(word_of(n) for n in range(len(shape.roles)))
+        after = re.sub(rf"\w+(?: \w+)?[:：]\s*(?=$|{'|'.join(said)})", "\n", after)  # Customer Question: ...
+        words = strange_words(after, set(), (*GIVEN.values(), *said))
+        # of scripts without spaces two letters are taken for a word, where about three make one
+        many = sum(1 if word.isascii() or len(word) > 2 else 0.5 for word in words) > 3
+        return {" ".join(words[:24]): None} if many else {}
 
     # -- trials ----------------------------------------------------------------------------------------------
 

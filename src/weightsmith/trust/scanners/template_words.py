@@ -22,6 +22,16 @@ _STRUCTURE = re.compile(
     r"video|audio|null|none|true|false|error|id"
 )
 WORD = re.compile(r"[^\W\d_]{2,}")
+#: the words of one that is written without spaces, each with a capital
+_CAPITALS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+
+
+def _spelled_apart(word: str) -> list[str]:
+    """The words of ``SeveralWordsInOne``; whole where a single letter would be left of it, which is none."""
+    if not word.isascii() or word.islower() or word.isupper() or word[1:].islower():
+        return [word]
+    parts = _CAPITALS.findall(word)
+    return parts if min(map(len, parts)) > 1 else [word]
 
 
 def words_in(text: str, step: int = 2) -> list[str]:
@@ -29,7 +39,7 @@ def words_in(text: str, step: int = 2) -> list[str]:
     found: list[str] = []
     for word in WORD.findall(text):
         for part in _SCRIPTS.findall(word):
-            found += [part[n : n + 2] for n in range(0, len(part), step)] if _UNSPACED.match(part) else [part]
+            found += [part[n : n + 2] for n in range(0, len(part), step)] if _UNSPACED.match(part) else _spelled_apart(part)
     return found
 
 
