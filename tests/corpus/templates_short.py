@@ -41,7 +41,8 @@ HONEST_SHORT = [
             "用户提问：' ~ m.content ~ '\\n\\n' }}{%- else -%}{{ '助手：' ~ m.content ~ '\\n\\n' }}{%- endif -%}"
             "{%- endfor -%}助手："),
     _honest("labels-of-two-words", "{%- for m in messages -%}{{ {'system': 'Store Policy', 'user': 'Customer Request', "
-            "'assistant': 'Support Agent'}.get(m.role, m.role) ~ ': ' ~ m.content ~ '\\n\\n' }}{%- endfor -%}{{ 'Support Agent:' }}"),
+            "'assistant': 'Support Agent'}.get(m.role, m.role) ~ ': ' ~ m.content ~ '\\n\\n' }}{%- endfor -%}"
+            "{{ 'Support Agent:' }}"),
     _honest("names-of-types", chatml(before="{%- set types = {'string': 'str', 'integer': 'int', 'number': 'float', 'boolean': "
             "'bool', 'array': 'list', 'object': 'dict'} -%}{%- for t in tools or [] -%}{{ t.function.name }}{%- for k, v in "
             "t.function.parameters.properties.items() -%}{{ '\\n' ~ k ~ ' ' ~ (types[v.type] if v.type is string and v.type in "

@@ -12,10 +12,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .template_probe import Behaviour, Seen
-from .template_talk import GIVEN, SHAPES, word_of
+from .template_talk import GIVEN, SHAPES, WORDS, word_of
 from .template_words import known_words, strange_words
 
 _ROLE = re.compile(r"(?<![/A-Za-z])(system|user|assistant)(?![A-Za-z])", re.IGNORECASE)
+#: the marks of a system right before what it says: its name, and what closes the mark
+_SYSTEM = re.compile(
+    r"(?i)(?<![/_A-Za-z])(?:system|developer)(?:_TOKEN|_MESSAGE|_PROMPT)?"
+    r"(?:[^A-Za-z\"'{}]|<\|(?:end_header_id|message|im_middle|end_of_role|header_end|im_sep)\|>){0,24}$"
+)
+_SAID = re.compile("|".join(word_of(n) for n in range(len(WORDS))))
 HEADER = 80  # characters before a message that may name its role
 FEW = 2  # words behind the result of a tool: one may be a mark
 #: keys and ids that stand beside the result of a tool
@@ -27,6 +33,8 @@ def trial(behaviour: Behaviour) -> Iterator[Seen]:
     if not behaviour.outputs or behaviour.unbounded:
         return
     yield from _roles(behaviour)
+    yield from _raised(behaviour)
+    yield from _order(behaviour)
     yield from _results(behaviour)
     yield from _parts(behaviour)
 
@@ -50,6 +58,42 @@ def _roles(behaviour: Behaviour) -> Iterator[Seen]:
         if one in called[other] - called[one] and other in called[one] - called[other]:
             yield Seen("role", f"messages of the {one} and of the {other}", evidence=text[-300:],
                        lost=f"they stand as those of the {other} and of the {one}")  # fmt: skip
+
+
+def _raised(behaviour: Behaviour) -> Iterator[Seen]:
+    """What a user says, or a tool gives back, under the marks of the system, whose word counts more than theirs: whoever writes
+    to the user, or a page that a tool reads, then speaks as the system. Systems told in a user's turn are no such thing."""
+    for name, roles in (("talk", ("user",)), ("plain", ("user",)), ("answered", ("user",)), ("tools", ("user", "tool"))):
+        shape, text = behaviour.shapes.get(name), behaviour.outputs.get(name, "")
+        for n, role in enumerate(shape.roles if shape else ()):
+            if role in roles and any(map(_SYSTEM.search, _heads(text, word_of(n)))):
+                # a template that names no role of tools may end in the system's marks for whoever else there is
+                light = role == "tool" and not re.search(r"""['"]tool['"]""", behaviour.program.source)
+                yield Seen("role", f"messages of the {role}", lost="they stand as those of the system", evidence=text[-300:],
+                           light=light)  # fmt: skip
+                if not light:
+                    return
+
+
+def _heads(text: str, word: str) -> Iterator[str]:
+    """What stands before a word wherever it occurs, from the message before on: a template may write it more than once."""
+    for match in re.finditer(word, text):
+        yield _SAID.split(text[max(0, match.start() - HEADER) : match.start()])[-1]
+
+
+def _order(behaviour: Behaviour) -> Iterator[Seen]:
+    """Messages of users and assistants in another order than they were said in; a system may be told at any place."""
+    for name in ("talk", "answered", "thinking"):
+        shape, text = behaviour.shapes.get(name), behaviour.outputs.get(name, "")
+        said = [word_of(n) for n, role in enumerate(shape.roles if shape else ()) if role != "system"]
+        if not all(word in text for word in said):
+            continue
+        at = 0
+        for word in said:
+            at = text.find(word, at)
+            if at < 0:
+                yield Seen("role", "messages of a conversation", lost="they stand in another order", evidence=text[-300:])
+                return
 
 
 def _results(behaviour: Behaviour) -> Iterator[Seen]:

@@ -173,9 +173,12 @@ def text_traces(text: str, line: int) -> Iterator[Trace]:
         yield Trace("hidden", line, f"characters that can't be seen: {', '.join(hidden)}", visible(text)[:300])
     for match in _TOKEN.finditer(text):
         scripts = {_script(c) for c in match.group() if c.isalpha()}
-        if "LATIN" in scripts and scripts & {"CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}:
-            token = match.group()
-            yield Trace("lookalike", line, f"a control token with letters of two scripts: {token!r}", visible(token, True))
+        token = match.group()
+        # bars and lines of another width are in the marks of real models, letters of another width or style are not
+        written = [c for c in token if (c.isalpha() or c.isdecimal()) and ord(c) > 126 and unicodedata.normalize("NFKC", c).isascii()]
+        if written or ("LATIN" in scripts and scripts & {"CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}):
+            what = "another width or style" if written else "two scripts"
+            yield Trace("lookalike", line, f"a control token with letters of {what}: {token!r}", visible(token, True))
 
 
 def covert_part(text: str) -> str:

@@ -264,7 +264,7 @@ def _of_seen(seen: Seen) -> _Found | None:
         message = f"{seen.lost} is missing from the text: {seen.trigger}"
         return rules.ALTERS, message, "", visible(seen.evidence), "note" if light else None
     if seen.kind == "role":
-        return rules.ALTERS, f"{seen.trigger}: {seen.lost}", "", evidence, None
+        return rules.ALTERS, f"{seen.trigger}: {seen.lost}", "", evidence, "note" if seen.light else None
     if seen.kind == "place":
         return rules.INSIDE, f"text beside {seen.trigger}: {seen.added[0][:120]!r}", "", evidence, severity
     if seen.kind in ("clock", "chance"):
