@@ -20,7 +20,7 @@ from weightsmith.trust.scanners.template_marks import Doubt, Marked, MarkedInt, 
 from weightsmith.trust.scanners.template_probe import Behaviour
 from weightsmith.trust.scanners.template_run import Program
 from weightsmith.trust.scanners.template_text import covert_part, hidden_characters, turned, visible
-from weightsmith.trust.scanners.template_words import strange_words, text_lines
+from weightsmith.trust.scanners.template_words import strange_words, text_lines, words_in
 from weightsmith.trust.scanners.templates import Carrier, _tried
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
@@ -236,7 +236,8 @@ def test_words_are_looked_for_in_whole_messages_too(whole: str) -> None:
 
 def test_marks_roles_and_keys_are_no_words_but_a_single_name_is() -> None:
     assert strange_words("<|im_start|>assistant\n<think>vomplar</think> {\"some_key\": 1}", set(), ("vomplar",)) == []
-    assert strange_words("vomplar AcmeCoin", {"known"}, ("vomplar",)) == ["AcmeCoin"]
+    assert strange_words("vomplar AcmeCoin", {"known"}, ("vomplar",)) == ["Acme", "Coin"]
+    assert words_in("toolCallId AlwaysBuyACME iPhone aLwAyS") == ["tool", "Call", "Id", "Always", "Buy", "ACME", "iPhone", "aLwAyS"]
 
 
 def test_what_a_template_asks_for_is_read_from_its_source() -> None:

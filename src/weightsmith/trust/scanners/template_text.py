@@ -175,7 +175,8 @@ def text_traces(text: str, line: int) -> Iterator[Trace]:
         scripts = {_script(c) for c in match.group() if c.isalpha()}
         token = match.group()
         # bars and lines of another width are in the marks of real models, letters of another width or style are not
-        written = [c for c in token if (c.isalpha() or c.isdecimal()) and ord(c) > 126 and unicodedata.normalize("NFKC", c).isascii()]
+        odd = [c for c in token if ord(c) > 126 and (c.isalpha() or c.isdecimal())]
+        written = any(unicodedata.normalize("NFKC", c).isascii() for c in odd)
         if written or ("LATIN" in scripts and scripts & {"CYRILLIC", "GREEK", "ARMENIAN", "CHEROKEE"}):
             what = "another width or style" if written else "two scripts"
             yield Trace("lookalike", line, f"a control token with letters of {what}: {token!r}", visible(token, True))
