@@ -72,11 +72,10 @@ def findings(tensors: Iterable[GgufTensor], data: Mapping[str, Any], file: str) 
     sizes = {key: data.get(f"{arch}.{key}") for key in ("embedding_length", "block_count", "attention.head_count")}
     if any(value is None for value in sizes.values()) and not (arch == "mamba" and sizes["embedding_length"]):
         return  # no reader takes it for a model
-    count = sizes["block_count"]
-    more = data.get(f"{arch}.nextn_predict_layers", 0)  # layers that only speed generation up; some files leave them out
-    count -= more if type(count) is type(more) is int else 0
+    count, more = sizes["block_count"], data.get(f"{arch}.nextn_predict_layers", 0)
     if type(count) is not int or not 0 < count <= len(shapes):
         return  # said by what compares the number of layers
+    count -= more if type(more) is int else 0  # layers that only speed generation up; some files leave them out
     blocks: dict[int, dict[str, Shape]] = defaultdict(dict)
     for name, shape in shapes.items():
         if (match := _BLOCK.fullmatch(name)) and int(match[1]) < count:
