@@ -13,6 +13,7 @@ from ..listing import shown
 from ..rules import Rule
 from ..values import Measured
 from .facts import Place, Weights, whole_number
+from .regexes import is_explosive
 
 HALF = Rule(
     "adapter-half", "broken", "An adapter lacks one of the two matrices of a module",
@@ -41,8 +42,8 @@ _OTHER = {"A": "B", "B": "A", "up": "down", "down": "up"}
 _UP = ("B", "up")
 _WIDE = ("F32", "F16", "BF16", "F64")
 _SAID = 12
-#: the end of a pattern that is a list of names, and not anything at all
-_NAMES = re.compile(r"[A-Za-z0-9_]\)*\$?$")
+#: of a pattern that is run over names: repetitions, and how many names of how many letters it is tried on
+_REPEATED, _TRIED, _LONG = 3, 32, 200
 
 
 def compare(place: Place, settings: Mapping[str, Any]) -> Iterator[Finding]:
@@ -79,21 +80,30 @@ def _elsewhere(modules: list[str], settings: Mapping[str, Any], file: str) -> It
         return  # parameters that are no module's own weight belong to modules around them
     names = [module.removeprefix("base_model.model.").removesuffix(".base_layer") for module in modules]
     if isinstance(targets, str):
-        last = {name.rpartition(".")[2] for name in names}
-        # a pattern is not run: it is enough that it ends with names, and that none of these is among them
-        if targets == "all-linear" or not _NAMES.search(targets) or any(name in targets for name in last):
-            return
-        outside = names
+        outside = names if _matches_none(targets, names) else []
     else:
         known = {target for target in targets if isinstance(target, str)} if isinstance(targets, list) else set()
         if not known:
             return
         outside = [name for name in names if not _ends(name, known)]
+    certain = len(outside) == len(names) and not isinstance(targets, str)
     if outside:
         yield ELSEWHERE.found(f"{len(outside)} of {len(names)} modules, e.g. {outside[0]!r:.120}; "
                               f"target_modules is {targets!r:.120}", file=file, place="$.target_modules",
                               evidence=", ".join(outside[:_SAID]),
-                              severity=None if len(outside) == len(names) else "suspicious")  # fmt: skip
+                              severity=None if certain else "suspicious")  # fmt: skip
+
+
+def _matches_none(pattern: str, names: list[str]) -> bool:
+    """Whether a pattern, where it is simple enough to be run, fits no name, with or without what stands before its parts."""
+    if pattern == "all-linear" or sum(map(pattern.count, "*+{")) > _REPEATED or is_explosive(pattern):
+        return False
+    try:
+        known = re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    tried = [name.split(".") for name in names[:_TRIED] if len(name) <= _LONG]
+    return bool(tried) and not any(known.fullmatch(".".join(parts[n:])) for parts in tried for n in range(min(4, len(parts))))
 
 
 def _ends(name: str, known: set[str]) -> bool:
