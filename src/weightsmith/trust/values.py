@@ -43,7 +43,8 @@ class Measured(TensorFacts):
     ``zeros`` is the share of zeros in the sample, ``blank`` the share of bytes in stretches (up to 1 MiB) that are all zero,
     ``head`` the tensor's first bytes. ``usual`` is a size that a few large values do not change (the square of the mean of the
     roots), ``same`` the share of neighbours among sampled rows that are equal and not zero, ``pieces`` elements at
-    :data:`PLACES` places of the tensor, as hex; the last two of tensors whose size and rows were told.
+    :data:`PLACES` places of the tensor, as hex, ``bare`` the share of sampled rows that are all zero; the last three of tensors
+    whose size and rows were told.
     """
 
     rms: float | None = None
@@ -52,6 +53,7 @@ class Measured(TensorFacts):
     usual: float = 0.0
     same: float = 0.0
     pieces: str = ""
+    bare: float = 0.0
     head: bytes = b""
 
     @property
@@ -113,7 +115,7 @@ class Values:
         self.wanted = [(2 * n + 1) * count // (2 * PLACES) for n in range(PLACES)] if count >= PLACES else []
         self.pieces: list[bytes] = []
         self.row = row if row >= LEAST_ROW else 0
-        self.pairs = self.same = 0
+        self.pairs = self.same = self.bare = 0
         self.dtype = "F32" if dtype == "C64" else dtype
         self.quantised = quantised and dtype not in _FLOATS and dtype not in _INTEGERS
         self.form = _FLOATS.get("F16" if self.quantised else self.dtype)
@@ -164,7 +166,8 @@ class Values:
         usual = (self.roots / self.sampled) ** 2 if self.sampled and finite else 0.0
         return Measured(digest, finite, peak, constant, rms, zeros, self.blank / self.size, usual,
                         self.same / self.pairs if self.pairs >= LEAST_PAIRS else 0.0,
-                        "" if self.wanted else b"".join(self.pieces).hex(), self.head)  # fmt: skip
+                        "" if self.wanted else b"".join(self.pieces).hex(),
+                        self.bare / self.pairs if self.pairs >= LEAST_PAIRS else 0.0, self.head)  # fmt: skip
 
     def _pieces(self, block: Array) -> None:
         """Keep the wanted elements of a block."""
@@ -181,9 +184,14 @@ class Values:
         count = (block.size - first) // self.row
         if count < 2:
             return
-        rows = block[first : first + count * self.row].reshape(count, self.row)[:: max(1, count // ROWS)]
+        step = max(1, count // ROWS) | 1  # odd: every second row may be of another kind
+        rows = block[first : first + count * self.row].reshape(count, self.row)[::step]
         self.pairs += len(rows) - 1
-        equal = (rows[1:, :PIECE] == rows[:-1, :PIECE]).all(1)
+        begins = rows[1:, :PIECE]
+        if not begins.all():
+            empty = ~begins.any(1)
+            self.bare += int(np.count_nonzero(~rows[1:][empty].any(1)))
+        equal = (begins == rows[:-1, :PIECE]).all(1)
         if equal.any():
             later, before = rows[1:][equal], rows[:-1][equal]
             self.same += int(np.count_nonzero((later == before).all(1) & later.any(1)))

@@ -9,6 +9,7 @@ from typing import Any
 from ...found import Finding
 from ..listing import shown
 from ..rules import Rule
+from . import adapter_parts
 from .facts import Place, whole_number
 from .regexes import is_explosive
 
@@ -36,7 +37,7 @@ IMPORTS = Rule(
     "Don't load it. The setting is `megatron.core` in every honest adapter.",
     ("https://cwe.mitre.org/data/definitions/470.html",),
 )  # fmt: skip
-RULES = (RANK, STRENGTH, SLOW, IMPORTS)
+RULES = (RANK, STRENGTH, SLOW, IMPORTS, *adapter_parts.RULES)
 MOST = 10_000.0  # honest factors lie below a few hundred
 _LOW = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B)(?:\.\w+)?(?:\.weight)?$")
 
@@ -49,6 +50,7 @@ def compare(place: Place) -> Iterator[Finding]:
     if core is not None and core != "" and not (isinstance(core, str) and re.fullmatch(r"megatron(?:\.\w+)*", core)):
         yield IMPORTS.found(f"megatron_core is {core!r:.120}", file=shown(place.prefix + "adapter_config.json"),
                             place="$.megatron_core")  # fmt: skip
+    yield from adapter_parts.compare(place, settings)
     rank = whole_number(settings.get("r"))
     if settings.get("peft_type") not in ("LORA", None) or rank is None:
         return

@@ -11,11 +11,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from ...formats.gguf import GgufHeader
 from ...found import Finding
-from ..items import Folder
+from ..items import Folder, TensorFacts
 from ..listing import shown
 from ..rules import Rule
+from ..values import Measured
 from .facts import LOADED, Place, Weights, role_of, tensors_of, whole_number
 
 WEIGHTS = Rule(
@@ -56,6 +59,8 @@ _GGUF = {"block_count": ("num_hidden_layers", "n_layer", "num_layers"),
          "embedding_length": ("hidden_size", "n_embd", "d_model"),
          "feed_forward_length": ("intermediate_size", "n_inner"),
          "attention.head_count": ("num_attention_heads", "n_head")}  # fmt: skip
+#: variants that hold the same weights in other floats
+_PRECISION = re.compile(r"\.(?:fp16|bf16|fp32|float16|bfloat16|float32|half)(?=[.-])", re.IGNORECASE)
 _NO_MODEL = re.compile(r"mmproj|draft|mtp|lora|adapter|vocab|imatrix|clip|eagle", re.IGNORECASE)
 
 
@@ -112,13 +117,20 @@ def _same(place: Place, loaded: Weights, known: _Names, other: Weights, variant:
     if not ours.keys() & theirs.keys():  # one of them with the prefix of a head's class
         ours, theirs = (ours, names.cut) if known.shortest <= names.shortest else (known.cut, theirs)
     both = ours.keys() & theirs.keys()
+    of_precision = bool(_PRECISION.search(other.name))
     facts, where = [], shown(other.files[0])
     for name in both:
         one, two = loaded.tensors[ours[name]], other.tensors[theirs[name]]
         if one[1] != two[1]:
             facts.append(f"{name}: {list(one[1])} and {list(two[1])}")
-        elif not variant and one[0] == two[0] and place.folder.alike((one[2], ours[name]), (two[2], theirs[name])) is False:
-            facts.append(f"{name}: other values")
+        elif variant and not of_precision:
+            continue  # averaged weights, say, are others by design
+        elif one[0] == two[0]:
+            if place.folder.alike((one[2], ours[name]), (two[2], theirs[name])) is False:
+                facts.append(f"{name}: other values")
+        elif variant and _rounded_otherwise(place.folder.tensors.get((one[2], ours[name])),
+                                            place.folder.tensors.get((two[2], theirs[name])), one[0], two[0]):  # fmt: skip
+            facts.append(f"{name}: other values, and not by rounding")
     whole = loaded.complete and other.complete and not variant
     lone = [n for n in ours.keys() ^ theirs.keys() if not _BUFFERS.search(n)] if whole else []
     if facts:
@@ -127,6 +139,27 @@ def _same(place: Place, loaded: Weights, known: _Names, other: Weights, variant:
     if lone:
         yield WEIGHTS.found(f"{len(lone)} tensors are in one of {loaded.name!r} and {other.name!r} only, e.g. {sorted(lone)[0]!r}",
                             file=where, evidence=", ".join(sorted(lone)[:20]))  # fmt: skip
+
+
+def _rounded_otherwise(first: TensorFacts | None, second: TensorFacts | None, dtype: str, other: str) -> bool:
+    """Whether two tensors of one shape, in two kinds of floats, hold values that no rounding makes of one another: by the
+    elements that the pass over the bytes kept, which lie at the same places in both."""
+    one, two = (_kept(facts, kind) for facts, kind in ((first, dtype), (second, other)))
+    if one is None or two is None or one.size != two.size:
+        return False
+    apart = np.abs(one - two) > np.maximum(np.abs(one), np.abs(two)) / 64 + 1e-6
+    return int(np.count_nonzero(apart)) * 4 > one.size
+
+
+def _kept(facts: TensorFacts | None, dtype: str) -> np.ndarray[Any, Any] | None:
+    """The elements of a tensor that were kept; ``None`` where there are none that are numbers."""
+    if not isinstance(facts, Measured) or not facts.pieces or not facts.finite:
+        return None
+    raw = bytes.fromhex(facts.pieces)
+    if dtype == "BF16":
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << np.uint32(16)).view(np.float32).astype(np.float64)
+    kind = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}.get(dtype)
+    return None if kind is None else np.frombuffer(raw, kind).astype(np.float64)
 
 
 def _original(place: Place, loaded: Weights, other: Weights) -> Iterator[Finding]:

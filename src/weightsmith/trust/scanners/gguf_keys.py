@@ -12,6 +12,7 @@ from ...formats.gguf import GgufHeader, GgufTensor
 from ...found import Finding
 from ..items import Folder, Item
 from ..listing import shown
+from . import gguf_parts
 from .header_rules import HOLE, KEY_TYPE, LAYERS, NO_ARCHITECTURE, SPLIT, TOKEN_ID, TRAILING, TYPES, VOCABULARY
 
 #: ids that a model needs to begin and to stop; of the others readers only warn
@@ -52,6 +53,8 @@ def findings(header: GgufHeader, item: Item) -> Iterator[Finding]:
     """Findings about one file whose header could be parsed."""
     file = shown(item.name)
     yield from (f for finder in (_types, _architecture, _vocabulary, _token_ids, _layers) for f in finder(header, file))
+    if header.metadata.get("split.count", 1) == 1:  # else all parts are looked at together
+        yield from gguf_parts.findings(header.tensors, header.metadata, file)
     yield from _placed(header, item.size, file)
 
 
@@ -187,3 +190,4 @@ def splits(folder: Folder) -> Iterator[Finding]:
             stated = ", ".join(sorted(map(str, wanted))) or "no number"
             yield SPLIT.found(f"{len(names)} tensors in {count} parts, {len(set(names))} different names; stated: {stated}",
                               file=first)  # fmt: skip
+        yield from gguf_parts.findings((t for h in headers for t in h.tensors), headers[0].metadata, first)

@@ -10,6 +10,7 @@ MOST_TENSORS = 1 << 17
 _SAFETENSORS = "https://huggingface.co/docs/safetensors/index#format"
 _GGUF = "https://github.com/ggml-org/ggml/blob/master/docs/gguf.md"
 _BOTH = (_SAFETENSORS, _GGUF)
+_LLAMA_CPP = "https://github.com/ggml-org/llama.cpp/blob/master/src/llama-model.cpp"
 _FETCH = "Fetch the file again; if it is the same at its source, it was made so, and should not be used."
 
 TRUNCATED = Rule(
@@ -168,6 +169,16 @@ LAYERS = Rule(
     "A loader refuses it, leaves a layer as memory happens to be, or passes over layers that belong to the model.",
     _FETCH, (_GGUF,),
 )  # fmt: skip
+PART_MISSING = Rule(
+    "gguf-part-missing", "broken", "A GGUF file lacks tensors that its architecture needs",
+    "llama.cpp refuses the file. A reader that goes on computes with whatever stands in their place.",
+    "Fetch or convert it again, and compare with the source.", (_LLAMA_CPP,),
+)  # fmt: skip
+PART_SHAPE = Rule(
+    "gguf-part-shape", "broken", "A tensor of a GGUF file has another shape than its metadata gives it",
+    "llama.cpp refuses the file. A reader that does not compare reads past the tensor, or only a part of it.",
+    "Fetch or convert it again, and compare with the source.", (_LLAMA_CPP,),
+)  # fmt: skip
 SPLIT = Rule(
     "gguf-split", "broken", "Parts of a split GGUF model are missing or don't belong together",
     "A loader reads all parts by name. A part that is missing, doubled or from another model gives a model that nobody made.",
@@ -181,7 +192,7 @@ NO_ARCHITECTURE = Rule(
 
 RULES = (TRUNCATED, TOO_LARGE, LENGTH, JSON, UTF8, NESTING, DUPLICATE, TYPES, METADATA, DTYPE, SHAPE, OVERFLOW, OVERLAP, HOLE,
          TRAILING, ALIGNMENT, VERSION, BYTE_ORDER, SPEC, OTHER_CONTENT, NAME, PADDING, PAYLOAD, CODE, MARKUP, LARGE_TEXT,
-         KEY_TYPE, VOCABULARY, TOKEN_ID, LAYERS, SPLIT, NO_ARCHITECTURE)  # fmt: skip
+         KEY_TYPE, VOCABULARY, TOKEN_ID, LAYERS, PART_MISSING, PART_SHAPE, SPLIT, NO_ARCHITECTURE)  # fmt: skip
 
 #: ``fault`` of the parsers' errors -> rule
 BY_FAULT = {

@@ -23,6 +23,7 @@ from ..listing import shown
 from ..rules import Rule
 from ..stream import CHANGED, facts_of
 from ..values import HEAD, PLACES, SCALES, Measured
+from . import kin
 from .facts import role_of
 from .headers import header_of
 from .payloads import begins_like_code
@@ -33,7 +34,10 @@ HUGE_VECTOR = 1e7  # biases and running statistics may be large
 HUGE_GAIN = 1e4  # of a norm; the greatest of real models are some hundreds
 ALONE = 1e3  # magnitude of single values of a matrix that are so many times (FAR) as large as usual ones
 FAR = 2e4  # outliers of real models have less than a thousand times the usual size
-MOST_SAME = 0.8  # of the neighbours among sampled rows; what pads a table is less
+MOST_SAME = 0.7  # of the neighbours among sampled rows; what pads a table is less
+BARE = 0.4  # of sampled rows that are all zero; rows that pad a table, or were cut out of a layer, are fewer
+FEWEST_ROWS = 32
+NEARLY_ALL = 0.8  # of the neighbours: nothing but equal rows is left
 NEAR = 24  # of the kept places at which two matrices have the same bytes
 LOUD = 100.0  # root mean square of a matrix whose rows should keep the size of what they multiply
 APART = 100.0  # times the median of the same matrix in the other layers
@@ -119,13 +123,16 @@ BOOLEANS = Rule(
 _MATRIX = re.compile(
     r"(?:^|[._])(?:[qkvo]_proj|out_proj|qkv_proj|qkv|gate_proj|up_proj|down_proj|gate_up_proj|query_key_value|c_attn|c_proj|c_fc|"
     r"fc[12]|fc_(?:in|out)|lin[12]|dense(?:_h_to_4h|_4h_to_h)?|query|key|value|Wqkv|in_proj|w[123qkvo]|lm_head|embed_tokens|"
+    r"(?:q|kv)_[ab]_proj(?:_with_mqa)?|[A-Za-z]+Attention\.[qkvo]|DenseReluDense\.w(?:i|i_[01]|o)|shared|"
     r"embed_(?:in|out)|word_embeddings|wte|output|token_embd|attn_(?:q|k|v|qkv|output)|ffn_(?:gate|up|down)(?:_exps|_shexp)?)"
-    r"\.(?:weight|qweight|weight_packed)$|experts\.(?:gate_up_proj|down_proj|gate_proj|up_proj)$"
+    r"\.(?:weight|qweight|weight_packed)$|experts\.(?:gate_up_proj|down_proj|gate_proj|up_proj)$|"
+    r"(?:^|backbone\.)embeddings\.weight$"
 )
 _ADAPTER = re.compile(r"lora_|\.lora|lokr_|hada_|oft_|ia3_|prompt_")
-_GAIN = re.compile(r"(?:norm|layernorm|ln_\w{1,3}|layer_norm)\.weight$")
+_GAIN = re.compile(r"(?:norm|layernorm|ln_\w{1,3}|layer_norm|norm_[12f])\.weight$")
 _PLAIN_GAINS = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen2_moe", "qwen3_moe", "phi3", "olmo2", "gpt2",
-                          "gpt_neox", "granite", "smollm3", "deepseek_v2", "deepseek_v3", "opt", "bloom", "falcon"})  # fmt: skip
+                          "gpt_neox", "granite", "smollm3", "deepseek_v2", "deepseek_v3", "opt", "bloom", "falcon",
+                          "mpt"})  # fmt: skip
 _NORM = re.compile(r"(?:norm\d?|ln_\w{1,3})\.weight$", re.IGNORECASE)
 _MASK = re.compile(r"mask|causal|alibi|attn\.bias$|attention\.bias$", re.IGNORECASE)
 _STATISTIC = re.compile(
@@ -136,7 +143,7 @@ _EXPERT = re.compile(r"(.*\bexperts\.)(\d{1,6})(\..*)", re.DOTALL)
 _WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 _QUANTISED = re.compile(r"quanti[sz]|quant_|compress|bitsandbytes|_bit\b|bits\b", re.IGNORECASE)
 _WIDE = ("F32", "F16", "BF16", "F64")
-_TABLE = re.compile(r"embed|wte|lm_head|token_embd|output\.weight")
+_TABLE = re.compile(r"embed|wte|shared|lm_head|token_embd|output\.weight")
 #: a pickle with its frame or its first opcodes, an ELF file, a zip archive or a script
 _PROGRAM = re.compile(
     rb"\x80[\x04\x05]\x95.{4}\x00{4}|\x80[\x02\x03](?:}q\x00|\]q\x00|c[a-z_]{2}|\(lp)|\x7fELF[\x01\x02][\x01\x02]\x01|"
@@ -191,8 +198,11 @@ class Numbers(Scanner):
     def scan_folder(self, folder: Folder) -> Iterator[Finding]:
         """Findings of all weight files together."""
         tensors = held(folder)
-        yield from judged(tensors, str(folder.json_object("config.json").get("model_type")) in _PLAIN_GAINS)
+        alone = list(judged(tensors, str(folder.json_object("config.json").get("model_type")) in _PLAIN_GAINS))
+        yield from alone
         yield from _apart(tensors)
+        said = {(f.rule, f.file, f.place) for f in alone}
+        yield from (f for f in _among_kin(tensors) if (f.rule, f.file, f.place) not in said)
         yield from _repeated(tensors, folder)
         yield from _experts(tensors, folder)
         yield from _integers(tensors, folder)
@@ -242,10 +252,11 @@ def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:
         elif t.dtype == "BOOL" and (peak or 0) > 1:
             yield _at(BOOLEANS, t, f"holds the byte {peak:.0f}")
         elif isinstance(t.facts, Measured) and t.matrix and not t.facts.constant and t.facts.same > MOST_SAME:
-            yield _at(ROWS, t, f"has equal rows ({t.facts.same:.0%} of a sample)", "suspicious" if _EXPERT.match(t.name) else None)
+            mild = bool(_EXPERT.match(t.name)) or t.facts.same <= NEARLY_ALL
+            yield _at(ROWS, t, f"has equal rows ({t.facts.same:.0%} of a sample)", "suspicious" if mild else None)
         elif t.facts.constant and t.matrix:
-            mild = (_LAYER.match(t.name) or [""] * 4)[3] in identity if peak == 0 else False
-            severity: Severity | None = "suspicious" if mild or _EXPERT.match(t.name) else None
+            added = (_LAYER.match(t.name) or [""] * 4)[3] in identity if peak == 0 else False
+            severity: Severity | None = "suspicious" if added or _EXPERT.match(t.name) else None
             yield _at(CONSTANT, t, "is all zero" if peak == 0 else "has one value everywhere", severity)
         elif t.facts.constant and t.facts.peak == 0 and plain_gains and _GAIN.search(t.name) and math.prod(t.shape) >= 16:
             yield _at(CONSTANT, t, "is all zero, so that nothing passes it", "suspicious")
@@ -269,7 +280,9 @@ def _absurd(t: Held) -> Iterator[Finding]:
     if len(t.shape) >= 2 and t.matrix:
         if isinstance(t.facts, Measured) and t.facts.zeros >= 0.99:
             yield _at(BLANK, t, f"holds {t.facts.zeros:.1%} zeros in a sample")
-        if peak > HUGE or (rms is not None and rms > LOUD):
+        elif isinstance(t.facts, Measured) and t.facts.bare > BARE and t.shape[0] >= FEWEST_ROWS and not _EXPERT.match(t.name):
+            yield _at(BLANK, t, f"has rows of nothing but zeros, {t.facts.bare:.0%} of a sample")
+        if peak > HUGE or (rms is not None and rms > LOUD * (10 if _TABLE.search(t.name) else 1)):
             yield _at(ABSURD, t, f"has a value of {peak:.3g}" + (f", a root mean square of about {rms:.3g}" if rms else ""))
         elif isinstance(t.facts, Measured) and peak > ALONE and 0 < t.facts.usual * FAR < peak:
             yield _at(ABSURD, t, f"has a value of {peak:.3g}, where about {t.facts.usual:.2g} is usual")
@@ -309,6 +322,18 @@ def _apart(tensors: Iterable[Held]) -> Iterator[Finding]:
         for rms, t in group:
             if rms > APART * middle or rms * APART * 10 < middle:
                 yield _at(OUTLIER, t, f"has a root mean square of about {rms:.3g}; in the other layers it is {middle:.3g}")
+
+
+def _among_kin(tensors: Iterable[Held]) -> Iterator[Finding]:
+    """Tensors of one name and shape across layers, whatever they are called."""
+    groups: dict[tuple[Any, ...], list[Held]] = defaultdict(list)
+    for t in tensors:
+        known = t.dtype in (*_WIDE, *SCALES) and not (_STATISTIC.search(t.name) or _ADAPTER.search(t.name) or _MASK.search(t.name))
+        if known and t.facts.finite and (match := _LAYER.match(t.name)):
+            groups[match[1], match[2], match[4], t.dtype, t.shape].append(t)
+    rules = {"constant": CONSTANT, "blank": BLANK, "apart": OUTLIER}
+    for group in groups.values():
+        yield from (_at(rules[what], t, said, "suspicious") for what, t, said in kin.unlike(group))
 
 
 def _repeated(tensors: Iterable[Held], folder: Folder) -> Iterator[Finding]:
