@@ -31,6 +31,7 @@ PART = re.compile(r"(.+?)-\d+-of-\d+(\.\w+)$")
 ASIDE = re.compile(r"vision|visual|audio|image|speech|(^|\.)mtp\.|draft|talker|code_predictor", re.IGNORECASE)
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
                "shared.weight", "embedding.weight", "embeddings.weight")  # fmt: skip
+_OF_PLACES = re.compile(r"position|distance_embedding|rel_embeddings")  # tables with a row for each place in a text, or distance
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Place:
         found: dict[str, tuple[int, ...]] = {}
         loaded = self.loaded
         for name, (_, shape, _) in (loaded.tensors.items() if loaded else ()):
-            if len(shape) == 2 and name.endswith(_EMBEDDINGS) and not ASIDE.search(name) and "position" not in name:
+            if len(shape) == 2 and name.endswith(_EMBEDDINGS) and not ASIDE.search(name) and not _OF_PLACES.search(name):
                 found[name] = shape
         if len(set(found.values())) != 1:
             found = {n: s for n, s in found.items() if n.endswith(_EMBEDDINGS[:6]) and "per_layer" not in n}
