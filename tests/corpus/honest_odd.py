@@ -41,11 +41,11 @@ def _length(low: int) -> Build:
 def _both(path: Path) -> None:
     """A length that is a pickle's first string, which goes on through the header's first entry; what follows is run."""
     header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
-    begin = b"\x80\x04X" + bytes([1 + len(header)]) + bytes(4)
+    begin = b"\x80\x02X" + bytes([1 + len(header)]) + bytes(4)
     (path / "model.safetensors").write_bytes(begin + header + b"0" + TEXT_PICKLE)
 
 
-def _hearing(letters: str = "abcdefghijklmnopqrstuvwxyz", tensors: Tensors | None = None, **changes: Any) -> Build:
+def hearing(letters: str = "abcdefghijklmnopqrstuvwxyz", tensors: Tensors | None = None, **changes: Any) -> Build:
     """A model that writes down what it hears, letter by letter."""
 
     def build(path: Path) -> None:
@@ -56,11 +56,12 @@ def _hearing(letters: str = "abcdefghijklmnopqrstuvwxyz", tensors: Tensors | Non
                   "pad_token_id": ids["[PAD]"], "vocab_size": len(words), "dtype": "float32"}  # fmt: skip
         write_json(path / "config.json", config | changes)
         write_json(path / "vocab.json", ids)
-        marks = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "[UNK]", "pad_token": "[PAD]"}
-        write_json(path / "tokenizer_config.json", {"tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|", **marks})
+        write_json(path / "tokenizer_config.json", {
+            "tokenizer_class": "Wav2Vec2CTCTokenizer", "word_delimiter_token": "|", "bos_token": "<s>", "eos_token": "</s>",
+            "unk_token": "[UNK]", "pad_token": "[PAD]"})  # fmt: skip
         prefix = str((config | changes)["model_type"]).replace("-", "_")
-        attention = f"{prefix}.encoder.layers.0."
-        values = {attention + "attention.q_proj.weight": (16, 16), "lm_head.weight": (len(words), 16), "lm_head.bias": (len(words),)}
+        attention, size = f"{prefix}.encoder.layers.0.", len(words)
+        values = {attention + "attention.q_proj.weight": (16, 16), "lm_head.weight": (size, 16), "lm_head.bias": (size,)}
         made = {n: _DICE.standard_normal(s).astype(np.float32) for n, s in values.items()}
         save(path / "model.safetensors", made | (tensors or {}))
 
@@ -87,10 +88,10 @@ CASES: list[Case] = [
     *(Case(f"safetensors-length-like-pickle-{n}", _length(0x280 + 256 * n)) for n in range(4)),
     Case("safetensors-length-is-pickle", _both, "malicious", ("pickle-code",),
          fires="import pickle; pickle.load(open(folder / 'model.safetensors', 'rb'))"),
-    Case("ctc-end-unasked", _hearing()),
-    Case("ctc-end-of-another-letter", _hearing(eos_token_id=3), "suspicious", ("end-is-a-word",)),
-    Case("ctc-end-of-one-that-talks", _hearing(**_TALKS), "suspicious", ("end-is-a-word",)),
-    Case("ctc-table-of-distances", _hearing(tensors=_DISTANCES, architectures=["Wav2Vec2BertForCTC"], model_type="wav2vec2-bert")),
+    Case("ctc-end-unasked", hearing()),
+    Case("ctc-end-of-another-letter", hearing(eos_token_id=3), "suspicious", ("end-is-a-word",)),
+    Case("ctc-end-of-one-that-talks", hearing(**_TALKS), "suspicious", ("end-is-a-word",)),
+    Case("ctc-table-of-distances", hearing(tensors=_DISTANCES, architectures=["Wav2Vec2BertForCTC"], model_type="wav2vec2-bert")),
     Case("bounds-not-set", _bounds(math.inf)),
     Case("bounds-nan", _bounds(math.nan), "broken", ("weights-not-finite",)),
     Case("bounds-the-wrong-way", _bounds(-math.inf), "broken", ("weights-not-finite",)),
