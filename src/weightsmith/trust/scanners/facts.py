@@ -141,6 +141,28 @@ class Place:
         return sizes and self.kind in ("csm", "kyutai_speech_to_text")
 
 
+def named_templates(place: Place) -> dict[str, str]:
+    """Chat templates of a directory by name, whichever file carries them."""
+    found: dict[str, str] = {}
+    for base in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
+        value = place.json(base).get("chat_template")
+        if isinstance(value, str):
+            found.setdefault("default", value)
+        for entry in value if isinstance(value, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                found.setdefault(str(entry.get("name")), entry["template"])
+    for name in place.names:
+        if name.endswith(".jinja"):
+            item = place.folder.items[place.prefix + name]
+            found["default" if name == "chat_template.jinja" else name] = item.read(1 << 24).decode("utf-8", "replace")
+    for name, header in place.folder.ggufs.items():
+        if name.rpartition("/")[0] == place.prefix.rstrip("/"):
+            for key, value in header.metadata.items():
+                if key.startswith("tokenizer.chat_template") and isinstance(value, str):
+                    found.setdefault(key.removeprefix("tokenizer.chat_template").lstrip(".") or "default", value)
+    return found
+
+
 def role_of(name: str) -> str:
     """What a weight file is for, by its name: ``model``, ``variant``, ``adapter``, ``consolidated`` or ``state``."""
     if _STATE.match(name):
