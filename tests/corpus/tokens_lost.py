@@ -16,7 +16,7 @@ _ENDS = ("", "a", "ab", "tion", "ing", "ness", "ation", "able", "ment", "fulness
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def _wordpiece(sign: str = "##", without: tuple[str, ...] = (), **model: Any) -> dict[str, Any]:
+def wordpiece(sign: str = "##", without: tuple[str, ...] = (), **model: Any) -> dict[str, Any]:
     """A vocabulary of BERT's kind: letters, words, further pieces."""
     words = [c + d + e for c in _LETTERS for d in "aeiou" for e in _ENDS]
     tokens = [*_SPECIAL, *_LETTERS, *(sign + c for c in _LETTERS), *words, *(sign + w for w in words)]
@@ -77,7 +77,7 @@ def _of(made: dict[str, Any], **settings: Any) -> Build:
 
 
 def _swapped() -> dict[str, Any]:
-    made = _wordpiece()
+    made = wordpiece()
     pair = made["post_processor"]["pair"]
     made["post_processor"]["pair"] = [pair[0], pair[3], pair[2], pair[1], pair[4]]
     return made
@@ -95,16 +95,16 @@ CASES: list[Case] = [
     Case("tok-bytes-by-sign-alone", _of(_bytewise(pre_tokenizer=_SIGNED)), "suspicious", _RULES),
     Case("tok-decoder-of-bytes-alone", _of(_bytewise(normalizer={"type": "Lowercase"}, pre_tokenizer=None, model=_plain())),
          "suspicious", _RULES),
-    Case("tok-longest-word", _of(_wordpiece(max_input_chars_per_word=3)), "suspicious", _RULES),
-    Case("tok-longest-word-of-eight", _of(_wordpiece(max_input_chars_per_word=8)), "suspicious", _RULES),
-    Case("tok-other-sign", _of(_wordpiece(continuing_subword_prefix="@@")), "suspicious", _RULES),
-    Case("tok-no-sign", _of(_wordpiece(continuing_subword_prefix="")), "suspicious", _RULES),
-    Case("tok-letters-gone", _of(_wordpiece(without=("##x", "##n"))), "suspicious", _RULES),
-    Case("tok-first-letters-gone", _of(_wordpiece(without=("x", "n"))), "suspicious", _RULES),
+    Case("tok-longest-word", _of(wordpiece(max_input_chars_per_word=3)), "suspicious", _RULES),
+    Case("tok-longest-word-of-eight", _of(wordpiece(max_input_chars_per_word=8)), "suspicious", _RULES),
+    Case("tok-other-sign", _of(wordpiece(continuing_subword_prefix="@@")), "suspicious", _RULES),
+    Case("tok-no-sign", _of(wordpiece(continuing_subword_prefix="")), "suspicious", _RULES),
+    Case("tok-letters-gone", _of(wordpiece(without=("##x", "##n"))), "suspicious", _RULES),
+    Case("tok-first-letters-gone", _of(wordpiece(without=("x", "n"))), "suspicious", _RULES),
     Case("tok-second-text-first", _of(_swapped()), "suspicious", ("tokenizer-template",)),
     Case("tok-length-one", _of(_bytewise(), model_max_length=1), "broken", ("tokenizer-length",)),
     Case("tok-bytes-honest", _of(_bytewise(), model_max_length=64)),
-    Case("tok-wordpiece-honest", _of(_wordpiece())),
-    Case("tok-wordpiece-other-sign-honest", _of(_wordpiece("@@"))),
-    Case("tok-wordpiece-long-words-honest", _of(_wordpiece(max_input_chars_per_word=50))),
+    Case("tok-wordpiece-honest", _of(wordpiece())),
+    Case("tok-wordpiece-other-sign-honest", _of(wordpiece("@@"))),
+    Case("tok-wordpiece-long-words-honest", _of(wordpiece(max_input_chars_per_word=50))),
 ]  # fmt: skip

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from . import Case, write_json
-from .layout import TOKENS, folder, tokenizer
+from .layout import TOKENS, config, folder, tokenizer
+from .tokens_lost import wordpiece
 
 Build = Callable[[Path], None]
 MARKS = ("<|im_start|>", "<|im_end|>")
@@ -32,8 +33,8 @@ def _chat(
         plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
         made["added_tokens"] += [plain | flags | {"id": tokens.index(t), "content": t} for t in listed]
         folder(path, tokenizer=made, weights={})
-        config = json.loads((path / "config.json").read_text())
-        write_json(path / "config.json", config | {"vocab_size": len(made["model"]["vocab"]) + 3})
+        file = path / "config.json"
+        write_json(file, json.loads(file.read_text()) | {"vocab_size": len(made["model"]["vocab"]) + 3})
         (path / "chat_template.jinja").write_text(template)
         file = path / "tokenizer_config.json"
         write_json(file, json.loads(file.read_text()) | (settings or {}))
@@ -47,7 +48,41 @@ def _decoder(**flags: bool) -> dict[str, Any]:
 
 
 _CUT = ("marks-cut-to-pieces",)
+_CLASS = ("tokenizer-class",)
+
+
+def _class(name: str, **changes: str) -> Build:
+    """A vocabulary of bytes under a class."""
+
+    def build(path: Path) -> None:
+        _chat(settings={"tokenizer_class": name})(path)
+        file = path / "config.json"
+        write_json(file, json.loads(file.read_text()) | changes)
+
+    return build
+
+
+def _pieces(name: str) -> Build:
+    """A model that writes, with a vocabulary of BERT's kind."""
+
+    def build(path: Path) -> None:
+        made = wordpiece()
+        size = len(made["model"]["vocab"])
+        folder(path, weights={}, tokenizer=made, config=config(vocab_size=size, eos_token_id=3))
+        file = path / "tokenizer_config.json"
+        write_json(file, json.loads(file.read_text()) | {"tokenizer_class": name, "eos_token": "[SEP]", "unk_token": "[UNK]"})
+
+    return build
+
+
 CASES: list[Case] = [
+    *(Case(f"tok-class-{name}", _class(name), "suspicious", _CLASS) for name in (
+        "BertTokenizerFast", "ElectraTokenizer", "GemmaTokenizer", "CLIPTokenizerFast", "T5Tokenizer")),
+    Case("tok-class-in-config", _class("", tokenizer_class="DistilBertTokenizer"), "suspicious", _CLASS),
+    Case("tok-class-of-bytes-over-pieces", _pieces("GPT2TokenizerFast"), "suspicious", _CLASS),
+    *(Case(f"tok-class-{name or 'none'}-honest", _class(name)) for name in (
+        "LlamaTokenizerFast", "GPT2Tokenizer", "Qwen2TokenizerFast", "TokenizersBackend", "OwnTokenizer", "")),
+    Case("tok-class-of-pieces-honest", _pieces("BertTokenizer")),
     Case("tok-marks-not-listed", _chat(()), "suspicious", _CUT),
     Case("tok-marks-one-not-listed", _chat(MARKS[1:]), "suspicious", _CUT),
     Case("tok-marks-only-end-named", _chat((), settings={"eos_token": MARKS[1]}), "suspicious", _CUT),

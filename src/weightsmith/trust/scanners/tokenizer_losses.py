@@ -64,8 +64,8 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
         return
     stages = {s: list(flat_rules(vocabulary.settings.get(s), s)) for s in ("normalizer", "pre_tokenizer", "decoder")}
     coming = [*stages["normalizer"], *stages["pre_tokenizer"]]
-    bytewise = vocabulary.kind == "BPE" and _many(vocabulary, "Ġ")
-    marked = not bytewise and _many(vocabulary, "▁")
+    bytewise = vocabulary.kind == "BPE" and has_many(vocabulary, "Ġ")
+    marked = not bytewise and has_many(vocabulary, "▁")
     every = bytewise and _has_all_bytes(vocabulary)
     if bytewise and not any(r["type"] == "ByteLevel" or (not every and "Ġ" in str(dict(r))) for _, r in coming):
         yield LOSES.found("the vocabulary is one of bytes, and no rule turns text into them: spaces and all but plain letters are "
@@ -83,7 +83,7 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
     yield from _reached(vocabulary, stages["pre_tokenizer"], file)
 
 
-def _many(vocabulary: Vocabulary, mark: str) -> bool:
+def has_many(vocabulary: Vocabulary, mark: str) -> bool:
     """Whether so many tokens begin with a mark that the vocabulary was made with it."""
     whole = "\0" + "\0".join(vocabulary.base)  # counted at once: there may be a quarter of a million
     return whole.count(f"\0{mark}") - (mark in vocabulary.base) >= max(_FEW, _SHARE * len(vocabulary.base))
@@ -192,7 +192,7 @@ def _way_back(
         what = "the letters that stand for bytes"
     elif marked and "Metaspace" not in kinds and "▁" not in said:
         what = "the sign that stands for spaces"
-    elif not bytewise and not marked and "WordPiece" not in kinds and "##" not in said and _many(vocabulary, "##"):
+    elif not bytewise and not marked and "WordPiece" not in kinds and "##" not in said and has_many(vocabulary, "##"):
         what = "the sign of a word's next piece"
     else:
         return
@@ -237,8 +237,8 @@ def _hardly(vocabulary: Vocabulary, sign: str, *, last: bool) -> bool:
 def _pieces(vocabulary: Vocabulary, model: Mapping[str, Any], file: str) -> Iterator[Finding]:
     """What makes WordPiece read words as unknown: the sign of further pieces, the longest word, letters that are not there."""
     base, sign = vocabulary.base, model.get("continuing_subword_prefix", "##")
-    used = next((s for s in _SIGNS if _many(vocabulary, s)), None)
-    if isinstance(sign, str) and used is not None and sign != used and (not sign or not _many(vocabulary, sign)):
+    used = next((s for s in _SIGNS if has_many(vocabulary, s)), None)
+    if isinstance(sign, str) and used is not None and sign != used and (not sign or not has_many(vocabulary, sign)):
         yield LOSES.found(f"each further piece of a word has to begin with {sign!r:.40}, and in the vocabulary they begin with "
                           f"{used!r}", file=file, place="$.model.continuing_subword_prefix")  # fmt: skip
     most = model.get("max_input_chars_per_word", 100)
