@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 from ...found import Finding
@@ -26,7 +26,7 @@ LOSES = Rule(
     "Take the tokenizer of the base model.",
 )  # fmt: skip
 UNREACHED = Rule(
-    "tokens-unreachable", "suspicious", "Most of the vocabulary can never be read",
+    "tokens-unreachable", "suspicious", "Much of the vocabulary can never be read",
     "The merges or the rules cut text into smaller pieces than the tokens that the model was trained on: it reads its prompts "
     "letter by letter and answers badly, though no weight was changed.",
     "Take the tokenizer of the base model.",
@@ -52,6 +52,7 @@ _SIGNS = ("##", "@@")  # of a word's next piece
 _PIECES, _ALPHABET, _LETTERS = 0.02, 0.1, "abcdefghijklmnopqrstuvwxyz"
 _FEWEST_LONG = 10
 _FEWEST_WITH = 30  # tokens that hold a letter, from which on the letter alone was in the vocabulary that they were made from
+_SHARE_UNMADE = 0.05  # tokens that can't be reached; of real vocabularies it is one in 100 000
 _FEWEST = 30  # tokens of which it is worth saying how many can be reached
 _CUTS_AT_SPACES = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
 
@@ -80,7 +81,8 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
     yield from _lines_and_case(vocabulary, stages["normalizer"], bytewise, file)
     for at, rule in [*stages["normalizer"], *stages["decoder"]]:
         yield from _one_rule(rule, at, file)
-    yield from _reached(vocabulary, stages["pre_tokenizer"], file)
+    said = list(_reached(vocabulary, stages["pre_tokenizer"], file))
+    yield from said or (_unmade(vocabulary, file) if every else ())
 
 
 def has_many(vocabulary: Vocabulary, mark: str) -> bool:
@@ -282,6 +284,28 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
     if len(missed) > (0.9 if model.get("ignore_merges") is True else 1 / 3) * len(sample):
         yield UNREACHED.found(f"{len(missed)} of {len(sample)} tokens that were tried do not come out of their own letters",
                               file=file, place="$.model.merges", evidence=named)  # fmt: skip
+
+
+def _unmade(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
+    """Tokens of bytes that no merge makes, and merges that stand before those of their own halves: of honest vocabularies there
+    are next to none, since each token was once the next merge."""
+    import numpy as np
+
+    model, made = vocabulary.settings.get("model"), vocabulary.made
+    if not isinstance(model, dict) or model.get("ignore_merges") is True or not made:
+        return
+    first = dict(zip(reversed(made), range(len(made) - 1, -1, -1), strict=True))
+    skipped = {a.text for a in vocabulary.added}
+    unmade = [t for t in vocabulary.base if len(t) > 1 and t not in first and t not in skipped and not looks_special(t)]
+    ranks = np.array(list(map(first.get, vocabulary.halves or [], repeat(-1)))).reshape(-1, 2)
+    behind = (ranks.max(1) >= np.arange(len(made))).nonzero()[0].tolist()
+    # some list every way to make a token: one that is in order is enough
+    ordered = {made[n] for n in set(range(len(made))).difference(behind)} if behind else set(made)
+    early = [t for t in dict.fromkeys(made[n] for n in behind) if t not in ordered]
+    for odd, what in ((unmade, "tokens are made by no merge"), (early, "tokens are made before their halves are")):
+        if len(odd) >= max(_FEWEST, _SHARE_UNMADE * len(vocabulary.base)):
+            yield UNREACHED.found(f"{len(odd)} {what}, e.g. {readable(odd[0])!r:.40}", file=file, place="$.model.merges",
+                                  evidence=", ".join(f"{readable(t)!r:.40}" for t in odd[:12]))  # fmt: skip
 
 
 def _merged(token: str, vocabulary: Vocabulary, ending: str) -> list[str]:
