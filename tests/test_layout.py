@@ -303,6 +303,22 @@ def test_exchanged_words_are_shown(tmp_path: Path) -> None:
     assert found[0].severity == "suspicious"
 
 
+def test_how_added_tokens_are_found_is_compared(tmp_path: Path) -> None:
+    data = tokenizer()
+    data["added_tokens"][1]["single_word"] = True
+    found = _pair(tmp_path, tokenizer=data)
+    assert [(f.rule, f.message) for f in found] == [
+        ("reference-tokenizer-rules", "'<s>' is only found as a word of its own in one and not in the other")]  # fmt: skip
+
+
+def test_a_token_that_is_no_longer_added_is_a_difference(tmp_path: Path) -> None:
+    data = tokenizer()
+    del data["added_tokens"][2]
+    found = _pair(tmp_path, tokenizer=data)
+    assert ("reference-tokenizer-rules", "'</s>' is an added token in one and not in the other") in [
+        (f.rule, f.message) for f in found]  # fmt: skip
+
+
 def test_the_order_of_merges_counts(tmp_path: Path) -> None:
     data = tokenizer()
     merges = data["model"]["merges"]

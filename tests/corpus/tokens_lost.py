@@ -16,7 +16,7 @@ _ENDS = ("", "a", "ab", "tion", "ing", "ness", "ation", "able", "ment", "fulness
 _SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def _wordpiece(sign: str = "##", without: tuple[str, ...] = (), **model: Any) -> dict[str, Any]:
+def wordpiece(sign: str = "##", without: tuple[str, ...] = (), **model: Any) -> dict[str, Any]:
     """A vocabulary of BERT's kind: letters, words, further pieces."""
     words = [c + d + e for c in _LETTERS for d in "aeiou" for e in _ENDS]
     tokens = [*_SPECIAL, *_LETTERS, *(sign + c for c in _LETTERS), *words, *(sign + w for w in words)]
@@ -56,6 +56,15 @@ def _bytewise(**parts: Any) -> dict[str, Any]:
             "added_tokens": [marks | {"id": i, "content": t, "special": True} for i, t in enumerate(tokens[:3])]} | parts
 
 
+def _merging(change: Callable[[list[list[str]]], list[list[str]]] = list, **parts: Any) -> dict[str, Any]:
+    """The same with more merges, which are changed while the vocabulary is not."""
+    made = _bytewise()
+    merges = [["Ġ", c] for c in _LETTERS] + [["Ġ" + c, d] for c in _LETTERS for d in "aeiou"]
+    merges += [[m[0] + m[1], "n"] for m in merges[26:]]
+    tokens = [*list(made["model"]["vocab"])[: 3 + 256], *("".join(m) for m in merges)]
+    return _bytewise(model={"vocab": {t: i for i, t in enumerate(tokens)}, "merges": change(merges), **parts})
+
+
 def _plain() -> dict[str, Any]:
     """A model of letters that stand for themselves."""
     tokens = ["<pad>", "<s>", "</s>", " ", *_LETTERS, *map(chr, range(0xE0, 0x100))]
@@ -77,7 +86,7 @@ def _of(made: dict[str, Any], **settings: Any) -> Build:
 
 
 def _swapped() -> dict[str, Any]:
-    made = _wordpiece()
+    made = wordpiece()
     pair = made["post_processor"]["pair"]
     made["post_processor"]["pair"] = [pair[0], pair[3], pair[2], pair[1], pair[4]]
     return made
@@ -95,16 +104,23 @@ CASES: list[Case] = [
     Case("tok-bytes-by-sign-alone", _of(_bytewise(pre_tokenizer=_SIGNED)), "suspicious", _RULES),
     Case("tok-decoder-of-bytes-alone", _of(_bytewise(normalizer={"type": "Lowercase"}, pre_tokenizer=None, model=_plain())),
          "suspicious", _RULES),
-    Case("tok-longest-word", _of(_wordpiece(max_input_chars_per_word=3)), "suspicious", _RULES),
-    Case("tok-longest-word-of-eight", _of(_wordpiece(max_input_chars_per_word=8)), "suspicious", _RULES),
-    Case("tok-other-sign", _of(_wordpiece(continuing_subword_prefix="@@")), "suspicious", _RULES),
-    Case("tok-no-sign", _of(_wordpiece(continuing_subword_prefix="")), "suspicious", _RULES),
-    Case("tok-letters-gone", _of(_wordpiece(without=("##x", "##n"))), "suspicious", _RULES),
-    Case("tok-first-letters-gone", _of(_wordpiece(without=("x", "n"))), "suspicious", _RULES),
+    Case("tok-longest-word", _of(wordpiece(max_input_chars_per_word=3)), "suspicious", _RULES),
+    Case("tok-longest-word-of-eight", _of(wordpiece(max_input_chars_per_word=8)), "suspicious", _RULES),
+    Case("tok-other-sign", _of(wordpiece(continuing_subword_prefix="@@")), "suspicious", _RULES),
+    Case("tok-no-sign", _of(wordpiece(continuing_subword_prefix="")), "suspicious", _RULES),
+    Case("tok-letters-gone", _of(wordpiece(without=("##x", "##n"))), "suspicious", _RULES),
+    Case("tok-first-letters-gone", _of(wordpiece(without=("x", "n"))), "suspicious", _RULES),
     Case("tok-second-text-first", _of(_swapped()), "suspicious", ("tokenizer-template",)),
     Case("tok-length-one", _of(_bytewise(), model_max_length=1), "broken", ("tokenizer-length",)),
+    Case("tok-merges-cut", _of(_merging(lambda m: m[:-80])), "suspicious", ("tokens-unreachable",)),
+    Case("tok-merges-thinned", _of(_merging(lambda m: m[:156] + m[156::2])), "suspicious", ("tokens-unreachable",)),
+    Case("tok-merges-out-of-order", _of(_merging(lambda m: m[26:] + m[:26])), "suspicious", ("tokens-unreachable",)),
+    Case("tok-merges-honest", _of(_merging())),
+    Case("tok-merges-few-less-honest", _of(_merging(lambda m: m[:-12]))),
+    Case("tok-merges-every-way-honest", _of(_merging(lambda m: [*m, *m[26:66]]))),
+    Case("tok-merges-whole-words-honest", _of(_merging(lambda m: m[:-80], ignore_merges=True))),
     Case("tok-bytes-honest", _of(_bytewise(), model_max_length=64)),
-    Case("tok-wordpiece-honest", _of(_wordpiece())),
-    Case("tok-wordpiece-other-sign-honest", _of(_wordpiece("@@"))),
-    Case("tok-wordpiece-long-words-honest", _of(_wordpiece(max_input_chars_per_word=50))),
+    Case("tok-wordpiece-honest", _of(wordpiece())),
+    Case("tok-wordpiece-other-sign-honest", _of(wordpiece("@@"))),
+    Case("tok-wordpiece-long-words-honest", _of(wordpiece(max_input_chars_per_word=50))),
 ]  # fmt: skip

@@ -103,10 +103,11 @@ def _is_pe(head: bytes, size: int) -> bool:
 
 
 def _is_pickle(head: bytes, size: int) -> bool:
-    """Whether it says so itself; with a version that few writers use, whether it also goes on as one."""
+    """Whether it says so itself; with a version that few writers use, whether it also goes on as one, and so with the length
+    of a safetensors header, whose two lowest bytes may be any."""
     if head[:1] != b"\x80" or len(head) < 2 or head[1] > 15:
         return False
-    return 2 <= head[1] <= 5 or read_as_pickle(head, size) is not Reading.NO
+    return (2 <= head[1] <= 5 and not is_safetensors(head, size)) or read_as_pickle(head, size) is not Reading.NO
 
 
 def _is_tfrecord(head: bytes, size: int) -> bool:

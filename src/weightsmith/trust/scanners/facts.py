@@ -31,6 +31,7 @@ PART = re.compile(r"(.+?)-\d+-of-\d+(\.\w+)$")
 ASIDE = re.compile(r"vision|visual|audio|image|speech|(^|\.)mtp\.|draft|talker|code_predictor", re.IGNORECASE)
 _EMBEDDINGS = ("embed_tokens.weight", "wte.weight", "word_embeddings.weight", "tok_embeddings.weight", "embed_in.weight",
                "shared.weight", "embedding.weight", "embeddings.weight")  # fmt: skip
+_OF_PLACES = re.compile(r"position|distance_embedding|rel_embeddings")  # tables with a row for each place in a text, or distance
 
 
 @dataclass
@@ -119,7 +120,7 @@ class Place:
         found: dict[str, tuple[int, ...]] = {}
         loaded = self.loaded
         for name, (_, shape, _) in (loaded.tensors.items() if loaded else ()):
-            if len(shape) == 2 and name.endswith(_EMBEDDINGS) and not ASIDE.search(name) and "position" not in name:
+            if len(shape) == 2 and name.endswith(_EMBEDDINGS) and not ASIDE.search(name) and not _OF_PLACES.search(name):
                 found[name] = shape
         if len(set(found.values())) != 1:
             found = {n: s for n, s in found.items() if n.endswith(_EMBEDDINGS[:6]) and "per_layer" not in n}
@@ -138,6 +139,28 @@ class Place:
         model, since a key alone would switch the checks off for any."""
         sizes = any(type(self.config.get(f"{of}_vocab_size")) is int for of in ("text", "codebook"))
         return sizes and self.kind in ("csm", "kyutai_speech_to_text")
+
+
+def named_templates(place: Place) -> dict[str, str]:
+    """Chat templates of a directory by name, whichever file carries them."""
+    found: dict[str, str] = {}
+    for base in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
+        value = place.json(base).get("chat_template")
+        if isinstance(value, str):
+            found.setdefault("default", value)
+        for entry in value if isinstance(value, list) else ():
+            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
+                found.setdefault(str(entry.get("name")), entry["template"])
+    for name in place.names:
+        if name.endswith(".jinja"):
+            item = place.folder.items[place.prefix + name]
+            found["default" if name == "chat_template.jinja" else name] = item.read(1 << 24).decode("utf-8", "replace")
+    for name, header in place.folder.ggufs.items():
+        if name.rpartition("/")[0] == place.prefix.rstrip("/"):
+            for key, value in header.metadata.items():
+                if key.startswith("tokenizer.chat_template") and isinstance(value, str):
+                    found.setdefault(key.removeprefix("tokenizer.chat_template").lstrip(".") or "default", value)
+    return found
 
 
 def role_of(name: str) -> str:

@@ -50,8 +50,9 @@ NOT_FINITE = Rule(
     "Do not use the model; fetch it again, and tell the publisher if it stays so.",
 )  # fmt: skip
 INFINITE_MASK = Rule(
-    "mask-infinite", "note", "An attention mask that holds infinities",
-    "Masks are made of them; saved with the weights they do no harm.", "Nothing to do.",
+    "mask-infinite", "note", "An attention mask, or a bound that nothing is cut at, that holds infinities",
+    "Masks are made of them, and bounds are infinite until they are set; saved with the weights they do no harm.",
+    "Nothing to do.",
 )  # fmt: skip
 CONSTANT = Rule(
     "weights-constant", "broken", "A weight matrix that is all zero, or one value everywhere",
@@ -135,6 +136,8 @@ _PLAIN_GAINS = frozenset({"llama", "mistral", "mixtral", "qwen2", "qwen3", "qwen
                           "mpt"})  # fmt: skip
 _NORM = re.compile(r"(?:norm\d?|ln_\w{1,3})\.weight$", re.IGNORECASE)
 _MASK = re.compile(r"mask|causal|alibi|attn\.bias$|attention\.bias$", re.IGNORECASE)
+#: bounds that what goes into a layer and out of it is cut at
+_BOUND = re.compile(r"(?:^|\.)(?:input|output)_(min|max)$")
 _STATISTIC = re.compile(
     r"running_|num_batches|absmax|scale|zero|quant|position|rotary|freq|cache|_ids?$|timestep|g_idx|qmap", re.IGNORECASE
 )
@@ -246,7 +249,7 @@ def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:
             yield PAYLOAD.found(f"{t.name[:120]} begins like a program, a pickle or an archive", file=t.file,
                                 place=f"tensor {t.name[:120]!r}", evidence=t.facts.head[:HEAD].hex(" "))  # fmt: skip
         if not t.facts.finite:
-            masks = peak is not None and math.isinf(peak) and _MASK.search(t.name)
+            masks = peak is not None and math.isinf(peak) and (_MASK.search(t.name) or _is_open_bound(t))
             rule, what = (INFINITE_MASK, "infinity") if masks else (NOT_FINITE, "infinity" if peak == math.inf else "NaN")
             yield _at(rule, t, f"holds {what}")
         elif t.dtype == "BOOL" and (peak or 0) > 1:
@@ -267,6 +270,14 @@ def judged(tensors: list[Held], plain_gains: bool = False) -> Iterator[Finding]:
     if plain:
         said = ", ".join(t.name[:80] for t in plain[:_SAID])
         yield EMPTY_TABLE.found(f"{len(plain)} tensors hold one value everywhere, e.g. {said}", file=plain[0].file)
+
+
+def _is_open_bound(t: Held) -> bool:
+    """Whether a tensor is a single bound on the side where infinity cuts nothing; the last byte has the sign."""
+    match, head = _BOUND.search(t.name), t.facts.head if isinstance(t.facts, Measured) else b""
+    if match is None or math.prod(t.shape) != 1 or t.dtype not in _WIDE or not head:
+        return False
+    return (head[-1] >= 0x80) == (match[1] == "min")
 
 
 def _absurd(t: Held) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from ...found import Finding
 from ..items import Folder, Item, Scanner
 from ..listing import shown
 from ..rules import Rule
-from .facts import INDEX, Place, Weights, places
+from .facts import INDEX, Place, Weights, named_templates, places
 from .vocabulary import Vocabulary, merge_pairs, readable, vocabularies
 
 FILES = Rule(
@@ -187,7 +187,7 @@ def _leaves(value: Any) -> Iterator[tuple[str, Any]]:
 
 def _templates(place: Place, other: Place) -> Iterator[Finding]:
     """Chat templates by name, whichever file carries them."""
-    ours, theirs = _named_templates(place), _named_templates(other)
+    ours, theirs = named_templates(place), named_templates(other)
     for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) == theirs.get(name):
             continue
@@ -198,27 +198,6 @@ def _templates(place: Place, other: Place) -> Iterator[Finding]:
         what = "is not in the reference" if name not in theirs else "is missing here" if name not in ours else "differs"
         yield TEMPLATE.found(f"the template {name!r:.60} {what}", file=shown(place.prefix + "tokenizer_config.json"), place=name,
                              evidence="\n".join(lines[2:40]))  # fmt: skip
-
-
-def _named_templates(place: Place) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for base in ("tokenizer_config.json", "chat_template.json", "processor_config.json"):
-        value = place.json(base).get("chat_template")
-        if isinstance(value, str):
-            found.setdefault("default", value)
-        for entry in value if isinstance(value, list) else ():
-            if isinstance(entry, dict) and isinstance(entry.get("template"), str):
-                found.setdefault(str(entry.get("name")), entry["template"])
-    for name in place.names:
-        if name.endswith(".jinja"):
-            item = place.folder.items[place.prefix + name]
-            found["default" if name == "chat_template.jinja" else name] = item.read(1 << 24).decode("utf-8", "replace")
-    for name, header in place.folder.ggufs.items():
-        if name.rpartition("/")[0] == place.prefix.rstrip("/"):
-            for key, value in header.metadata.items():
-                if key.startswith("tokenizer.chat_template") and isinstance(value, str):
-                    found.setdefault(key.removeprefix("tokenizer.chat_template").lstrip(".") or "default", value)
-    return found
 
 
 # -- tokenizers ------------------------------------------------------------------------------------------------
@@ -249,13 +228,24 @@ def compare_vocabularies(ours: Vocabulary, theirs: Vocabulary, alike: bool = Tru
             if lone:
                 listed = ", ".join(f"{t!r:.40}" for t in sorted(lone)[:_LISTED])
                 yield ADDED.found(f"{len(lone)} tokens {what} than the reference: {listed:.100}", file=file, evidence=listed)
-    flags = [{a.text: (a.special, a.normalized) for a in v.added} for v in (ours, theirs)]
-    changed = [t for t in flags[0].keys() & flags[1].keys() if flags[0][t] != flags[1][t]]
-    if changed and alike:
-        yield RULES_DIFFER.found(f"{changed[0]!r:.60} is special in one and not in the other", file=file, place="$.added_tokens",
-                                 evidence=", ".join(map(repr, changed[:12])))  # fmt: skip
+    if alike:
+        yield from _flags(ours, theirs, file)
     if alike and ours.kind not in ("gguf", "sentencepiece") and ours.settings and theirs.settings:
         yield from _stages(ours.settings, theirs.settings, file)
+
+
+def _flags(ours: Vocabulary, theirs: Vocabulary, file: str) -> Iterator[Finding]:
+    """How tokens are looked for in a text: both have each of them, and only one finds it, or finds it elsewhere."""
+    one, two = ({a.text: (a.special, a.normalized, a.single_word) for a in v.added} for v in (ours, theirs))
+    changed = sorted(t for t in one.keys() & two.keys() if one[t] != two[t])
+    if changed:
+        word = all(one[t][:2] == two[t][:2] for t in changed)
+        what = "is only found as a word of its own" if word else "is special"
+        yield RULES_DIFFER.found(f"{changed[0]!r:.60} {what} in one and not in the other", file=file, place="$.added_tokens",
+                                 evidence=", ".join(map(repr, changed[:12])))  # fmt: skip
+    if lone := sorted(t for t in one.keys() ^ two.keys() if t in ours.ids and t in theirs.ids):
+        yield RULES_DIFFER.found(f"{lone[0]!r:.60} is an added token in one and not in the other", file=file,
+                                 place="$.added_tokens", evidence=", ".join(map(repr, lone[:12])))  # fmt: skip
 
 
 def _stages(ours: Mapping[str, Any], theirs: Mapping[str, Any], file: str) -> Iterator[Finding]:

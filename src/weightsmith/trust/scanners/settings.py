@@ -51,6 +51,8 @@ _DEFAULT_IDS = {
     50279: ("olmo", "olmo2", "olmo3", "olmoe"), 255001: ("cohere", "cohere2"), 128000: ("smollm3", "bitnet"),
     128001: ("smollm3", "bitnet"), 151329: ("glm", "glm4"), 151336: ("glm", "glm4"), 151338: ("glm", "glm4"),
 }  # fmt: skip
+#: families that hear: their models of letters never generate
+_HEARS = re.compile(r"(?:wav2vec2|hubert|wavlm|unispeech|sew|data2vec-audio|mctct)(?:-|$)")
 _TINY = 5000  # tokens of a model that is made for tests
 _PROMPT = re.compile(r"system_prompt|system_message|default_prompt|preamble|instruction", re.IGNORECASE)
 _KNOWN_ROPES = {"default", "linear", "dynamic", "yarn", "longrope", "llama3", "su", "mrope", "proportional", "ntk", "none"}
@@ -201,9 +203,14 @@ class _Settings:
             if name == "eos" and self.vocabulary is not None:
                 texts = self.vocabulary.texts
                 words = [i for i in ids if i in texts and not self._marker(i)]
-                older = ids == [2] and str(settings.get("model_type")).startswith("clip")  # what CLIP's first configs say
-                if words and not older:
+                if words and not (ids == [2] and self._unasked_end(settings)):
                     yield ODD_STOP.found(f"{key} {words[0]} is {self._text(words[0])!r:.40}", file=file, place=f"{at}.{key}")
+
+    def _unasked_end(self, settings: Mapping[str, Any]) -> bool:
+        """Whether 2 as the end is what the config's class says when nobody asks: of CLIP's first configs, and of models that
+        name a letter for each stretch of sound and never write on until an end."""
+        hears = bool(_HEARS.match(self.place.kind)) and not self.place.generates
+        return str(settings.get("model_type")).startswith("clip") or hears
 
     @property
     def _writes_nothing(self) -> bool:

@@ -10,6 +10,9 @@ from ...found import Finding
 from ..listing import shown
 from ..rules import Rule
 from .facts import Place
+from .regexes import visible
+from .signs import is_of_text
+from .tokenizer_rules import CHANGES
 from .vocabulary import Vocabulary, is_words
 
 MAPPED = Rule(
@@ -63,6 +66,7 @@ def check_settings(place: Place, vocabulary: Vocabulary | None) -> Iterator[Find
             yield ELSEWHERE.found(f"{key} is {value!r:.120}", file=file, place=f"$.{key}", evidence=value)
         elif isinstance(value, str) and _NAMES.fullmatch(key) and _ABSOLUTE.match(value):
             yield ABSOLUTE.found(f"{key} is {value!r:.120}", file=file, place=f"$.{key}", evidence=value)
+    yield from _heard(config, vocabulary, file)
     if place.generates and config.get("split_special_tokens") is True:
         yield SPLITS.found("split_special_tokens is switched on", file=file, place="$.split_special_tokens")
     begin, end = _text(config, "bos_token"), _text(config, "eos_token")
@@ -74,6 +78,19 @@ def check_settings(place: Place, vocabulary: Vocabulary | None) -> Iterator[Find
     elif other_end and end and other_end != end and vocabulary is not None and is_words(other_end):
         yield MAPPED.found(f"the end is the word {other_end!r:.40} here and {end!r:.40} in tokenizer_config.json", file=file,
                            place="$.eos_token")  # fmt: skip
+
+
+def _heard(config: Mapping[str, Any], vocabulary: Vocabulary | None, file: str) -> Iterator[Finding]:
+    """The sign between words that a tokenizer of what is heard has, and what is written in its place."""
+    if not str(config.get("tokenizer_class")).startswith("Wav2Vec2") or vocabulary is None:
+        return
+    sign, written = _text(config, "word_delimiter_token"), config.get("replace_word_delimiter_char", " ")
+    if is_of_text(sign, vocabulary):
+        yield CHANGES.found(f"{sign!r:.60} becomes a space, and the vocabulary has another sign for it", file=file,
+                            place="$.word_delimiter_token")  # fmt: skip
+    if isinstance(written, str) and visible(written) and written != sign:
+        yield CHANGES.found(f"{written!r:.120} is written in the place of every space", file=file,
+                            place="$.replace_word_delimiter_char")  # fmt: skip
 
 
 def named_elsewhere(place: Place, text: str) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import Any
 
 from ...found import Finding
@@ -26,7 +26,7 @@ LOSES = Rule(
     "Take the tokenizer of the base model.",
 )  # fmt: skip
 UNREACHED = Rule(
-    "tokens-unreachable", "suspicious", "Most of the vocabulary can never be read",
+    "tokens-unreachable", "suspicious", "Much of the vocabulary can never be read",
     "The merges or the rules cut text into smaller pieces than the tokens that the model was trained on: it reads its prompts "
     "letter by letter and answers badly, though no weight was changed.",
     "Take the tokenizer of the base model.",
@@ -52,6 +52,7 @@ _SIGNS = ("##", "@@")  # of a word's next piece
 _PIECES, _ALPHABET, _LETTERS = 0.02, 0.1, "abcdefghijklmnopqrstuvwxyz"
 _FEWEST_LONG = 10
 _FEWEST_WITH = 30  # tokens that hold a letter, from which on the letter alone was in the vocabulary that they were made from
+_SHARE_UNMADE = 0.05  # tokens that can't be reached; of real vocabularies it is one in 100 000
 _FEWEST = 30  # tokens of which it is worth saying how many can be reached
 _CUTS_AT_SPACES = frozenset({"Whitespace", "WhitespaceSplit", "BertPreTokenizer"})
 
@@ -64,8 +65,8 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
         return
     stages = {s: list(flat_rules(vocabulary.settings.get(s), s)) for s in ("normalizer", "pre_tokenizer", "decoder")}
     coming = [*stages["normalizer"], *stages["pre_tokenizer"]]
-    bytewise = vocabulary.kind == "BPE" and _many(vocabulary, "Ġ")
-    marked = not bytewise and _many(vocabulary, "▁")
+    bytewise = vocabulary.kind == "BPE" and has_many(vocabulary, "Ġ")
+    marked = not bytewise and has_many(vocabulary, "▁")
     every = bytewise and _has_all_bytes(vocabulary)
     if bytewise and not any(r["type"] == "ByteLevel" or (not every and "Ġ" in str(dict(r))) for _, r in coming):
         yield LOSES.found("the vocabulary is one of bytes, and no rule turns text into them: spaces and all but plain letters are "
@@ -80,10 +81,11 @@ def check_losses(vocabulary: Vocabulary, file: str, writes: bool) -> Iterator[Fi
     yield from _lines_and_case(vocabulary, stages["normalizer"], bytewise, file)
     for at, rule in [*stages["normalizer"], *stages["decoder"]]:
         yield from _one_rule(rule, at, file)
-    yield from _reached(vocabulary, stages["pre_tokenizer"], file)
+    said = list(_reached(vocabulary, stages["pre_tokenizer"], file))
+    yield from said or (_unmade(vocabulary, file) if every else ())
 
 
-def _many(vocabulary: Vocabulary, mark: str) -> bool:
+def has_many(vocabulary: Vocabulary, mark: str) -> bool:
     """Whether so many tokens begin with a mark that the vocabulary was made with it."""
     whole = "\0" + "\0".join(vocabulary.base)  # counted at once: there may be a quarter of a million
     return whole.count(f"\0{mark}") - (mark in vocabulary.base) >= max(_FEW, _SHARE * len(vocabulary.base))
@@ -192,7 +194,7 @@ def _way_back(
         what = "the letters that stand for bytes"
     elif marked and "Metaspace" not in kinds and "▁" not in said:
         what = "the sign that stands for spaces"
-    elif not bytewise and not marked and "WordPiece" not in kinds and "##" not in said and _many(vocabulary, "##"):
+    elif not bytewise and not marked and "WordPiece" not in kinds and "##" not in said and has_many(vocabulary, "##"):
         what = "the sign of a word's next piece"
     else:
         return
@@ -237,8 +239,8 @@ def _hardly(vocabulary: Vocabulary, sign: str, *, last: bool) -> bool:
 def _pieces(vocabulary: Vocabulary, model: Mapping[str, Any], file: str) -> Iterator[Finding]:
     """What makes WordPiece read words as unknown: the sign of further pieces, the longest word, letters that are not there."""
     base, sign = vocabulary.base, model.get("continuing_subword_prefix", "##")
-    used = next((s for s in _SIGNS if _many(vocabulary, s)), None)
-    if isinstance(sign, str) and used is not None and sign != used and (not sign or not _many(vocabulary, sign)):
+    used = next((s for s in _SIGNS if has_many(vocabulary, s)), None)
+    if isinstance(sign, str) and used is not None and sign != used and (not sign or not has_many(vocabulary, sign)):
         yield LOSES.found(f"each further piece of a word has to begin with {sign!r:.40}, and in the vocabulary they begin with "
                           f"{used!r}", file=file, place="$.model.continuing_subword_prefix")  # fmt: skip
     most = model.get("max_input_chars_per_word", 100)
@@ -282,6 +284,28 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
     if len(missed) > (0.9 if model.get("ignore_merges") is True else 1 / 3) * len(sample):
         yield UNREACHED.found(f"{len(missed)} of {len(sample)} tokens that were tried do not come out of their own letters",
                               file=file, place="$.model.merges", evidence=named)  # fmt: skip
+
+
+def _unmade(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
+    """Tokens of bytes that no merge makes, and merges that stand before those of their own halves: of honest vocabularies there
+    are next to none, since each token was once the next merge."""
+    import numpy as np
+
+    model, made = vocabulary.settings.get("model"), vocabulary.made
+    if not isinstance(model, dict) or model.get("ignore_merges") is True or not made:
+        return
+    first = dict(zip(reversed(made), range(len(made) - 1, -1, -1), strict=True))
+    skipped = {a.text for a in vocabulary.added}
+    unmade = [t for t in vocabulary.base if len(t) > 1 and t not in first and t not in skipped and not looks_special(t)]
+    ranks = np.array(list(map(first.get, vocabulary.halves or [], repeat(-1)))).reshape(-1, 2)
+    behind = (ranks.max(1) >= np.arange(len(made))).nonzero()[0].tolist()
+    # some list every way to make a token: one that is in order is enough
+    ordered = {made[n] for n in set(range(len(made))).difference(behind)} if behind else set(made)
+    early = [t for t in dict.fromkeys(made[n] for n in behind) if t not in ordered]
+    for odd, what in ((unmade, "tokens are made by no merge"), (early, "tokens are made before their halves are")):
+        if len(odd) >= max(_FEWEST, _SHARE_UNMADE * len(vocabulary.base)):
+            yield UNREACHED.found(f"{len(odd)} {what}, e.g. {readable(odd[0])!r:.40}", file=file, place="$.model.merges",
+                                  evidence=", ".join(f"{readable(t)!r:.40}" for t in odd[:12]))  # fmt: skip
 
 
 def _merged(token: str, vocabulary: Vocabulary, ending: str) -> list[str]:

@@ -18,6 +18,7 @@ from ..rules import Rule
 from .charsmap import is_folding, replacements
 from .regex_tree import is_ambiguous
 from .regexes import ESCAPE, VARIES, exact, is_explosive, punctuation, regex_parts, takes_all_marks, visible
+from .signs import is_of_text, is_written
 from .vocabulary import Vocabulary, is_words, looks_special, readable
 
 REWRITES = Rule(
@@ -126,6 +127,8 @@ def _rule(
         yield SLOW.found(f"{pattern['Regex']!r:.120}", file=file, place=at, evidence=pattern["Regex"])
     if kind == "Replace" and stage in ("normalizer", "decoder"):
         yield from _replace(stage, rule, at, file, writes)
+        if pattern in ("##", {"String": "##"}) and not visible(str(rule.get("content"))) and is_of_text("##", vocabulary):
+            yield DROPS.found("'##' is taken away, and the vocabulary is not made with it", file=file, place=at, evidence=shown)
     elif kind == "Precompiled" and stage == "normalizer":
         yield from _precompiled(rule.get("precompiled_charsmap"), at, file)
     elif kind == "Prepend" and stage == "normalizer":
@@ -133,18 +136,21 @@ def _rule(
     elif kind in ("Split", "CharDelimiterSplit") and stage == "pre_tokenizer":
         yield from _split(rule, at, file)
     elif kind == "Metaspace" and stage in ("pre_tokenizer", "decoder"):
-        yield from _literal(rule.get("replacement", rule.get("str_rep", "▁")), at, file, "stands for spaces", shown)
+        yield from _sign(rule.get("replacement", rule.get("str_rep", "▁")), at, file, "stands for spaces", shown, vocabulary)
     elif kind == "Strip" and stage == "decoder":
         if str(rule.get("content", " ")).strip("▁ \n\t"):
             yield DROPS.found(f"takes {rule.get('content')!r:.40} away from what the model writes", file=file, place=at,
                               evidence=shown)  # fmt: skip
     elif kind == "WordPiece" and stage == "decoder":
-        yield from _literal(rule.get("prefix", "##"), at, file, "is taken away from what the model writes", shown)
+        yield from _sign(rule.get("prefix", "##"), at, file, "is taken away from what the model writes", shown, vocabulary)
     elif kind == "BPEDecoder" and stage == "decoder":
-        yield from _literal(rule.get("suffix", "</w>"), at, file, "becomes a space in what the model writes", shown)
+        yield from _sign(rule.get("suffix", "</w>"), at, file, "becomes a space in what the model writes", shown, vocabulary)
     elif kind == "CTC" and stage == "decoder":
-        yield from _literal(rule.get("word_delimiter_token", "|"), at, file, "becomes a space in what the model writes", shown)
-        yield from _literal(rule.get("pad_token", "<pad>"), at, file, "is taken away from what the model writes", shown)
+        space, pad = rule.get("word_delimiter_token", "|"), rule.get("pad_token", "<pad>")
+        yield from _sign(space, at, file, "becomes a space in what the model writes", shown, vocabulary)
+        yield from _literal(pad, at, file, "is taken away from what the model writes", shown)
+        if isinstance(pad, str) and is_written(pad, vocabulary):
+            yield DROPS.found(f"{pad!r:.120} is taken away from what the model writes", file=file, place=at, evidence=shown)
     elif kind in ("BertProcessing", "RobertaProcessing") and stage == "post_processor":
         for key in ("cls", "sep"):
             pair = rule.get(key)
@@ -164,6 +170,15 @@ def _literal(value: Any, at: str, file: str, what: str, shown: str) -> Iterator[
         yield REWRITES.found(f"{value!r:.120} {what}", file=file, place=at, evidence=shown)
     elif any(c.isalnum() and c not in "▁Ġ" for c in value) and not is_mark(value):
         yield CHANGES.found(f"{value!r:.120} {what}", file=file, place=at, evidence=shown)
+
+
+def _sign(value: Any, at: str, file: str, what: str, shown: str, vocabulary: Vocabulary) -> Iterator[Finding]:
+    """The same of a sign for spaces or for pieces of words, which the vocabulary has to be made with."""
+    said = list(_literal(value, at, file, what, shown))
+    if not said and is_of_text(value, vocabulary):
+        said.append(CHANGES.found(f"{value!r:.120} {what}, and the vocabulary is not made with it", file=file, place=at,
+                                  evidence=shown))  # fmt: skip
+    yield from said
 
 
 # -- replacing ---------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ...found import Finding
 from ..items import Folder, Scanner
 from ..listing import shown
 from ..rules import Rule
-from . import ranks, responses, token_settings, tokenizer_losses, tokenizer_rules
+from . import marks_whole, ranks, responses, token_settings, tokenizer_class, tokenizer_losses, tokenizer_rules
 from .added import RULES as ADDED
 from .added import WORDS, check_added
 from .facts import Place, places
@@ -105,7 +105,8 @@ class Tokens(Scanner):
 
     name = "tokenizer"
     rules = (INVALID, BEYOND, TWICE, DISAGREE, DIFFERENT, *ADDED, MERGES, EXCHANGED, WORD_ENDS, RANDOM, HOLES, CUTS,
-             *tokenizer_rules.RULES, *tokenizer_losses.RULES, *token_settings.RULES, *responses.RULES, *ranks.RULES)
+             *tokenizer_rules.RULES, *tokenizer_losses.RULES, *token_settings.RULES, *marks_whole.RULES,
+             *tokenizer_class.RULES, *responses.RULES, *ranks.RULES)
     needs_bytes = False
     about = "Tokenizers: ids against embeddings, added and special tokens, merges, rules that rewrite text, files that disagree"
 
@@ -144,6 +145,8 @@ def _place(place: Place) -> Iterator[Finding]:
     yield from token_settings.check_settings(place, found[0] if found else None)
     yield from responses.check_responses(place)
     if found:
+        yield from marks_whole.check_marks(place, found[0])
+        yield from tokenizer_class.check_class(place, found[0])
         yield from _agree(place, found)
 
 

@@ -30,6 +30,7 @@ class Added:
     text: str
     special: bool
     normalized: bool = False
+    single_word: bool = False
 
 
 @dataclass
@@ -239,7 +240,7 @@ def from_tokenizer_json(data: Mapping[str, Any], source: str) -> Vocabulary | No
     if not isinstance(base, dict):
         return None
     entries = data.get("added_tokens")
-    added = [Added(e.get("id"), e["content"], bool(e.get("special")), bool(e.get("normalized")))
+    added = [Added(e.get("id"), e["content"], bool(e.get("special")), bool(e.get("normalized")), e.get("single_word") is True)
              for e in (entries if isinstance(entries, list) else []) if isinstance(e, dict) and isinstance(e.get("content"), str)]
     return Vocabulary(source, str(kind), base, added, data, listed=listed)
 
