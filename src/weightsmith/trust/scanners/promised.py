@@ -1,7 +1,8 @@
 """The config against the weights: what a loader would initialise at random, leave out, or stop at.
 
 Where the family's tensors are known one by one, each is expected in its shape. For every other model the layers are
-compared with one another and with what the config counts, which takes no knowledge of the family.
+compared with one another and with what the config counts, which takes no knowledge of the family; and with the names of what
+its class can't do without (:mod:`.weight_kinds`).
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ CLASS = Rule(
 RULES = (MISSING, SHAPE, IGNORED, UNUSED, UNEVEN, HEAD, DTYPE, QUANT, CLASS)
 
 _STACK = re.compile(r"^(?P<stack>(?:.*\.)?(?:layers|layer|h|blocks|block))\.(?P<index>\d{1,5})\.(?P<leaf>.+)$")
-_BUFFERS = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked|cos_cached|sin_cached)$")
+_BUFFERS = re.compile(r"(?:^|\.)(?:\w*inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids|num_batches_tracked|"
+                      r"cos_cached|sin_cached)$")  # fmt: skip
 _PACKED = re.compile(r"\.(qweight|qzeros|g_idx|weight_packed|weight_shape|absmax|quant_state\.[\w.]+|weight_scale(_inv)?|"
                      r"weight_format|SCB|scales|blocks|\w+_scales|\w+_blocks|nested_absmax|quant_map|input_scale)$")  # fmt: skip
 _QUANTISED = {"gptq": r"\.qweight$", "awq": r"\.qweight$", "aqlm": r"\.codes$", "vptq": r"\.indices$", "hqq": r"\.W_q$"}
@@ -112,6 +114,7 @@ def compare(place: Place) -> Iterator[Finding]:
                 yield from _exactly(shapes, known, place, file)
             else:
                 yield from _writers(place, file)
+                yield from _indispensable(place, shapes, file)
     yield from _dtype(place, file)
     yield from _classes(place, file)
 
@@ -383,6 +386,18 @@ def _writers(place: Place, file: str) -> Iterator[Finding]:
         if "more, e.g." not in error.message:  # said by the count of layers
             rule = SHAPE if error.code == "shape-mismatch" else MISSING
             yield rule.found(error.message, file=file)
+
+
+def _indispensable(place: Place, shapes: Mapping[str, tuple[int, ...]], file: str) -> Iterator[Finding]:
+    """Weights that the class named by the config has in every configuration, under the names that it saves them with."""
+    from . import weight_kinds
+
+    known = weight_kinds.class_of(place.architectures)
+    if known is None or "block_configs" in place.config or "pruned_heads" in place.config:
+        return
+    for kind, where in weight_kinds.missing(known, shapes):
+        at = f"layer {where} has no" if where else "there is no"
+        yield MISSING.found(f"{at} {kind!r}, which every {place.architectures[0]} has", file=file, place=f"tensor {kind!r}")
 
 
 def _dtype(place: Place, file: str) -> Iterator[Finding]:
