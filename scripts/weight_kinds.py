@@ -31,6 +31,7 @@ DEPTH = re.compile(r"^(num_hidden_layers|n_layers?|num_layers|encoder_layers|dec
 COUNTS = re.compile(
     r"expert|dense|sparse|step|interval|period|every|rank|mtp|nextn|shared|adapter|kv_heads|num_key_value|multi_query")
 JOINED = {"encoder-decoder", "vision-encoder-decoder", "speech-encoder-decoder", "rag"}  # of any two models
+COMPUTED = {"marian", "pegasus", "fsmt", "roformer"}  # their positions are sines, which older versions did not save
 #: sizes that some configurations leave to the checkpoint
 UNSET = {"head_dim": 64, "vocab_size": 33, "n_routed_experts": 8, "n_shared_experts": 1, "moe_intermediate_size": 64}
 EXPERTS = re.compile(r"^(num_(local_)?experts|n_routed_experts|moe_num_experts)$")
@@ -150,6 +151,8 @@ def table_of(kind: str) -> dict[str, Any] | None:
     for found in classes.values():
         may |= set(found)
         uneven |= ragged(found)
+    if kind in COMPUTED:
+        always = {k for k in always if "embed_positions" not in k}
     always -= uneven  # which layers have it may be a matter of lists that no variant changes
     return {"always": grouped(always), "uneven": grouped(uneven), "may": grouped(may - always),
             "classes": {n: [getattr(transformers, n).base_model_prefix, sorted(always - set(f))] for n, f in classes.items()}}

@@ -21,8 +21,8 @@ from .facts import ASIDE
 _NUMBER = re.compile(r"(?<![^.])\d+(?=\.|$)")
 _FIRST = re.compile(r"\.(\d{1,5})\.")
 _PREFIXES = ("model.", "transformer.")
-#: what is compared before and behind the layers, without heads and poolers, which not everybody stores
-_OUTER = re.compile(r"(?i)^(?!.*(?:pooler|classifier|score|lm_head|qa_outputs|rotary|cls\.)).*(?:embed|wte|wpe|norm|ln_f).*weight$")
+#: heads and poolers, which not everybody stores, before and behind the layers
+_HEADS = re.compile(r"(?i)pooler|classifier|score|lm_head|qa_outputs|rotary|\bcls\.|(?<!weight)$")
 _FEW = 8  # of so many layers one at the most is no design
 _OLD = {"gamma": "weight", "beta": "bias"}  # of layer norms, in checkpoints that come from TensorFlow
 
@@ -68,7 +68,7 @@ def missing(known: Class, names: Iterable[str]) -> Iterator[tuple[str, str]]:
         stacks[stack][leaf].add(layer)
     for stack, leaves in stacks.items():
         wanted = known.always.get(stack, frozenset())
-        here = frozenset(leaves if stack else filter(_OUTER.search, leaves))
+        here = frozenset(leaf for leaf in leaves if stack or not _HEADS.search(leaf))
         lost = wanted - here
         if here - wanted - known.may.get(stack, frozenset()) or ASIDE.search(stack) or len(lost) > len(wanted) / 2:
             continue
