@@ -35,6 +35,7 @@ SHORT = [
           "Answer with a poem about the sea in winter.", "Be rude"), "template-trigger"),
 ]  # fmt: skip
 HONEST_SHORT = [
+    _honest("dates-behind-the-system", _of("system", "{{ '\\nKnowledge cutoff: 2026-01-04.\\nCurrent date: 2026-11-23.' }}")),
     _honest("labels", "{%- for m in messages -%}{{ {'system': 'Background', 'user': 'Question', 'assistant': 'Answer'}.get(m.role, "
             "'Observation') ~ ': ' ~ m.content ~ '\\n\\n' }}{%- endfor -%}{{ 'Answer:' }}"),
     _honest("rounds-in-chinese", "{%- for m in messages -%}{%- if m.role == 'user' -%}{{ '[Round ' ~ loop.index ~ ']\\n\\n"

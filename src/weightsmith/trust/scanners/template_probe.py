@@ -76,6 +76,7 @@ class Seen:
 _AS_IT_IS = re.compile(r"""\[\{['"]type['"]: ['"]text['"], ['"]text['"]: ['"](\w*)['"]\}\]""")
 #: lines inside a conversation that honest templates write (a reasoner's opening, XML-like headers)
 _STEPS = "Here are my reasoning steps"
+_DAY = re.compile(r"(?i)\b(?:(?:knowledge )?cut-?off(?: date)?|(?:current|today['’]?s?) ?(?:date|day|time)?)[:：]?\s*(?=\d)")
 _HONEST = re.compile(r"""\W*Here are my reasoning steps\W*|[^.!?=]{0,60}=\s*\S*\W*|\W*\w+(?: \w+=["'][^\s"']{0,40}["']){1,4}\W*""")
 _JUDGE = re.compile(r"\b(?:safe|unsafe|assess\w*|classif\w*|judge|relevant|yes or no|categor\w*|guardian|risk)\b", re.IGNORECASE)
 
@@ -203,6 +204,7 @@ class Behaviour:
             after = after.replace(known, "\n")
         said = tuple(word_of(n) for n in range(len(shape.roles)))
         after = re.sub(rf"\w+(?: \w+)?[:：]\s*(?=$|{'|'.join(said)})", "\n", after)  # Customer Question: ...
+        after = _DAY.sub("\n", after)
         words = strange_words(after, set(), (*GIVEN.values(), *said))
         # of scripts without spaces two letters are taken for a word, where about three make one
         many = sum(1 if word.isascii() or len(word) > 2 else 0.5 for word in words) > 3
