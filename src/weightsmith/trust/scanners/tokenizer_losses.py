@@ -8,8 +8,8 @@ without them (BERT's, an uncased model's) lose nothing, whatever the rules do.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from itertools import pairwise, repeat
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice, pairwise, repeat
 from typing import Any
 
 from ...found import Finding
@@ -289,23 +289,32 @@ def _reached(vocabulary: Vocabulary, cutting: list[tuple[str, Mapping[str, Any]]
 def _unmade(vocabulary: Vocabulary, file: str) -> Iterator[Finding]:
     """Tokens of bytes that no merge makes, and merges that stand before those of their own halves: of honest vocabularies there
     are next to none, since each token was once the next merge."""
-    import numpy as np
-
     model, made = vocabulary.settings.get("model"), vocabulary.made
     if not isinstance(model, dict) or model.get("ignore_merges") is True or not made:
         return
-    first = dict(zip(reversed(made), range(len(made) - 1, -1, -1), strict=True))
-    skipped = {a.text for a in vocabulary.added}
-    unmade = [t for t in vocabulary.base if len(t) > 1 and t not in first and t not in skipped and not looks_special(t)]
-    ranks = np.array(list(map(first.get, vocabulary.halves or [], repeat(-1)))).reshape(-1, 2)
-    behind = (ranks.max(1) >= np.arange(len(made))).nonzero()[0].tolist()
-    # some list every way to make a token: one that is in order is enough
-    ordered = {made[n] for n in set(range(len(made))).difference(behind)} if behind else set(made)
-    early = [t for t in dict.fromkeys(made[n] for n in behind) if t not in ordered]
+    skipped, begin = {a.text for a in vocabulary.added}, vocabulary.first_made
+    if begin is None:
+        first = dict(zip(reversed(made), range(len(made) - 1, -1, -1), strict=True))
+        others: Iterable[str] = (t for t in vocabulary.base if t not in first)
+        early = _early(vocabulary, first)
+    else:  # each merge makes the token of the next id: they stand in the order of the training
+        others, early = chain(islice(vocabulary.base, begin), islice(vocabulary.base, begin + len(made), None)), []
+    unmade = [t for t in others if len(t) > 1 and t not in skipped and not looks_special(t)]
     for odd, what in ((unmade, "tokens are made by no merge"), (early, "tokens are made before their halves are")):
         if len(odd) >= max(_FEWEST, _SHARE_UNMADE * len(vocabulary.base)):
             yield UNREACHED.found(f"{len(odd)} {what}, e.g. {readable(odd[0])!r:.40}", file=file, place="$.model.merges",
                                   evidence=", ".join(f"{readable(t)!r:.40}" for t in odd[:12]))  # fmt: skip
+
+
+def _early(vocabulary: Vocabulary, first: Mapping[str, int]) -> list[str]:
+    """What is made before its halves are; some list every way to make a token: one that is in order is enough."""
+    import numpy as np
+
+    made = vocabulary.made
+    ranks = np.array(list(map(first.get, vocabulary.halves or [], repeat(-1)))).reshape(-1, 2)
+    behind = (ranks.max(1) >= np.arange(len(made))).nonzero()[0].tolist()
+    ordered = {made[n] for n in set(range(len(made))).difference(behind)} if behind else set(made)
+    return [t for t in dict.fromkeys(made[n] for n in behind) if t not in ordered]
 
 
 def _merged(token: str, vocabulary: Vocabulary, ending: str) -> list[str]:
