@@ -19,7 +19,7 @@ import pytest
 from weightsmith.formats.safetensors import write_file
 from weightsmith.start import scanned
 from weightsmith.trust import child
-from weightsmith.trust.ahead import begin, can_fork
+from weightsmith.trust.ahead import _in_memory, begin, can_fork
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
 
@@ -32,7 +32,7 @@ from weightsmith.trust.items import Folder
 from weightsmith.trust.listing import list_folder
 from weightsmith.trust.scanners.headers import Headers
 ahead.LARGE = 100_000
-ahead._BLOCK, ahead._TELL = 5000, 20_000
+ahead._BLOCK, ahead._TELL, ahead._WINDOW, ahead._ASKED = 5000, 20_000, 1 << 14, 1 << 12
 stream.SMALL, stream.BLOCK, stream.TELL, stream.WINDOW, stream.LEAD = 0, 5000, 20_000, 1 << 15, 1 << 16
 
 def listed():
@@ -107,6 +107,45 @@ def test_both_ways_find_the_same(root: Path, between: str) -> None:
     assert len(out["apart"]["facts"]) == 24
     assert out["apart"]["found"] == []
     assert {name for name, _ in out["told"]} == set(digests(root))
+
+
+@pytest.mark.parametrize("there", ["True", "False", "begin // ahead._WINDOW % 2 == 0", "begin // ahead._WINDOW % 3 == 1"])
+def test_what_lies_in_memory_and_what_is_read_are_one_file(root: Path, there: str) -> None:
+    """Windows that are mapped, that are read, and both in turn."""
+    out = read(root, before=f"ahead._in_memory = lambda handle, begin, end: {there}", between="time.sleep(0.5)")
+    assert out["apart"] == out["together"]
+    assert out["apart"]["sha256"] == digests(root)
+
+
+def test_nothing_lies_in_memory_behind_the_end(tmp_path: Path) -> None:
+    """Not even of a file that was just written: what became shorter is not mapped."""
+    file = tmp_path / "f"
+    file.write_bytes(bytes(1 << 20))
+    handle = os.open(file, os.O_RDONLY)
+    try:
+        assert not _in_memory(handle, 0, (1 << 20) + 1)
+    finally:
+        os.close(handle)
+
+
+def test_a_file_that_shrinks_under_the_hasher_is_a_finding(root: Path) -> None:
+    """The kernel ends the hasher; the other files' digests are taken all the same."""
+    code = """
+import mmap, types
+def mapped(handle, length, *args, **more):
+    while not (root.parent / "go").exists():
+        time.sleep(0.01)
+    found = mmap.mmap(handle, length, *args, **more)
+    if os.fstat(handle).st_size == 300_000:
+        os.truncate(root / "data.bin", 1000)
+    return found
+ahead.mmap = types.SimpleNamespace(mmap=mapped, MAP_SHARED=mmap.MAP_SHARED, PROT_READ=mmap.PROT_READ)
+ahead._in_memory = lambda *a: True
+"""
+    whole = digests(root)
+    out = read(root, before=code, between="(root.parent / 'go').touch()\ntime.sleep(1)")
+    assert ["file-changed", "data.bin"] in out["apart"]["found"]
+    assert out["apart"]["sha256"] == {**whole, "data.bin": None}
 
 
 def test_a_hasher_that_is_gone_costs_no_digest(root: Path) -> None:
