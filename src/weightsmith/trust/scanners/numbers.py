@@ -147,6 +147,7 @@ _WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64")
 _QUANTISED = re.compile(r"quanti[sz]|quant_|compress|bitsandbytes|_bit\b|bits\b", re.IGNORECASE)
 _WIDE = ("F32", "F16", "BF16", "F64")
 _TABLE = re.compile(r"embed|wte|shared|lm_head|token_embd|output\.weight")
+_SHARED = re.compile(r"(?:^|\.)shared\.weight$")  # T5's table, which is larger than other families'
 #: a pickle with its frame or its first opcodes, an ELF file, a zip archive or a script
 _PROGRAM = re.compile(
     rb"\x80[\x04\x05]\x95.{4}\x00{4}|\x80[\x02\x03](?:}q\x00|\]q\x00|c[a-z_]{2}|\(lp)|\x7fELF[\x01\x02][\x01\x02]\x01|"
@@ -293,7 +294,7 @@ def _absurd(t: Held) -> Iterator[Finding]:
             yield _at(BLANK, t, f"holds {t.facts.zeros:.1%} zeros in a sample")
         elif isinstance(t.facts, Measured) and t.facts.bare > BARE and t.shape[0] >= FEWEST_ROWS and not _EXPERT.match(t.name):
             yield _at(BLANK, t, f"has rows of nothing but zeros, {t.facts.bare:.0%} of a sample")
-        if peak > HUGE or (rms is not None and rms > LOUD * (10 if _TABLE.search(t.name) else 1)):
+        if peak > HUGE or (rms is not None and rms > LOUD * (10 if _SHARED.search(t.name) else 1)):
             yield _at(ABSURD, t, f"has a value of {peak:.3g}" + (f", a root mean square of about {rms:.3g}" if rms else ""))
         elif isinstance(t.facts, Measured) and peak > ALONE and 0 < t.facts.usual * FAR < peak:
             yield _at(ABSURD, t, f"has a value of {peak:.3g}, where about {t.facts.usual:.2g} is usual")
